@@ -1,2 +1,113 @@
-//! x
-fn main() {}
+//! `skiff`: the command line, and the only program of the three that holds the compiler.
+
+mod compile;
+mod confine;
+mod error;
+mod layers;
+mod preamble;
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::panic;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+
+use crate::error::{Context, Error, Result};
+
+/// WebAssembly containers for containerd: compile, pack, look into and check.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Compile a wasm module or component from standard input to standard output.
+    Compile(CompileArguments),
+    /// Say which wasm layers the image of a container has, as JSON.
+    Layers(layers::Arguments),
+}
+
+#[derive(Debug, Args)]
+struct CompileArguments {
+    /// What messages call the module.
+    #[arg(long, default_value = "standard input")]
+    name: String,
+    /// Compile in a process without privileges, network and files.
+    #[arg(long)]
+    confine: bool,
+    /// The most memory of the confined compiler, in bytes.
+    #[arg(long, default_value_t = 2 << 30, requires = "confine")]
+    memory_bytes: u64,
+    /// The most processor time of the confined compiler.
+    #[arg(long, default_value_t = 300, requires = "confine")]
+    cpu_seconds: u64,
+    /// The longest time that the confined compiler may take.
+    #[arg(long, default_value_t = 600, requires = "confine")]
+    wall_seconds: u64,
+    /// Give the confined compiler a control group of this name.
+    #[arg(long, value_parser = group_name, requires = "confine")]
+    cgroup: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match &arguments.command {
+        Command::Compile(arguments) => compile(arguments),
+        Command::Layers(arguments) => {
+            layers::layers(arguments).and_then(|report| print_json(&report)).map_err(Error::plain)
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody is left to be told when standard error is gone.
+            drop(writeln!(io::stderr().lock(), "skiff: {error}"));
+            error.exit_code()
+        }
+    }
+}
+
+/// Prints `report` as one line of JSON.
+fn print_json(report: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string(report).or_host("cannot write JSON")?;
+    writeln!(io::stdout().lock(), "{text}").or_host("cannot write to standard output")
+}
+
+fn compile(arguments: &CompileArguments) -> Result<()> {
+    // A panic of the compiler becomes a sentence about the module; nothing else may be said on standard error.
+    panic::set_hook(Box::new(|_| {}));
+    let job = || compile_standard_streams(&arguments.name);
+    if !arguments.confine {
+        return job();
+    }
+    let limits = confine::Limits {
+        memory_bytes: arguments.memory_bytes,
+        cpu_seconds: arguments.cpu_seconds,
+        wall: Duration::from_secs(arguments.wall_seconds),
+        cgroup: arguments.cgroup.clone(),
+    };
+    confine::run(&limits, &arguments.name, job)
+}
+
+fn compile_standard_streams(name: &str) -> Result<()> {
+    let mut input = File::from(io::stdin().as_fd().try_clone_to_owned().or_host("cannot open standard input")?);
+    let mut output = File::from(io::stdout().as_fd().try_clone_to_owned().or_host("cannot open standard output")?);
+    compile::limit_threads()?;
+    compile::compile_stream(&mut input, &mut output, name)
+}
+
+/// A name that is one directory: letters, digits, `.`, `_` and `-`, not beginning with a dot, at most 128 bytes.
+fn group_name(text: &str) -> Result<String, String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if text.is_empty() || text.len() > 128 || text.starts_with('.') || !text.chars().all(is_plain) {
+        return Err("a control group's name has letters, digits, `.`, `_` and `-` only".into());
+    }
+    Ok(text.into())
+}

@@ -1,0 +1,65 @@
+//! The engine's end of the control socket, and what it inherits from the shim.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use skiff_plan::{CONTROL_FD, ENGINE_FD, Message, Refusal, Reply};
+
+/// The control socket. Invariant: the guest never runs while it is open.
+pub(crate) struct Control(UnixStream);
+
+impl Control {
+    /// Takes the socket over from the process that executed the engine, and closes the engine's own file.
+    ///
+    /// # Errors
+    /// When descriptor [`CONTROL_FD`] is not open.
+    pub(crate) fn inherit() -> io::Result<Self> {
+        // SAFETY: `fcntl` on a number that may not be open answers `EBADF`; nothing is closed through this borrow.
+        let number = unsafe { BorrowedFd::borrow_raw(CONTROL_FD) };
+        fcntl(number, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+        // Closing fails when nothing is there, as in a test that starts the engine by its path: nothing to do then.
+        let _closed = nix::unistd::close(ENGINE_FD);
+        // SAFETY: the descriptor is open, was made for the engine, and nothing else in this process uses it.
+        Ok(Self(UnixStream::from(unsafe { OwnedFd::from_raw_fd(number.as_raw_fd()) })))
+    }
+
+    /// Waits for the next message of the shim.
+    ///
+    /// # Errors
+    /// Those of [`skiff_plan::receive_message`].
+    pub(crate) fn receive(&self) -> io::Result<Message> {
+        loop {
+            match skiff_plan::receive_message(&self.0) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                received => return received,
+            }
+        }
+    }
+
+    /// Says that the guest is about to run, and closes the socket.
+    ///
+    /// # Errors
+    /// When the shim is gone.
+    pub(crate) fn ready(self) -> io::Result<()> {
+        Reply::Ready.write_to(&self.0)
+    }
+
+    /// Says why the guest does not run.
+    ///
+    /// # Errors
+    /// When the shim is gone.
+    pub(crate) fn refuse(&self, refusal: Refusal) -> io::Result<()> {
+        Reply::Refused(refusal).write_to(&self.0)
+    }
+}
+
+/// Names the process, as `ps` and the kernel's messages show it; the kernel keeps 15 bytes.
+pub(crate) fn name_process(name: &str) {
+    if let Ok(name) = CString::new(name) {
+        // A name is a convenience: a kernel that refuses it changes nothing.
+        let _named = nix::sys::prctl::set_name(&name);
+    }
+}

@@ -1,0 +1,253 @@
+//! Instances of an HTTP component: how they are made, how many requests each serves, and when it goes.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context as TaskContext, Poll};
+use std::time::{Duration, Instant};
+
+use skiff_plan::Refusal;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Sleep, sleep, timeout_at};
+use wasmtime::component::GuestTaskId;
+use wasmtime::{Engine, Error, PoolConcurrencyLimitError, Result, Store, StoreContextMut};
+use wasmtime_wasi::I32Exit;
+use wasmtime_wasi_http::WasiHttpView;
+use wasmtime_wasi_http::handler::{
+    HandlerState, Instance, Proxy, ProxyPre, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus,
+};
+
+use crate::http::ticker::{Ticker, Ticking};
+use crate::load::of_engine;
+use crate::report;
+use crate::stdio::Writer;
+use crate::store::{Denied, Lease, State};
+use crate::wasi::Context;
+
+/// An instance of WASI 0.2 serves one request; one of 0.3 is made for more, several at once.
+const P3_REQUESTS_MAX: usize = 128;
+const P3_CONCURRENT_REQUESTS_MAX: usize = 16;
+/// How long an instance without a request is kept.
+const IDLE: Duration = Duration::from_secs(1);
+/// How long a request waits for the memory of others.
+const MEMORY_WAIT: Duration = Duration::from_secs(10);
+
+/// Said of a request whose instance trapped: the trap is told already.
+pub(super) struct Trapped;
+
+/// What goes with a request: whom to tell when its instance traps.
+pub(super) type RequestData = oneshot::Sender<Trapped>;
+
+/// Whether an instance could not be made because others take all there is.
+pub(super) fn is_shortage(error: &Error) -> bool {
+    error.is::<Denied>() || error.is::<PoolConcurrencyLimitError>()
+}
+
+/// Makes instances.
+pub(super) struct Instances {
+    engine: Engine,
+    pre: ProxyPre<State>,
+    context: Context,
+    ticker: Ticker,
+    alive: mpsc::Sender<Infallible>,
+    ending: watch::Receiver<bool>,
+}
+
+impl Instances {
+    /// Instances of `pre`. Each holds a clone of `alive`, and goes at once when it is idle and the server is ending.
+    ///
+    /// # Errors
+    /// When there is no room for a thread.
+    pub(super) fn new(
+        engine: &Engine,
+        pre: ProxyPre<State>,
+        context: Context,
+        alive: mpsc::Sender<Infallible>,
+        ending: watch::Receiver<bool>,
+    ) -> Result<Self, Refusal> {
+        let ticker = Ticker::start(engine.clone()).map_err(|error| of_engine(&error.into()))?;
+        Ok(Self { engine: engine.clone(), pre, context, ticker, alive, ending })
+    }
+
+    /// Makes one instance and throws it away, so that a component that cannot be instantiated is told at its start.
+    ///
+    /// # Errors
+    /// [`Refusal::Guest`] when it cannot.
+    pub(super) async fn try_out(&self) -> Result<(), Refusal> {
+        let module = &self.context.plan.module;
+        self.make().await.map(drop).map_err(|error| match error.downcast_ref::<Denied>() {
+            Some(denied) => Refusal::Guest(format!("`{module}` is too big to start: {denied}")),
+            None => Refusal::Guest(format!("cannot start `{module}`: {}", report::sentence(&error))),
+        })
+    }
+
+    /// Whether no instance is alive.
+    pub(super) fn is_idle(&self) -> bool {
+        self.ticker.wanted() == 0
+    }
+
+    async fn make(&self) -> Result<(Store<State>, Proxy, Worker)> {
+        let state = self.context.state(Writer::Server).map_err(|refusal| Error::msg(format!("{refusal:?}")))?;
+        let worker = Worker {
+            module: self.context.plan.module.clone(),
+            limits: Limits::of(&self.pre),
+            requests: Mutex::new(Vec::new()),
+            _alive: self.alive.clone(),
+            _ticking: self.ticker.tick(),
+            _lease: state.limiter.lease(),
+        };
+        let mut store = state.into_store(&self.engine);
+        store.epoch_deadline_async_yield_and_update(1);
+        store.set_epoch_deadline(1);
+        match self.pre.instantiate_async(&mut store).await {
+            Ok(proxy) => Ok((store, proxy, worker)),
+            Err(error) => Err(match store.data_mut().limiter.take_denied() {
+                Some(denied) if !report::is_of_guest(&error) => Error::from(denied),
+                _ => error,
+            }),
+        }
+    }
+}
+
+impl HandlerState for Instances {
+    type StoreData = State;
+    type WorkerExpiration = Expiration;
+    type WorkerState = Worker;
+
+    /// Makes an instance; where the container's memory is all in use, as soon as another instance is gone.
+    async fn instantiate(&self) -> Result<Instance<State, Expiration, Worker>> {
+        let deadline = tokio::time::Instant::now() + MEMORY_WAIT;
+        loop {
+            let released = self.context.budget.released();
+            match self.make().await {
+                Ok((store, proxy, state)) => {
+                    let expiration = Expiration::new(self.ending.clone());
+                    return Ok(Instance { store, proxy, view: WasiHttpView::http, expiration, state });
+                }
+                Err(error) if is_shortage(&error) => {
+                    if timeout_at(deadline, released).await.is_err() {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// How many requests an instance serves.
+#[derive(Clone, Copy)]
+struct Limits {
+    requests: usize,
+    concurrent_requests: usize,
+}
+
+impl Limits {
+    fn of(pre: &ProxyPre<State>) -> Self {
+        match pre {
+            ProxyPre::P2(_) => Self { requests: 1, concurrent_requests: 1 },
+            ProxyPre::P3(_) => {
+                Self { requests: P3_REQUESTS_MAX, concurrent_requests: P3_CONCURRENT_REQUESTS_MAX }
+            }
+        }
+    }
+}
+
+/// What the host keeps for an instance besides its store.
+// Invariant: fields are dropped in their order, after the store: first the memory is given back.
+pub(super) struct Worker {
+    module: String,
+    limits: Limits,
+    requests: Mutex<Vec<RequestData>>,
+    _lease: Arc<Lease>,
+    _ticking: Ticking,
+    _alive: mpsc::Sender<Infallible>,
+}
+
+impl WorkerState for Worker {
+    type StoreData = State;
+    type RequestData = RequestData;
+
+    fn should_accept_request(&self, concurrent_count: usize, total_count: usize) -> ShouldAccept {
+        if total_count >= self.limits.requests {
+            ShouldAccept::Never
+        } else if concurrent_count >= self.limits.concurrent_requests {
+            ShouldAccept::No
+        } else {
+            ShouldAccept::Yes
+        }
+    }
+
+    fn on_request_start(
+        &self,
+        _: StoreContextMut<'_, State>,
+        request: RequestData,
+        _: GuestTaskId,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + Sync>> {
+        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        requests.retain(|request| !request.is_closed());
+        requests.push(request);
+        Box::pin(std::future::pending())
+    }
+
+    fn drop(&self, store: Store<State>, result: Result<()>) {
+        let requests = std::mem::take(&mut *self.requests.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Err(error) = result {
+            tell_end(&self.module, &error);
+            for request in requests {
+                // A request that is answered already is not waiting.
+                drop(request.send(Trapped));
+            }
+        }
+        drop(store);
+    }
+}
+
+/// Tells on stderr how an instance ended before its time.
+fn tell_end(module: &str, error: &Error) {
+    match error.downcast_ref::<I32Exit>() {
+        Some(exit) => report::line(&format!("{module}: an instance exited with code {} while it served", exit.0)),
+        None => report::trap(module, error),
+    }
+}
+
+/// Ends an instance that has been idle for a while, or is idle while the server ends.
+pub(super) struct Expiration {
+    idle: Pin<Box<Sleep>>,
+    ending: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
+}
+
+impl Expiration {
+    fn new(mut ending: watch::Receiver<bool>) -> Self {
+        Self {
+            idle: Box::pin(sleep(IDLE)),
+            ending: Box::pin(async move {
+                // Without a sender the server has ended.
+                drop(ending.wait_for(|ending| *ending).await);
+            }),
+        }
+    }
+}
+
+impl WorkerExpiration for Expiration {
+    fn poll(
+        mut self: Pin<&mut Self>,
+        context: &mut TaskContext<'_>,
+        status: WorkerStatus,
+        start: Instant,
+    ) -> Poll<()> {
+        match status {
+            WorkerStatus::Requests | WorkerStatus::PostReturn => Poll::Pending,
+            WorkerStatus::Idle => {
+                if self.ending.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(());
+                }
+                let deadline = (start + IDLE).into();
+                if self.idle.deadline() != deadline {
+                    self.idle.as_mut().reset(deadline);
+                }
+                self.idle.as_mut().poll(context)
+            }
+        }
+    }
+}

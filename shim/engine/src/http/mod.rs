@@ -1,0 +1,350 @@
+//! HTTP servers: components of `wasi:http`, 0.2 and 0.3, behind HTTP/1.1 and HTTP/2 without TLS.
+//!
+//! A server's life: bind and try one instance, say Ready, accept until SIGTERM, finish what is under way, end with 0.
+
+mod address;
+mod instances;
+mod pool;
+mod ticker;
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
+use hyper::header::{HOST, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use skiff_plan::Refusal;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use wasmtime::Engine;
+use wasmtime::component::Component;
+use wasmtime_wasi_http::WasiBody;
+use wasmtime_wasi_http::handler::{InstantiationError, ProxyHandler, ProxyPre};
+
+use crate::http::instances::{Instances, RequestData, Trapped};
+use crate::limits::{REQUESTS_MAX, connections_max, instances_max};
+use crate::load::Guest;
+use crate::store::State;
+use crate::wasi::Context;
+use crate::{load, report, signals};
+
+/// How long a connection that was just accepted may wait for its first byte once the server is ending.
+const FRESH_GRACE: Duration = Duration::from_millis(100);
+/// How long an ending server waits for connections that have nothing under way.
+const IDLE_GRACE: Duration = Duration::from_secs(2);
+/// How long to wait when a connection cannot be accepted, for lack of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// The most bytes that one connection buffers of a request's head or of a response.
+const BUFFER_BYTES: usize = 64 << 10;
+/// Threads besides the workers: those that wait for a slow reader of stdout, for a name or for a file.
+const BLOCKING_THREADS_MAX: usize = 64;
+
+/// A server that is bound and does not accept yet.
+pub(crate) struct Server {
+    runtime: Runtime,
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    /// Closed when the last connection and the last instance are gone.
+    gone: mpsc::Receiver<Infallible>,
+    ending: watch::Sender<bool>,
+    connections_max: usize,
+}
+
+/// What all connections have in common.
+struct Shared {
+    module: String,
+    handler: ProxyHandler<Instances>,
+    requests: Arc<Semaphore>,
+    requests_under_way: AtomicUsize,
+    builder: auto::Builder<TokioExecutor>,
+}
+
+impl Server {
+    /// The same component in an engine that keeps the memory of its instances for the next ones, where it is possible.
+    pub(crate) fn pooled(component: &Component, code: &File, context: &Context) -> Option<Component> {
+        let engine = pool::engine(component, instances_max(context.budget.limit_bytes()))?;
+        match load::load(&engine, code) {
+            Ok(Guest::Component(component)) => Some(component),
+            Ok(Guest::Module(_)) | Err(_) => None,
+        }
+    }
+
+    /// Binds the server's address and tries out one instance.
+    ///
+    /// # Errors
+    /// [`Refusal::Guest`] when no instance can be made, [`Refusal::Host`] when the address cannot be bound.
+    pub(crate) fn new(engine: &Engine, pre: ProxyPre<State>, context: Context) -> Result<Self, Refusal> {
+        let address = address::from_environment(|name| std::env::var(name).ok()).map_err(Refusal::Guest)?;
+        let runtime = runtime(&context)?;
+        let _entered = runtime.enter();
+        let (alive, gone) = mpsc::channel(1);
+        let (ending, is_ending) = watch::channel(false);
+        let module = context.plan.module.clone();
+        let connections_max = connections_max(context.budget.limit_bytes());
+        let instances = Instances::new(engine, pre, context, alive, is_ending)?;
+        runtime.block_on(instances.try_out())?;
+        let listener = address::bind(&address)
+            .and_then(TcpListener::from_std)
+            .map_err(|error| Refusal::Host(format!("cannot listen on {address}: {error}")))?;
+        let shared = Arc::new(Shared {
+            module,
+            handler: ProxyHandler::new(instances),
+            requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
+            requests_under_way: AtomicUsize::new(0),
+            builder: connection_builder(),
+        });
+        drop(_entered);
+        Ok(Self { runtime, listener, shared, gone, ending, connections_max })
+    }
+
+    /// Serves until SIGTERM or SIGINT; answers the exit code.
+    pub(crate) fn run(self) -> i32 {
+        let Self { runtime, listener, shared, gone, ending, connections_max } = self;
+        let module = shared.module.clone();
+        let served = runtime.block_on(async move {
+            let mut signal = terminated()?;
+            let connections = Arc::new(Semaphore::new(connections_max));
+            tokio::select! {
+                () = accept(&listener, &shared, &ending, &connections) => {}
+                _ = signal.read_u8() => {}
+            }
+            take_backlog(listener, &shared, &ending);
+            ending.send_replace(true);
+            finish(shared, gone).await;
+            std::io::Result::Ok(())
+        });
+        // The process ends here: waiting for threads that block would only take time.
+        std::mem::forget(runtime);
+        match served {
+            Ok(()) => 0,
+            Err(error) => {
+                report::line(&format!("{module}: cannot serve: {error}"));
+                skiff_plan::EXIT_ENGINE
+            }
+        }
+    }
+}
+
+fn runtime(context: &Context) -> Result<Runtime, Refusal> {
+    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Builder::new_multi_thread()
+        .worker_threads(workers)
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .enable_all()
+        .build()
+        .map_err(|error| Refusal::Host(format!("cannot prepare to serve `{}`: {error}", context.plan.module)))
+}
+
+fn connection_builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().max_buf_size(BUFFER_BYTES);
+    builder.http2().max_send_buf_size(BUFFER_BYTES);
+    builder
+}
+
+/// The socket that the first SIGTERM or SIGINT makes readable.
+fn terminated() -> std::io::Result<tokio::net::UnixStream> {
+    let socket = signals::notify()?;
+    socket.set_nonblocking(true)?;
+    tokio::net::UnixStream::from_std(socket)
+}
+
+/// Accepts connections for ever.
+async fn accept(
+    listener: &TcpListener,
+    shared: &Arc<Shared>,
+    ending: &watch::Sender<bool>,
+    connections: &Arc<Semaphore>,
+) {
+    loop {
+        // The semaphore is never closed.
+        let Ok(permit) = Arc::clone(connections).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let connection = serve(stream, Arc::clone(shared), ending.subscribe());
+                tokio::spawn(async move {
+                    connection.await;
+                    drop(permit);
+                });
+            }
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+        }
+    }
+}
+
+/// Takes over the connections that the kernel has accepted already, and closes the listener.
+fn take_backlog(listener: TcpListener, shared: &Arc<Shared>, ending: &watch::Sender<bool>) {
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok((stream, _)) = listener.accept() {
+        if stream.set_nonblocking(true).is_ok()
+            && let Ok(stream) = TcpStream::from_std(stream)
+        {
+            tokio::spawn(serve(stream, Arc::clone(shared), ending.subscribe()));
+        }
+    }
+}
+
+/// Waits until everything under way is done. Connections on which nothing happens do not hold the end up.
+async fn finish(shared: Arc<Shared>, mut gone: mpsc::Receiver<Infallible>) {
+    let ending_since = tokio::time::Instant::now();
+    let watched = Arc::downgrade(&shared);
+    drop(shared);
+    let nothing_under_way = async {
+        let mut interval = tokio::time::interval_at(ending_since + IDLE_GRACE, FRESH_GRACE);
+        loop {
+            interval.tick().await;
+            if watched.upgrade().is_none_or(|shared| shared.is_idle()) {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        _ = gone.recv() => {}
+        () = nothing_under_way => {}
+    }
+}
+
+/// Serves one connection to its end.
+async fn serve(stream: TcpStream, shared: Arc<Shared>, mut ending: watch::Receiver<bool>) {
+    // Only a matter of speed: guests that write in small pieces would wait for acknowledgements otherwise.
+    let _set = stream.set_nodelay(true);
+    // Invariant: a request that has reached this machine when the server begins to end is served. hyper cancels
+    // connections of which it knows no version yet, so it gets to see them only with their first bytes.
+    tokio::select! {
+        biased;
+        _ = stream.readable() => {}
+        () = ended_for(&mut ending, FRESH_GRACE) => return,
+    }
+    let service = service_fn(|request| answer(Arc::clone(&shared), request));
+    let mut connection = pin!(shared.builder.serve_connection(TokioIo::new(stream), service));
+    // A connection that breaks is the client's affair.
+    tokio::select! {
+        biased;
+        _broken = connection.as_mut() => return,
+        () = ended_for(&mut ending, Duration::ZERO) => connection.as_mut().graceful_shutdown(),
+    }
+    let _broken = connection.await;
+}
+
+/// Waits until the server has been ending for `grace`.
+async fn ended_for(ending: &mut watch::Receiver<bool>, grace: Duration) {
+    // Without a sender the server has ended.
+    drop(ending.wait_for(|ending| *ending).await);
+    if !grace.is_zero() {
+        tokio::time::sleep(grace).await;
+    }
+}
+
+async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Tracked>, Infallible> {
+    let under_way = UnderWay::begin(&shared).await;
+    let request = with_host(request).map(|body| body.map_err(Into::into).boxed_unsync());
+    let (tell_trapped, trapped) = oneshot::channel();
+    let response = match shared.handler.handle(tell_trapped, request).await {
+        Ok(response) => response,
+        Err(error) => shared.failed(&error, trapped),
+    };
+    Ok(response.map(|body| Tracked { body, _under_way: under_way }))
+}
+
+/// Gives a request of HTTP/1.0 the authority that `wasi:http` insists on.
+fn with_host(mut request: Request<Incoming>) -> Request<Incoming> {
+    if request.uri().authority().is_none() && !request.headers().contains_key(HOST) {
+        request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
+    }
+    request
+}
+
+impl Shared {
+    fn is_idle(&self) -> bool {
+        self.requests_under_way.load(Ordering::SeqCst) == 0 && self.handler.state().is_idle()
+    }
+
+    /// Tells a failed request on stderr, and answers what its client gets.
+    fn failed(&self, error: &wasmtime::Error, trapped: oneshot::Receiver<Trapped>) -> Response<WasiBody> {
+        match error.downcast_ref::<InstantiationError<RequestData>>() {
+            Some(InstantiationError { error, .. }) if instances::is_shortage(error) => {
+                report::line(&format!("{}: no room for a request: {}", self.module, report::sentence(error)));
+                return plain(StatusCode::SERVICE_UNAVAILABLE);
+            }
+            Some(InstantiationError { error, .. }) => {
+                report::line(&format!("{}: cannot make an instance: {}", self.module, report::sentence(error)));
+            }
+            None => {
+                let text = format!("{}: a request failed: {}", self.module, report::sentence(error));
+                tokio::spawn(async move {
+                    // A trap is told where the instance ends, and of several requests only one is at fault.
+                    if trapped.await.is_err() {
+                        report::line(&text);
+                    }
+                });
+            }
+        }
+        plain(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+}
+
+fn plain(status: StatusCode) -> Response<WasiBody> {
+    let text = Full::new(Bytes::from(format!("{status}\n")));
+    let mut response = Response::new(text.map_err(|never| match never {}).boxed_unsync());
+    *response.status_mut() = status;
+    response
+}
+
+/// A request from its head to the last byte of its response.
+struct UnderWay {
+    shared: Arc<Shared>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl UnderWay {
+    async fn begin(shared: &Arc<Shared>) -> Self {
+        shared.requests_under_way.fetch_add(1, Ordering::SeqCst);
+        let mut counted = Self { shared: Arc::clone(shared), _permit: None };
+        // The semaphore is never closed.
+        counted._permit = Arc::clone(&shared.requests).acquire_owned().await.ok();
+        counted
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.shared.requests_under_way.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A response's body that knows when it is sent.
+struct Tracked {
+    body: WasiBody,
+    _under_way: UnderWay,
+}
+
+impl Body for Tracked {
+    type Data = Bytes;
+    type Error = wasmtime_wasi_http::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

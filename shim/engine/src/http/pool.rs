@@ -1,0 +1,33 @@
+//! The engine of a server with many short-lived instances: memories, tables and stacks are set up once and used again.
+//! A new instance then costs no system call that changes the address space, which all threads would have to wait for.
+
+use wasmtime::component::Component;
+use wasmtime::{Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+
+/// The most elements of one table. Only address space is taken for them.
+const TABLE_ELEMENTS_MAX: usize = 1 << 20;
+/// How many core instances one component may consist of.
+const CORE_INSTANCES_MAX: u32 = 1000;
+
+/// An engine with room for `instances` instances of `component`. `None` when what it needs is not known before, or the
+/// address space is too small for it: then each instance takes and returns its own memory.
+pub(super) fn engine(component: &Component, instances: u32) -> Option<Engine> {
+    let needed = component.resources_required()?;
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(instances)
+        .total_core_instances(instances.saturating_mul(CORE_INSTANCES_MAX))
+        .total_memories(instances.saturating_mul(needed.num_memories))
+        .max_memories_per_module(needed.num_memories.max(1))
+        .max_memories_per_component(needed.num_memories.max(1))
+        .total_tables(instances.saturating_mul(needed.num_tables))
+        .max_tables_per_module(needed.num_tables.max(1))
+        .max_tables_per_component(needed.num_tables.max(1))
+        .table_elements(usize::try_from(needed.max_initial_table_size.unwrap_or(0)).ok()?.max(TABLE_ELEMENTS_MAX))
+        .max_core_instance_size(1 << 24)
+        .max_component_instance_size(1 << 24)
+        .total_gc_heaps(instances)
+        .total_stacks(instances);
+    let mut config = skiff_config::engine_config().ok()?;
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    Engine::new(&config).ok()
+}

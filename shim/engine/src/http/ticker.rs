@@ -1,0 +1,78 @@
+//! The thread that advances the epoch while instances run, so that a guest that spins yields to the others. It sleeps
+//! while there are none.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{Builder, Thread};
+use std::time::Duration;
+
+use wasmtime::Engine;
+
+/// How long a guest may keep a thread to itself.
+const TICK: Duration = Duration::from_millis(10);
+
+/// The ticking thread, and how many want it.
+pub(super) struct Ticker {
+    thread: Thread,
+    wanted: Arc<Wanted>,
+}
+
+#[derive(Default)]
+struct Wanted {
+    count: AtomicUsize,
+    asleep: AtomicBool,
+}
+
+/// Keeps the epoch advancing while it lives.
+pub(super) struct Ticking(Arc<Wanted>);
+
+impl Ticker {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When there is no room for a thread.
+    pub(super) fn start(engine: Engine) -> io::Result<Self> {
+        let wanted = Arc::new(Wanted::default());
+        let watched = Arc::clone(&wanted);
+        let thread = Builder::new().name("epoch".to_owned()).spawn(move || tick(&engine, &watched))?.thread().clone();
+        Ok(Self { thread, wanted })
+    }
+
+    /// Makes the epoch advance until the answer is dropped.
+    pub(super) fn tick(&self) -> Ticking {
+        self.wanted.count.fetch_add(1, Ordering::SeqCst);
+        if self.wanted.asleep.swap(false, Ordering::SeqCst) {
+            self.thread.unpark();
+        }
+        Ticking(Arc::clone(&self.wanted))
+    }
+
+    /// How many want the epoch to advance.
+    pub(super) fn wanted(&self) -> usize {
+        self.wanted.count.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Ticking {
+    fn drop(&mut self) {
+        self.0.count.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn tick(engine: &Engine, wanted: &Wanted) -> ! {
+    loop {
+        if wanted.count.load(Ordering::SeqCst) > 0 {
+            std::thread::park_timeout(TICK);
+            engine.increment_epoch();
+            continue;
+        }
+        // Invariant: whoever counts up after this line sees `asleep` and wakes the thread; whoever did so before is
+        // seen by the second look.
+        wanted.asleep.store(true, Ordering::SeqCst);
+        if wanted.count.load(Ordering::SeqCst) == 0 {
+            std::thread::park();
+        }
+        wanted.asleep.store(false, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,230 @@
+//! The shim's command line, as containerd uses it: `start`, `delete`, `-info`, `-v`, and serving.
+
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::SystemTime;
+
+use containerd_shim::protos::api::DeleteResponse;
+use containerd_shim::protos::types::introspection::{RuntimeInfo, RuntimeVersion};
+use containerd_shim::{Flags, StartOpts};
+use protobuf::Message;
+use protobuf::well_known_types::any::Any;
+
+use crate::containerd::bootstrap::{self, Environment};
+use crate::containerd::service;
+use crate::containerd::time::timestamp;
+use crate::error::{Context, Error, Result};
+use crate::host::bundle::Record;
+use crate::host::cgroup::Cgroup;
+use crate::host::runtime::{Launcher, OciRuntime};
+use crate::host::{console, log_fifo, mounts, namespaces};
+use crate::pod::{Identity, unsigned};
+use crate::settings::Settings;
+use crate::task::sandbox::pod_of;
+
+/// The name under which containerd knows the runtime.
+const RUNTIME: &str = "io.containerd.skiff.v1";
+/// The descriptor of the listening socket in the serving process.
+const LISTENER: RawFd = 3;
+/// Which type the features of an OCI runtime have in containerd.
+const FEATURES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
+
+/// Does what the command line says.
+pub(crate) fn run() -> Result<()> {
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    let flags = containerd_shim::parse(&args).map_err(|error| Error::invalid(error.to_string()))?;
+    if flags.version {
+        return print(format!("containerd-shim-skiff-v1:\n  Version:  {}\n  Engine:   {}\n", env!("CARGO_PKG_VERSION"), skiff_plan::CODE_ID).as_bytes());
+    }
+    if flags.info {
+        return info();
+    }
+    match flags.action.as_str() {
+        "start" => start(&flags),
+        "delete" => delete(&flags),
+        "" => serve(flags),
+        other => Err(Error::invalid(format!("`{other}` is not an action of a shim"))),
+    }
+}
+
+fn print(bytes: &[u8]) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).doing(|| "could not write the answer".into())
+}
+
+/// Describes the runtime; what the OCI runtime can do, skiff can.
+fn info() -> Result<()> {
+    let input = bootstrap::read_input()?;
+    let options = Any::parse_from_bytes(&input).doing(|| "the options are not a message".into())?;
+    let settings = Settings::from_any(Some(&options))?;
+    let features = Command::new(&settings.binary_name).arg("features").stderr(Stdio::null()).output();
+    let features = features.ok().filter(|output| output.status.success()).map(|output| Any {
+        type_url: FEATURES_TYPE.into(),
+        value: output.stdout,
+        ..Any::default()
+    });
+    let info = RuntimeInfo {
+        name: RUNTIME.into(),
+        version: Some(RuntimeVersion { version: env!("CARGO_PKG_VERSION").into(), ..RuntimeVersion::default() }).into(),
+        options: Some(options).filter(|options| !options.type_url.is_empty()).into(),
+        features: features.into(),
+        ..RuntimeInfo::default()
+    };
+    print(&info.write_to_bytes().doing(|| "could not encode the answer".into())?)
+}
+
+/// Starts the pod's shim, or finds it, and says where it listens.
+fn start(flags: &Flags) -> Result<()> {
+    let (params, protocol) = bootstrap::parse(&bootstrap::read_input()?, flags, Environment::of_process())?;
+    let options = StartOpts::from(params);
+    let bundle = std::env::current_dir().doing(|| "could not find the bundle".into())?;
+    let group = group_of(&bundle, &options.id)?;
+    let address = options.socket_address(&group);
+    let path = socket_path(&address);
+    if let Some(listener) = listen(path)? {
+        let spawned = spawn(&options, &address, &listener);
+        if spawned.is_err() {
+            drop(std::fs::remove_file(path));
+        }
+        spawned?;
+    }
+    print(&bootstrap::answer(&address, protocol)?)
+}
+
+/// What the shim is shared by: the pod, or else only the container itself.
+fn group_of(bundle: &Path, id: &str) -> Result<String> {
+    #[derive(serde::Deserialize)]
+    struct Annotated {
+        annotations: Option<std::collections::HashMap<String, String>>,
+    }
+    let text = match std::fs::read(bundle.join("config.json")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(id.into()),
+        read => read.doing(|| "could not read the specification".into())?,
+    };
+    let spec: Annotated = serde_json::from_slice(&text).map_err(|error| Error::invalid(format!("`config.json`: {error}")))?;
+    Ok(pod_of(spec.annotations.as_ref()).unwrap_or(id).into())
+}
+
+fn socket_path(address: &str) -> &Path {
+    Path::new(address.strip_prefix("unix://").unwrap_or(address))
+}
+
+/// Binds the socket; none when a shim serves there already. What a dead shim left is removed.
+fn listen(path: &Path) -> Result<Option<UnixListener>> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).doing(|| format!("could not make `{}`", parent.display()))?;
+    }
+    let bind = || UnixListener::bind(path);
+    match bind() {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            if UnixStream::connect(path).is_ok() {
+                return Ok(None);
+            }
+            std::fs::remove_file(path).doing(|| format!("could not remove the stale socket `{}`", path.display()))?;
+            bind().map(Some).doing(|| format!("could not listen at `{}`", path.display()))
+        }
+        Err(error) => Err(Error::host(format!("could not listen at `{}`", path.display()), error)),
+    }
+}
+
+/// Starts the serving process. It shares no stream with containerd, which waits for the end of ours.
+fn spawn(options: &StartOpts, address: &str, listener: &UnixListener) -> Result<()> {
+    let settings = Settings::from_any(options.extensions.iter().find(|any| any.type_url.ends_with("Options")))?;
+    let own = std::env::current_exe().doing(|| "could not find the shim's own file".into())?;
+    let mut command = Command::new(own);
+    command.args(["-namespace", &options.namespace, "-id", &options.id, "-address", &options.address, "-socket", address]);
+    if options.debug {
+        command.arg("-debug");
+    }
+    command.env("TTRPC_ADDRESS", &options.ttrpc_address);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+    let descriptor = listener.as_raw_fd();
+    let pass = move || {
+        // SAFETY: dup2 of an open descriptor, safe between fork and exec; `fcntl` in case both are one.
+        let passed = unsafe { if descriptor == LISTENER { libc::fcntl(LISTENER, libc::F_SETFD, 0) } else { libc::dup2(descriptor, LISTENER) } };
+        if passed < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // SAFETY: the closure makes one system call and allocates nothing.
+    unsafe { command.pre_exec(pass) };
+    let mut child = command.spawn().doing(|| "could not start the shim".into())?;
+    if let Err(error) = containerd_shim::cgroup::set_cgroup_and_oom_score(child.id(), &settings.shim_cgroup) {
+        drop(child.kill());
+        return Err(Error::host("could not set the shim's cgroup or OOM score", error));
+    }
+    Ok(())
+}
+
+/// Serves the Task API until containerd has no more use for it.
+fn serve(flags: Flags) -> Result<()> {
+    log_fifo::open(flags.debug);
+    // SAFETY: `start` passes the listening socket under this number, and nothing else has touched it yet.
+    let listener = unsafe { OwnedFd::from_raw_fd(LISTENER) };
+    nix::fcntl::fcntl(&listener, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))
+        .doing(|| "the shim serves only when `start` has made its socket".into())?;
+    nix::sys::prctl::set_child_subreaper(true).doing(|| "could not become the subreaper".into())?;
+    let identity = Identity { namespace: flags.namespace, containerd: flags.address, socket: flags.socket };
+    let events = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
+    let (holder, jobs) = namespaces::holder();
+    let serving = std::thread::Builder::new().name("serve".into()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().doing(|| "could not start".into())?;
+        let served = runtime.block_on(service::serve(UnixListener::from(listener), identity, events, holder));
+        runtime.shutdown_background();
+        served
+    });
+    let serving = serving.doing(|| "could not start a thread".into())?;
+    jobs.serve();
+    let served = serving.join().map_err(|_| Error::new(crate::error::Kind::Host, "the serving thread panicked"))?;
+    if let Err(error) = &served {
+        log::error!("{}", crate::error::chain(error));
+    }
+    served
+}
+
+/// Cleans up after a shim that is gone: whatever it had of the container `-id`, in the working directory.
+fn delete(flags: &Flags) -> Result<()> {
+    let bundle = match flags.bundle.as_str() {
+        "" => std::env::current_dir().doing(|| "could not find the bundle".into())?,
+        given => PathBuf::from(given),
+    };
+    let record = Record::load(&bundle).doing(|| "could not read the record of the container".into())?;
+    if let Some(record) = record {
+        clean_up(&flags.id, &bundle, &record)?;
+    }
+    let pid = std::fs::read_to_string(bundle.join("init.pid")).ok().and_then(|text| text.trim().parse().ok());
+    let response = DeleteResponse {
+        pid: unsigned(pid.unwrap_or(0)),
+        exit_status: unsigned(skiff_plan::exit_code_of_signal(libc::SIGKILL)),
+        exited_at: Some(timestamp(SystemTime::now())).into(),
+        ..DeleteResponse::default()
+    };
+    print(&response.write_to_bytes().doing(|| "could not encode the answer".into())?)
+}
+
+fn clean_up(id: &str, bundle: &Path, record: &Record) -> Result<()> {
+    if record.in_runtime {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().doing(|| "could not start".into())?;
+        let launcher = OciRuntime::new(id, &record.namespace, &record.settings, bundle)?;
+        runtime.block_on(launcher.delete())?;
+    }
+    if let Some(path) = &record.sandbox_cgroup {
+        let cgroup = Cgroup::from_spec(path, record.settings.systemd_cgroup, id).doing(|| "could not find the sandbox's cgroup".into())?;
+        cgroup.kill_all().and_then(|()| cgroup.remove()).doing(|| "could not remove the sandbox's cgroup".into())?;
+    }
+    mounts::unmount(&bundle.join("rootfs")).doing(|| "could not unmount the root file system".into())?;
+    console::remove_sockets_of(record.shim_pid).doing(|| "could not remove sockets of terminals".into())?;
+    let socket = socket_path(&record.socket);
+    if !record.socket.is_empty() && UnixStream::connect(socket).is_err() {
+        match std::fs::remove_file(socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::host("could not remove the shim's socket", error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

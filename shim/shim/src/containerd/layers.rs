@@ -1,0 +1,118 @@
+//! Wasm layers of an image, which containerd does not unpack: asked for through `skiff layers`, a process of its own, so
+//! that no gRPC client lives in the shim.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::error::{Context, Error, Result};
+use crate::host::engine::beside_the_shim;
+use crate::pod::Identity;
+
+/// A wasm layer in containerd's content store.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct Layer {
+    digest: String,
+    title: Option<String>,
+    path: PathBuf,
+}
+
+/// What `skiff layers` prints.
+#[derive(Debug, Deserialize)]
+struct Image {
+    image: Option<String>,
+    announced: bool,
+    layers: Vec<Layer>,
+}
+
+/// The layer that a container's entry point means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// Its sha256, lower-case hexadecimal.
+    pub(crate) digest: String,
+    /// Its file in the content store.
+    pub(crate) path: PathBuf,
+}
+
+/// Looks for the wasm layer that `name` means in the image of container `id`; none for an image without wasm layers.
+///
+/// # Errors
+/// An image that announces wasm is never taken for something else: whatever keeps its layers from being read is an error.
+pub(crate) async fn find(identity: &Identity, id: &str, name: &str) -> Result<Option<Found>> {
+    if identity.containerd.is_empty() {
+        return Ok(None);
+    }
+    let program = beside_the_shim("skiff").doing(|| "could not find `skiff`".into())?;
+    let output = tokio::process::Command::new(program)
+        .args(["layers", "--address", &identity.containerd, "--namespace", &identity.namespace, "--container", id])
+        .output()
+        .await
+        .doing(|| "could not run `skiff layers`".into())?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let said = said.trim().trim_start_matches("skiff: ");
+        return Err(Error::invalid(format!("there is no file `{name}`, and the image's layers could not be read: {said}")));
+    }
+    let image: Image = serde_json::from_slice(&output.stdout).doing(|| "`skiff layers` was not understood".into())?;
+    choose(&image, name)
+}
+
+fn choose(image: &Image, name: &str) -> Result<Option<Found>> {
+    if !image.announced {
+        return Ok(None);
+    }
+    let reference = image.image.as_deref().unwrap_or_default();
+    let wanted = name.trim_start_matches("./").trim_start_matches('/');
+    let titled = |layer: &&Layer| layer.title.as_deref().is_some_and(|title| title.trim_start_matches('/') == wanted);
+    let chosen = match (&image.layers[..], image.layers.iter().find(titled)) {
+        ([], _) => return Err(Error::invalid(format!("image `{reference}` announces wasm, but has no wasm layer"))),
+        (_, Some(layer)) => layer,
+        ([only], None) if only.title.is_none() || wanted.is_empty() => only,
+        (several, None) => {
+            let titles: Vec<_> = several.iter().map(|layer| format!("`{}`", layer.title.as_deref().unwrap_or("?"))).collect();
+            return Err(Error::invalid(format!(
+                "image `{reference}` has no wasm layer `{wanted}`; it has {}",
+                titles.join(", ")
+            )));
+        }
+    };
+    let digest = chosen.digest.strip_prefix("sha256:").ok_or_else(|| {
+        Error::invalid(format!("the wasm layer of image `{reference}` has the digest `{}`, which is not a sha256", chosen.digest))
+    })?;
+    Ok(Some(Found { digest: digest.into(), path: chosen.path.clone() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(title: Option<&str>) -> Layer {
+        Layer { digest: format!("sha256:{}", title.unwrap_or("none")), title: title.map(str::to_string), path: "/blob".into() }
+    }
+
+    fn check(layers: Vec<Layer>, name: &str, expected: std::result::Result<&str, &str>) {
+        let image = Image { image: Some("r/i:1".into()), announced: true, layers };
+        match (choose(&image, name), expected) {
+            (Ok(Some(found)), Ok(digest)) => assert_eq!(found.digest, digest, "{name}"),
+            (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{name}: {error}"),
+            (other, _) => panic!("{name}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_entry_point_chooses_the_layer() {
+        check(vec![layer(None)], "/app.wasm", Ok("none"));
+        check(vec![layer(Some("app.wasm"))], "/app.wasm", Ok("app.wasm"));
+        check(vec![layer(Some("app.wasm"))], "/", Ok("app.wasm"));
+        check(vec![layer(Some("a")), layer(Some("b"))], "./b", Ok("b"));
+        check(vec![layer(Some("a"))], "/other.wasm", Err("no wasm layer `other.wasm`; it has `a`"));
+        check(vec![layer(Some("a")), layer(Some("b"))], "/", Err("it has `a`, `b`"));
+        check(vec![], "/a", Err("has no wasm layer"));
+    }
+
+    #[test]
+    fn an_image_without_wasm_is_none_of_ours() {
+        let image = Image { image: None, announced: false, layers: vec![] };
+        assert_eq!(choose(&image, "/bin/sh").unwrap(), None);
+    }
+}

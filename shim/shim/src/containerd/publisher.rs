@@ -1,0 +1,117 @@
+//! Publishes a pod's events to containerd, in the order in which they were given.
+//!
+//! Invariant: events go through one queue and one task, which sends the next only after the last has arrived or was
+//! given up, so that containerd never sees an exit before its start.
+
+use std::time::Duration;
+
+use containerd_shim::event::Event;
+use containerd_shim::protos::shim_async::{Client, EventsClient};
+use protobuf::MessageDyn;
+use protobuf::well_known_types::any::Any;
+use protobuf::well_known_types::timestamp::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+
+use containerd_shim::protos::shim::event::Envelope;
+use containerd_shim::protos::shim::events::ForwardRequest;
+
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+const RETRY_DELAY: Duration = Duration::from_millis(500);
+/// How often an event is tried: containerd may be down for about a minute.
+const TRIES: u32 = 120;
+
+enum Item {
+    Event(Box<Envelope>),
+    Flush(oneshot::Sender<()>),
+}
+
+/// The sending end of the queue.
+#[derive(Clone)]
+pub(crate) struct Publisher {
+    namespace: String,
+    queue: mpsc::UnboundedSender<Item>,
+}
+
+impl Publisher {
+    /// Starts the queue; it connects to `address` (containerd's ttrpc socket) with the first event.
+    pub(crate) fn start(address: String, namespace: String) -> Self {
+        let (queue, items) = mpsc::unbounded_channel();
+        tokio::spawn(forward_all(address, items));
+        Self { namespace, queue }
+    }
+
+    /// Queues `event`.
+    pub(crate) fn publish(&self, event: impl Event) {
+        let topic = event.topic();
+        let message: &dyn MessageDyn = &event;
+        let Ok(value) = message.write_to_bytes_dyn() else {
+            log::error!("could not encode an event of `{topic}`");
+            return;
+        };
+        let any = Any { type_url: message.descriptor_dyn().full_name().to_string(), value, ..Any::default() };
+        let envelope = Envelope {
+            timestamp: Some(Timestamp::now()).into(),
+            namespace: self.namespace.clone(),
+            topic,
+            event: Some(any).into(),
+            ..Envelope::default()
+        };
+        if self.queue.send(Item::Event(Box::new(envelope))).is_err() {
+            log::error!("the queue of events is closed");
+        }
+    }
+
+    /// Waits until all that was queued before has been sent, at most `limit`.
+    pub(crate) async fn flush(&self, limit: Duration) {
+        let (done, sent) = oneshot::channel();
+        if self.queue.send(Item::Flush(done)).is_ok() && tokio::time::timeout(limit, sent).await.is_err() {
+            log::warn!("some events could not be sent before the shim ended");
+        }
+    }
+}
+
+async fn forward_all(address: String, mut items: mpsc::UnboundedReceiver<Item>) {
+    let mut client = None;
+    while let Some(item) = items.recv().await {
+        match item {
+            Item::Event(envelope) => forward(&address, &mut client, *envelope).await,
+            Item::Flush(done) => drop(done.send(())),
+        }
+    }
+}
+
+async fn forward(address: &str, client: &mut Option<EventsClient>, envelope: Envelope) {
+    let topic = envelope.topic.clone();
+    let request = ForwardRequest { envelope: Some(envelope).into(), ..ForwardRequest::default() };
+    for attempt in 1..=TRIES {
+        match try_forward(address, client, &request).await {
+            Ok(()) => return,
+            Err(error) => {
+                *client = None;
+                if attempt == 1 || attempt == TRIES {
+                    log::warn!("could not publish an event of `{topic}` (attempt {attempt} of {TRIES}): {error}");
+                }
+            }
+        }
+        tokio::time::sleep(RETRY_DELAY).await;
+    }
+}
+
+async fn try_forward(
+    address: &str,
+    client: &mut Option<EventsClient>,
+    request: &ForwardRequest,
+) -> ttrpc::Result<()> {
+    let connected = match client {
+        Some(connected) => connected,
+        None => client.insert(EventsClient::new(connect(address).await?)),
+    };
+    let context = ttrpc::context::with_duration(SEND_TIMEOUT);
+    connected.forward(context, request).await?;
+    Ok(())
+}
+
+async fn connect(address: &str) -> ttrpc::Result<Client> {
+    let path = address.strip_prefix("unix://").unwrap_or(address);
+    Client::connect(&format!("unix://{path}")).await
+}

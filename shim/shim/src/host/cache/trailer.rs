@@ -1,0 +1,87 @@
+//! What stands behind the artefact in a cache entry: whose code it is, and a hash over everything before the hash.
+//!
+//! The hash is against broken disks and half-written files, not against an attacker: whoever can write here is root.
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use nix::unistd::Uid;
+use xxhash_rust::xxh3::Xxh3;
+
+/// Names the format and its version.
+const MAGIC: &[u8; 8] = b"skiffao1";
+/// Magic, length of the artefact, the key in hexadecimal.
+const HEAD_BYTES: usize = 8 + 8 + 64;
+/// The head, then xxh3-128 of artefact and head.
+const TRAILER_BYTES: usize = HEAD_BYTES + 16;
+
+/// Copies what the compiler wrote to `entry`, from its beginning, and appends the trailer.
+///
+/// # Errors
+/// `InvalidData` when the compiler wrote nothing; those of reading and writing.
+pub(super) fn write(artefact: &File, digest: &str, entry: &File) -> io::Result<()> {
+    entry.set_len(0)?;
+    let mut hasher = Xxh3::new();
+    let mut end = 0;
+    super::for_each_chunk(artefact, u64::MAX, |chunk| {
+        hasher.update(chunk);
+        entry.write_all_at(chunk, end)?;
+        end += chunk.len() as u64;
+        Ok(())
+    })?;
+    if end == 0 {
+        return Err(io::Error::new(ErrorKind::InvalidData, "the compiler wrote nothing"));
+    }
+    let mut trailer = head(end, digest);
+    hasher.update(&trailer);
+    trailer.extend(hasher.digest128().to_le_bytes());
+    entry.write_all_at(&trailer, end)
+}
+
+/// Whether an open entry is a file that only root could have made, and holds what was written for `digest`.
+///
+/// # Errors
+/// A sentence that says what is wrong with it; those of reading.
+pub(super) fn verify(entry: &File, digest: &str) -> io::Result<()> {
+    let meta = entry.metadata()?;
+    let permissions = meta.mode() & 0o7777;
+    if !meta.is_file() {
+        return Err(bad("it is not a regular file"));
+    }
+    if meta.uid() != Uid::effective().as_raw() {
+        return Err(bad("it belongs to another user"));
+    }
+    if meta.nlink() != 1 {
+        return Err(bad("it has another name"));
+    }
+    if permissions & 0o022 != 0 {
+        return Err(bad("others may write to it"));
+    }
+    let Some(artefact_bytes) = meta.len().checked_sub(TRAILER_BYTES as u64) else {
+        return Err(bad("it is too short"));
+    };
+    let mut trailer = [0; TRAILER_BYTES];
+    entry.read_exact_at(&mut trailer, artefact_bytes)?;
+    let (found_head, found_hash) = trailer.split_at(HEAD_BYTES);
+    if found_head != head(artefact_bytes, digest) {
+        return Err(bad("its trailer is damaged"));
+    }
+    let mut hasher = Xxh3::new();
+    super::for_each_chunk(entry, meta.len() - 16, |chunk| {
+        hasher.update(chunk);
+        Ok(())
+    })?;
+    if found_hash != hasher.digest128().to_le_bytes() {
+        return Err(bad("its content does not match its hash"));
+    }
+    Ok(())
+}
+
+fn head(artefact_bytes: u64, digest: &str) -> Vec<u8> {
+    [MAGIC, artefact_bytes.to_le_bytes().as_slice(), digest.as_bytes()].concat()
+}
+
+fn bad(reason: &str) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, reason)
+}

@@ -1,0 +1,69 @@
+//! Whether a directory, and every step on the way to it, is in the hands of root or of this user alone.
+
+use std::fs::{self, Metadata};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::unistd::Uid;
+
+/// As many symbolic links as the kernel follows.
+const LINKS_MAX: u32 = 40;
+
+/// Checks the directory `path`: nobody but root and this user may replace it or write to it.
+///
+/// # Errors
+/// `PermissionDenied` with a sentence that names the step which somebody else controls; those of `lstat(2)`.
+pub(super) fn check_directory(path: &Path) -> io::Result<()> {
+    check_way(path, LINKS_MAX)?;
+    let meta = fs::metadata(path).map_err(|error| io::Error::new(error.kind(), sentence(path, &error.to_string())))?;
+    if !meta.is_dir() {
+        return Err(io::Error::new(ErrorKind::NotADirectory, sentence(path, "it is not a directory")));
+    }
+    // The sticky bit keeps others from replacing files here, not from adding some.
+    if meta.mode() & 0o022 != 0 {
+        return Err(denied(path, "others may write to it"));
+    }
+    Ok(())
+}
+
+fn check_way(path: &Path, links_left: u32) -> io::Result<()> {
+    let mut steps: Vec<&Path> = path.ancestors().collect();
+    steps.reverse();
+    for step in steps {
+        let meta = fs::symlink_metadata(step)
+            .map_err(|error| io::Error::new(error.kind(), sentence(step, &error.to_string())))?;
+        check_step(step, &meta)?;
+        if meta.is_symlink() {
+            if links_left == 0 {
+                return Err(denied(step, "there are too many symbolic links on the way"));
+            }
+            let target = fs::read_link(step)?;
+            check_way(&step.parent().unwrap_or(step).join(target), links_left - 1)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_step(step: &Path, meta: &Metadata) -> io::Result<()> {
+    let is_ours = meta.uid() == 0 || meta.uid() == Uid::effective().as_raw();
+    if meta.is_symlink() {
+        return if is_ours { Ok(()) } else { Err(denied(step, "it is a symbolic link of another user")) };
+    }
+    if !is_ours {
+        return Err(denied(step, "it belongs to another user"));
+    }
+    // In a sticky directory others cannot replace what is ours, which the next step shows it to be.
+    if meta.mode() & 0o022 != 0 && meta.mode() & libc::S_ISVTX == 0 {
+        return Err(denied(step, "others may write to it"));
+    }
+    Ok(())
+}
+
+fn denied(step: &Path, reason: &str) -> io::Error {
+    io::Error::new(ErrorKind::PermissionDenied, sentence(step, reason))
+}
+
+fn sentence(step: &Path, reason: &str) -> String {
+    format!("`{}` is no safe place for the cache of compiled code: {reason}", step.display())
+}

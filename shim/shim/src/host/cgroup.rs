@@ -1,0 +1,387 @@
+//! The control groups of a container: where they are, and what is done to them as a whole.
+//!
+//! On cgroup v2 a container has one directory, on v1 one in each hierarchy (and, on a hybrid node, one in the unified
+//! tree too); a [`Cgroup`] stands for all of them. Limits are not set here: that is the OCI runtime's work.
+//!
+//! A directory that is the root of its hierarchy, or the shim's own, belongs to no container: nothing is counted or
+//! killed in it, and it is not removed.
+
+mod place;
+mod processes;
+#[cfg(test)]
+pub(super) mod tests;
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use skiff_plan::RECEIVED_FILES_MAX;
+
+use self::place::{Membership, Mount, Place};
+
+const ROOT: &str = "/sys/fs/cgroup";
+/// The most limit files that a message to the engine carries beside the plan and the code.
+const LIMIT_FILES_MAX: usize = RECEIVED_FILES_MAX - 2;
+/// How long processes may take to die.
+const REMOVE_WITHIN: Duration = Duration::from_secs(5);
+/// The v1 hierarchies to ask for a container's processes, best first; the order of runc's.
+const PROCESS_CONTROLLERS: [&str; 5] = ["devices", "pids", "freezer", "memory", "cpu"];
+
+/// Which version of control groups the node runs with. A hybrid node counts as v1, as it does for containerd and runc.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hierarchy {
+    /// One hierarchy for each controller.
+    V1,
+    /// The unified hierarchy.
+    V2,
+}
+
+/// The control groups of one container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Cgroup {
+    hierarchy: Hierarchy,
+    nodes: Vec<Node>,
+}
+
+/// A container's directory in one hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Node {
+    /// `memory`, `name=systemd`...; none for the unified hierarchy.
+    controllers: Vec<String>,
+    mountpoint: PathBuf,
+    path: PathBuf,
+    /// Whether it is the container's alone: neither the root of the hierarchy nor where the shim itself is.
+    is_own: bool,
+}
+
+impl Hierarchy {
+    /// The version that this node runs with.
+    ///
+    /// # Errors
+    /// Those of `statfs(2)` on `/sys/fs/cgroup`.
+    pub(crate) fn detect() -> io::Result<Self> {
+        let kind = statfs(ROOT).map_err(|error| at("look at", Path::new(ROOT), &error.into()))?.filesystem_type();
+        Ok(if kind == CGROUP2_SUPER_MAGIC { Self::V2 } else { Self::V1 })
+    }
+}
+
+impl Cgroup {
+    /// The cgroups that the process `pid` is in.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such process; those of reading `/proc`.
+    pub(crate) fn of_pid(pid: i32) -> io::Result<Self> {
+        let (theirs, ours) = (memberships_of(&pid.to_string())?, memberships_of("self")?);
+        let path_of = |membership: &Membership, mount: &Mount| place::below_mount(&membership.path, &mount.root);
+        let mut cgroup = Self::new(&theirs, path_of)?;
+        let shims = Self::new(&ours, path_of)?;
+        for node in &mut cgroup.nodes {
+            node.is_own &= shims.nodes.iter().all(|shim| shim.path != node.path);
+        }
+        Ok(cgroup)
+    }
+
+    /// The cgroups that the OCI runtime makes for the container `id` whose spec says `cgroups_path` (which may be
+    /// empty): a path, or `slice:prefix:name` when the runtime is told `systemd_cgroup`. They need not exist.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a path that the runtime would refuse as well; those of reading `/proc`.
+    pub(crate) fn from_spec(cgroups_path: &str, systemd_cgroup: bool, id: &str) -> io::Result<Self> {
+        let place =
+            if systemd_cgroup { Place::of_systemd(cgroups_path, id)? } else { Place::of_cgroupfs(cgroups_path, id) };
+        let hierarchy = Hierarchy::detect()?;
+        let memberships = memberships_of("self")?;
+        Self::new(&memberships, |membership, mount| place.below(hierarchy, membership, mount))
+    }
+
+    fn new(memberships: &[Membership], path_of: impl Fn(&Membership, &Mount) -> PathBuf) -> io::Result<Self> {
+        let hierarchy = Hierarchy::detect()?;
+        let mounts = Mount::parse_all(&read("/proc/self/mountinfo".as_ref())?);
+        let nodes = memberships
+            .iter()
+            .filter(|membership| hierarchy == Hierarchy::V1 || membership.controllers.is_empty())
+            .filter_map(|membership| {
+                let mount = mounts.iter().find(|mount| mount.has(membership))?;
+                let (controllers, mountpoint) = (membership.controllers.clone(), mount.point.clone());
+                let path = mountpoint.join(path_of(membership, mount));
+                Some(Node { controllers, is_own: path != mountpoint, mountpoint, path })
+            })
+            .collect();
+        Ok(Self { hierarchy, nodes })
+    }
+
+    /// The version of these cgroups.
+    pub(crate) fn hierarchy(&self) -> Hierarchy {
+        self.hierarchy
+    }
+
+    /// The container's own directory in which `controller` has its files.
+    pub(crate) fn dir(&self, controller: &str) -> Option<&Path> {
+        self.node(controller).filter(|node| node.is_own).map(|node| node.path.as_path())
+    }
+
+    /// Whether the container has a cgroup of its own at this moment.
+    pub(crate) fn exists(&self) -> bool {
+        self.own_nodes().any(|node| node.path.is_dir())
+    }
+
+    /// Makes the cgroups with no process and no limit in them; those that exist stay as they are.
+    ///
+    /// # Errors
+    /// Those of making a directory, after which what was made is removed again; on v1 also those of handing down the
+    /// parent's processors and memory nodes, without which no process could join.
+    pub(crate) fn create_empty(&self) -> io::Result<()> {
+        let made = self.own_nodes().try_for_each(|node| self.make(node));
+        if made.is_err() {
+            // Whatever hinders this is told by the next line already.
+            self.remove_until(Instant::now()).ok();
+        }
+        made
+    }
+
+    /// Removes the cgroups and all below them, for which it waits some seconds while processes are dying there.
+    ///
+    /// # Errors
+    /// `ResourceBusy` when processes are still there; those of `rmdir(2)`. Cgroups that are gone are no error.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        self.remove_until(Instant::now() + REMOVE_WITHIN)
+    }
+
+    fn remove_until(&self, deadline: Instant) -> io::Result<()> {
+        loop {
+            // Every hierarchy is tried, whatever the others say.
+            let failures: Vec<io::Error> = self.own_nodes().filter_map(|node| remove_tree(&node.path).err()).collect();
+            match failures.into_iter().next() {
+                None => return Ok(()),
+                Some(error) if error.kind() == ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                    processes::wait_for_any_exit(&self.all_pids(), deadline)?;
+                }
+                Some(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The processes in the container's cgroup and below it.
+    ///
+    /// # Errors
+    /// `NotFound` when the cgroup does not exist; those of reading it.
+    pub(crate) fn pids(&self) -> io::Result<Vec<i32>> {
+        let dir = PROCESS_CONTROLLERS.iter().find_map(|controller| self.dir(controller));
+        let dir = dir.ok_or_else(|| io::Error::new(ErrorKind::NotFound, "there is no cgroup of the container"))?;
+        let mut pids = processes::of_dir(dir)?;
+        for below in dirs_below(dir) {
+            pids.extend(processes::of_dir(&below).unwrap_or_default());
+        }
+        Ok(pids)
+    }
+
+    /// Sends SIGKILL to every process in the cgroups and below them, also to frozen ones; it does not wait for their
+    /// ends ([`Cgroup::remove`] does).
+    ///
+    /// # Errors
+    /// `PermissionDenied` when the shim itself is among them; those of sending the signal.
+    pub(crate) fn kill_all(&self) -> io::Result<()> {
+        if self.others()?.is_empty() {
+            return Ok(());
+        }
+        if let Some(switch) = self.kill_switch() {
+            return fs::write(&switch, "1").map_err(|error| at("write to", &switch, &error));
+        }
+        // A frozen group cannot fork faster than it is killed; thawed, its processes die of the signal.
+        self.set_freezer("FROZEN");
+        let killed = self.signal_all(libc::SIGKILL);
+        self.set_freezer("THAWED");
+        killed
+    }
+
+    /// Sends `signal` once to every process in the cgroups and below them, also to those that appear meanwhile.
+    ///
+    /// # Errors
+    /// `PermissionDenied` when the shim itself is among them; those of sending the signal.
+    pub(crate) fn signal_all(&self, signal: i32) -> io::Result<()> {
+        let mut signalled = HashSet::new();
+        loop {
+            let new: Vec<i32> = self.others()?.difference(&signalled).copied().collect();
+            if new.is_empty() {
+                return Ok(());
+            }
+            processes::signal(&new, signal, || self.all_pids())?;
+            signalled.extend(new);
+        }
+    }
+
+    /// The files with the memory limits that apply to the container, open for reading: its own first, then those above
+    /// it, as far as they exist and as a message to the engine holds.
+    ///
+    /// # Errors
+    /// Those of opening them.
+    pub(crate) fn memory_limit_files(&self) -> io::Result<Vec<File>> {
+        let name = match self.hierarchy {
+            Hierarchy::V1 => "memory.limit_in_bytes",
+            Hierarchy::V2 => "memory.max",
+        };
+        let Some(node) = self.node("memory") else { return Ok(Vec::new()) };
+        let mut files = Vec::new();
+        for dir in node.path.ancestors().take_while(|dir| *dir != node.mountpoint).take(LIMIT_FILES_MAX) {
+            let path = dir.join(name);
+            match File::open(&path) {
+                Ok(file) => files.push(file),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(at("open", &path, &error)),
+            }
+        }
+        Ok(files)
+    }
+
+    /// How many processes of the container the kernel killed for want of memory, as far as it counts them.
+    pub(crate) fn oom_kills(&self) -> Option<u64> {
+        let name = match self.hierarchy {
+            Hierarchy::V1 => "memory.oom_control",
+            Hierarchy::V2 => "memory.events",
+        };
+        oom_kills_in(&fs::read_to_string(self.dir("memory")?.join(name)).ok()?)
+    }
+
+    fn node(&self, controller: &str) -> Option<&Node> {
+        self.nodes.iter().find(|node| match self.hierarchy {
+            Hierarchy::V1 => node.controllers.iter().any(|name| name == controller),
+            Hierarchy::V2 => true,
+        })
+    }
+
+    fn own_nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(|node| node.is_own)
+    }
+
+    /// All processes of all hierarchies; on v1 they may be in other places in each.
+    fn all_pids(&self) -> HashSet<i32> {
+        let dirs = self.own_nodes().flat_map(|node| [vec![node.path.clone()], dirs_below(&node.path)].concat());
+        dirs.flat_map(|dir| processes::of_dir(&dir).unwrap_or_default()).collect()
+    }
+
+    /// All processes, of which the shim must not be one.
+    fn others(&self) -> io::Result<HashSet<i32>> {
+        let pids = self.all_pids();
+        if pids.contains(&nix::unistd::getpid().as_raw()) {
+            return Err(io::Error::new(ErrorKind::PermissionDenied, "the shim itself is in the container's cgroup"));
+        }
+        Ok(pids)
+    }
+
+    /// v2's `cgroup.kill`, of Linux 5.14.
+    fn kill_switch(&self) -> Option<PathBuf> {
+        let switch = self.dir("").filter(|_| self.hierarchy == Hierarchy::V2)?.join("cgroup.kill");
+        switch.exists().then_some(switch)
+    }
+
+    /// Freezes or thaws, where there is a freezer.
+    fn set_freezer(&self, state: &str) {
+        let Some(dir) = self.dir("freezer").filter(|_| self.hierarchy == Hierarchy::V1) else { return };
+        for dir in [vec![dir.to_owned()], dirs_below(dir)].concat() {
+            if let Err(error) = fs::write(dir.join("freezer.state"), state) {
+                log::debug!("cannot write {state} to the freezer of `{}`: {error}", dir.display());
+            }
+        }
+    }
+
+    fn make(&self, node: &Node) -> io::Result<()> {
+        let mut missing: Vec<&Path> = node.path.ancestors().take_while(|dir| *dir != node.mountpoint).collect();
+        missing.reverse();
+        for dir in missing {
+            if self.hierarchy == Hierarchy::V2 {
+                enable_controllers(dir.parent().unwrap_or(dir));
+            }
+            match fs::create_dir(dir) {
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(at("make", dir, &error)),
+                _ => {}
+            }
+            if node.controllers.iter().any(|name| name == "cpuset") {
+                inherit(dir, "cpuset.cpus")?;
+                inherit(dir, "cpuset.mems")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn oom_kills_in(text: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+}
+
+fn memberships_of(process: &str) -> io::Result<Vec<Membership>> {
+    let path = Path::new("/proc").join(process).join("cgroup");
+    let text = read(&path).map_err(|error| match error.raw_os_error() {
+        Some(libc::ESRCH) => io::Error::new(ErrorKind::NotFound, format!("there is no process {process}")),
+        _ => error,
+    })?;
+    Ok(Membership::parse_all(&text))
+}
+
+/// Lets the children of `dir` have the controllers that it has itself, as runc does. What cannot be handed down (the
+/// group has processes of its own, say) is missing in the child.
+fn enable_controllers(dir: &Path) {
+    let Ok(controllers) = fs::read_to_string(dir.join("cgroup.controllers")) else { return };
+    let switch = dir.join("cgroup.subtree_control");
+    let enabled = fs::read_to_string(&switch).unwrap_or_default();
+    for name in controllers.split_whitespace().filter(|name| !enabled.split_whitespace().any(|on| on == *name)) {
+        if let Err(error) = fs::write(&switch, format!("+{name}")) {
+            log::debug!("cannot enable `{name}` below `{}`: {error}", dir.display());
+        }
+    }
+}
+
+/// Copies the value of a v1 cpuset file from the parent, where it is empty.
+fn inherit(dir: &Path, file: &str) -> io::Result<()> {
+    let own = dir.join(file);
+    if !read(&own)?.trim().is_empty() {
+        return Ok(());
+    }
+    let above = dir.parent().unwrap_or(dir).join(file);
+    fs::write(&own, read(&above)?.trim()).map_err(|error| at("write to", &own, &error))
+}
+
+/// Removes a cgroup and those below it, deepest first.
+fn remove_tree(dir: &Path) -> io::Result<()> {
+    // Most have nothing below.
+    if remove_dir(dir).is_ok() {
+        return Ok(());
+    }
+    for below in dirs_below(dir) {
+        remove_dir(&below)?;
+    }
+    remove_dir(dir)
+}
+
+fn remove_dir(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir(dir) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(at("remove", dir, &error)),
+        _ => Ok(()),
+    }
+}
+
+/// All directories below `dir`, the deepest first. What vanishes meanwhile is left out.
+fn dirs_below(dir: &Path) -> Vec<PathBuf> {
+    let mut dirs = Vec::new();
+    for below in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if below.file_type().is_ok_and(|kind| kind.is_dir()) {
+            dirs.extend(dirs_below(&below.path()));
+            dirs.push(below.path());
+        }
+    }
+    dirs
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    fs::read_to_string(path).map_err(|error| match error.raw_os_error() {
+        Some(libc::ESRCH) => error,
+        _ => at("read", path, &error),
+    })
+}
+
+/// A sentence about `path`, of the same kind as `error`.
+fn at(doing: &str, path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot {doing} `{}`: {error}", path.display()))
+}

@@ -1,0 +1,16 @@
+//! The node: processes, files, mounts, cgroups and the OCI runtime. All system calls of the shim live here.
+
+pub(crate) mod bundle;
+pub(crate) mod cache;
+pub(crate) mod cgroup;
+pub(crate) mod compile;
+pub(crate) mod console;
+pub(crate) mod engine;
+pub(crate) mod log_fifo;
+pub(crate) mod metrics;
+pub(crate) mod mounts;
+pub(crate) mod namespaces;
+pub(crate) mod process;
+pub(crate) mod rootfs;
+pub(crate) mod runtime;
+pub(crate) mod stdio;

@@ -1,0 +1,173 @@
+//! The pod's namespaces, held by the shim's main thread instead of a pause process.
+//!
+//! `/proc/PID/ns/*` and `/proc/PID/net` of a process are its main thread's. The main thread does nothing else than join
+//! and leave namespaces as it is told; everything else runs on other threads, in the node's namespaces.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use nix::sched::{CloneFlags, setns, unshare};
+use tokio::sync::oneshot;
+
+use crate::task::sandbox::SandboxNamespaces;
+
+enum Job {
+    Enter(SandboxNamespaces, oneshot::Sender<io::Result<()>>),
+    Leave(oneshot::Sender<io::Result<()>>),
+}
+
+/// Tells the main thread what to do.
+#[derive(Clone, Debug)]
+pub(crate) struct Holder {
+    jobs: Sender<Job>,
+}
+
+/// The main thread's end.
+pub(crate) struct Jobs(Receiver<Job>);
+
+/// A holder and the main thread's end of it.
+pub(crate) fn holder() -> (Holder, Jobs) {
+    let (jobs, receiver) = channel();
+    (Holder { jobs }, Jobs(receiver))
+}
+
+impl Holder {
+    /// Makes the main thread enter the sandbox's namespaces.
+    pub(crate) async fn enter(&self, namespaces: SandboxNamespaces) -> io::Result<()> {
+        self.run(|done| Job::Enter(namespaces, done)).await
+    }
+
+    /// Makes the main thread go back to the node's namespaces, which ends the sandbox's own.
+    pub(crate) async fn leave(&self) -> io::Result<()> {
+        self.run(Job::Leave).await
+    }
+
+    async fn run(&self, job: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Job) -> io::Result<()> {
+        let gone = || io::Error::other("the main thread has ended");
+        let (done, result) = oneshot::channel();
+        self.jobs.send(job(done)).map_err(|_| gone())?;
+        result.await.map_err(|_| gone())?
+    }
+}
+
+impl Jobs {
+    /// Does the jobs on the calling thread, which must be the main thread, until every holder is gone.
+    pub(crate) fn serve(self) {
+        let mut origin = None;
+        while let Ok(job) = self.0.recv() {
+            let (result, done) = match job {
+                Job::Enter(namespaces, done) => (enter(&namespaces, &mut origin), done),
+                Job::Leave(done) => (leave(&mut origin), done),
+            };
+            // Whoever asked may have gone; the namespaces are as asked all the same.
+            drop(done.send(result));
+        }
+    }
+}
+
+/// The node's namespaces, to go back to.
+struct Origin {
+    network: File,
+    ipc: File,
+    uts: File,
+}
+
+impl Origin {
+    fn open() -> io::Result<Self> {
+        let open = |name: &str| File::open(Path::new("/proc/thread-self/ns").join(name));
+        Ok(Self { network: open("net")?, ipc: open("ipc")?, uts: open("uts")? })
+    }
+}
+
+fn enter(namespaces: &SandboxNamespaces, origin: &mut Option<Origin>) -> io::Result<()> {
+    if origin.is_some() {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the shim holds a sandbox's namespaces already"));
+    }
+    *origin = Some(Origin::open()?);
+    let entered = try_enter(namespaces);
+    if entered.is_err() {
+        leave(origin)?;
+    }
+    entered
+}
+
+fn try_enter(namespaces: &SandboxNamespaces) -> io::Result<()> {
+    if let Some(path) = &namespaces.network {
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("network namespace `{}`: {error}", path.display()));
+        setns(File::open(path).map_err(named)?, CloneFlags::CLONE_NEWNET).map_err(|error| named(error.into()))?;
+    }
+    let mut new = CloneFlags::empty();
+    new.set(CloneFlags::CLONE_NEWIPC, namespaces.new_ipc);
+    new.set(CloneFlags::CLONE_NEWUTS, namespaces.new_uts);
+    unshare(new)?;
+    if let (true, Some(name)) = (namespaces.new_uts, &namespaces.hostname) {
+        nix::unistd::sethostname(name)?;
+    }
+    for (name, value) in &namespaces.sysctls {
+        set_sysctl(name, value)?;
+    }
+    Ok(())
+}
+
+fn set_sysctl(name: &str, value: &str) -> io::Result<()> {
+    let wrong = |why: String| io::Error::new(io::ErrorKind::InvalidInput, format!("sysctl `{name}`: {why}"));
+    if name.contains("..") {
+        return Err(wrong("not a sysctl's name".into()));
+    }
+    fs::write(Path::new("/proc/sys").join(name.replace('.', "/")), value).map_err(|error| wrong(error.to_string()))
+}
+
+fn leave(origin: &mut Option<Origin>) -> io::Result<()> {
+    let Some(node) = origin.take() else { return Ok(()) };
+    setns(node.network, CloneFlags::CLONE_NEWNET)?;
+    setns(node.ipc, CloneFlags::CLONE_NEWIPC)?;
+    setns(node.uts, CloneFlags::CLONE_NEWUTS)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn namespace(name: &str) -> PathBuf {
+        fs::read_link(Path::new("/proc/thread-self/ns").join(name)).unwrap()
+    }
+
+    #[test]
+    fn a_thread_enters_and_leaves() {
+        let before = (namespace("uts"), namespace("ipc"), namespace("net"));
+        let mut origin = None;
+        let wanted = SandboxNamespaces {
+            new_ipc: true,
+            new_uts: true,
+            hostname: Some("pod-1".into()),
+            sysctls: vec![("kernel.msgmax".into(), "4096".into())],
+            ..SandboxNamespaces::default()
+        };
+        enter(&wanted, &mut origin).unwrap();
+        assert_ne!(namespace("uts"), before.0);
+        assert_eq!(nix::unistd::gethostname().unwrap(), "pod-1");
+        assert_eq!(fs::read_to_string("/proc/sys/kernel/msgmax").unwrap().trim(), "4096");
+        assert!(enter(&wanted, &mut origin).is_err(), "one sandbox per shim");
+        leave(&mut origin).unwrap();
+        assert_eq!((namespace("uts"), namespace("ipc"), namespace("net")), before);
+    }
+
+    #[test]
+    fn a_failure_leaves_the_thread_where_it_was() {
+        let before = namespace("uts");
+        let mut origin = None;
+        let wanted = SandboxNamespaces {
+            new_uts: true,
+            sysctls: vec![("kernel.no_such_thing".into(), "1".into())],
+            ..SandboxNamespaces::default()
+        };
+        let error = enter(&wanted, &mut origin).unwrap_err().to_string();
+        assert!(error.contains("kernel.no_such_thing"), "{error}");
+        assert_eq!(namespace("uts"), before);
+    }
+}

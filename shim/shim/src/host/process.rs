@@ -1,0 +1,82 @@
+//! Processes of containers: waited for and signalled through a pidfd.
+//!
+//! The shim is their parent: the OCI runtime that made them is gone, and the shim is the subreaper. Nobody else waits
+//! for them, so that a pid stays theirs until [`Process::wait`] has reaped it.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use skiff_plan::{exit_code_of_proc_exit, exit_code_of_signal};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// A process of a container.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pid: i32,
+    pidfd: AsyncFd<OwnedFd>,
+}
+
+/// A descriptor of the process `pid`.
+fn open_pidfd(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two integers and returns a new descriptor or an error.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = i32::try_from(Errno::result(fd)?).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sends `signal` through `pidfd`; `Ok(false)` when the process has ended already.
+fn send_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<bool> {
+    let no_info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: the descriptor is open as long as the reference lives; no siginfo is passed.
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, no_info, 0) };
+    match Errno::result(sent) {
+        Ok(_) => Ok(true),
+        Err(Errno::ESRCH) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Sends `signal` to the process `pid`, which need not be a child; one that has ended is fine.
+pub(crate) fn signal_pid(pid: i32, signal: i32) -> io::Result<()> {
+    match open_pidfd(pid) {
+        Ok(pidfd) => send_signal(&pidfd, signal).map(drop),
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+impl Process {
+    /// Takes hold of the child `pid`, which nobody has waited for yet.
+    pub(crate) fn of_child(pid: i32) -> io::Result<Self> {
+        let pidfd = open_pidfd(pid)?;
+        Ok(Self { pid, pidfd: register(pidfd)? })
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Waits for the end of the process, reaps it and gives its exit code. To be called by one owner only.
+    pub(crate) async fn wait(&self) -> io::Result<i32> {
+        loop {
+            let mut ready = self.pidfd.readable().await?;
+            let id = Id::PIDFd(std::os::fd::AsFd::as_fd(self.pidfd.get_ref()));
+            match waitid(id, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
+                Ok(WaitStatus::Exited(_, code)) => return Ok(exit_code_of_proc_exit(code)),
+                Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(exit_code_of_signal(signal as i32)),
+                Ok(_) => ready.clear_ready(),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Sends `signal`; `Ok(false)` when the process has ended already.
+    pub(crate) fn signal(&self, signal: i32) -> io::Result<bool> {
+        send_signal(self.pidfd.get_ref(), signal)
+    }
+}

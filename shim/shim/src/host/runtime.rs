@@ -1,0 +1,224 @@
+//! The node's OCI runtime (runc), which makes containers, and runs further processes in native ones.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
+use runc::options::{CreateOpts, DeleteOpts, ExecOpts, GlobalOpts};
+use runc::{Command, Io, Runc};
+
+use crate::error::{Context, Error, Kind, Result};
+use crate::host::stdio::ChildStdio;
+use crate::settings::Settings;
+
+/// The descriptor that the first preserved file gets in the container.
+const FIRST_PRESERVED: RawFd = 3;
+
+/// How a process is connected.
+#[derive(Debug)]
+pub(crate) enum Attachment {
+    /// To these files.
+    Files(ChildStdio),
+    /// To a terminal, whose other end is sent to this socket.
+    Console(PathBuf),
+}
+
+/// What makes, and ends, the processes of containers.
+#[async_trait]
+pub(crate) trait Launcher: Send + Sync {
+    /// Makes the container of `bundle`; its process waits to be started and gets `preserved` as descriptors 3, 4, ….
+    /// Gives the pid of the process, which becomes a child of the shim.
+    async fn create(&self, bundle: &Path, attachment: Attachment, preserved: Vec<OwnedFd>) -> Result<i32>;
+    /// Starts the container's process.
+    async fn start(&self) -> Result<()>;
+    /// Ends whatever is left of the container and removes it; a container that is not there is fine.
+    async fn delete(&self) -> Result<()>;
+    /// Stops every process of the container where it is.
+    async fn pause(&self) -> Result<()>;
+    /// Lets them go on.
+    async fn resume(&self) -> Result<()>;
+    /// Sets the container's cgroup limits.
+    async fn update(&self, resources: &LinuxResources) -> Result<()>;
+    /// Starts a further process and gives its pid, which becomes a child of the shim. `scratch` is a directory for files
+    /// under the name `exec_id`.
+    async fn exec(&self, process: &ProcessSpec, attachment: Attachment, scratch: &Path, exec_id: &str) -> Result<i32>;
+}
+
+/// A container of the node's OCI runtime.
+pub(crate) struct OciRuntime {
+    id: String,
+    client: Runc,
+    log: PathBuf,
+    settings: Settings,
+    state_root: PathBuf,
+}
+
+impl OciRuntime {
+    /// The container `id` of `namespace`, as `settings` say; its messages go to a file in `bundle`.
+    pub(crate) fn new(id: &str, namespace: &str, settings: &Settings, bundle: &Path) -> Result<Self> {
+        let state_root = settings.root.join(namespace);
+        let log = bundle.join("runtime.log");
+        let client = GlobalOpts::new()
+            .command(&settings.binary_name)
+            .root(&state_root)
+            .log(&log)
+            .log_json()
+            .systemd_cgroup(settings.systemd_cgroup)
+            .build()
+            .map_err(|_| Error::new(Kind::Host, format!("could not find the OCI runtime `{}`", settings.binary_name)))?;
+        Ok(Self { id: id.into(), client, log, settings: settings.clone(), state_root })
+    }
+
+    /// The runtime's own words for its last failure, or those of the call.
+    fn failed(&self, doing: &str, error: &dyn std::error::Error) -> Error {
+        let said = fs::read_to_string(&self.log).unwrap_or_default();
+        let last = said.lines().rev().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).find_map(
+            |entry| (entry["level"] == "error").then(|| entry["msg"].as_str().map(str::to_string)).flatten(),
+        );
+        let words = last.unwrap_or_else(|| crate::error::chain(error));
+        Error::new(Kind::Host, format!("OCI runtime {doing} failed: {words}"))
+    }
+
+    async fn create_preserving(&self, bundle: &Path, stdio: ChildStdio, preserved: Vec<OwnedFd>, pid_file: &Path) -> Result<()> {
+        let mut command = Command::new(&self.settings.binary_name);
+        command.arg("--root").arg(&self.state_root).arg("--log").arg(&self.log).args(["--log-format", "json"]);
+        if self.settings.systemd_cgroup {
+            command.arg("--systemd-cgroup");
+        }
+        command.arg("create").arg("--bundle").arg(bundle).arg("--pid-file").arg(pid_file);
+        command.arg("--preserve-fds").arg(preserved.len().to_string());
+        if self.settings.no_pivot_root {
+            command.arg("--no-pivot");
+        }
+        if self.settings.no_new_keyring {
+            command.arg("--no-new-keyring");
+        }
+        command.arg(&self.id).env_remove("NOTIFY_SOCKET");
+        command.stdin(stdio.stdin).stdout(stdio.stdout).stderr(stdio.stderr);
+        pass_descriptors(&mut command, preserved);
+        let status = command.status().await.doing(|| "could not run the OCI runtime".into())?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(self.failed("create", &io::Error::other(format!("it ended with {status}"))))
+    }
+}
+
+#[async_trait]
+impl Launcher for OciRuntime {
+    async fn create(&self, bundle: &Path, attachment: Attachment, preserved: Vec<OwnedFd>) -> Result<i32> {
+        let pid_file = bundle.join("init.pid");
+        let mut options = CreateOpts::new()
+            .pid_file(&pid_file)
+            .no_pivot(self.settings.no_pivot_root)
+            .no_new_keyring(self.settings.no_new_keyring);
+        match attachment {
+            Attachment::Files(stdio) if !preserved.is_empty() => {
+                self.create_preserving(bundle, stdio, preserved, &pid_file).await?;
+                return read_pid(&pid_file);
+            }
+            Attachment::Files(stdio) => options = options.io(passed(stdio)),
+            Attachment::Console(socket) => options = options.console_socket(socket),
+        }
+        self.client.create(&self.id, bundle, Some(&options)).await.map_err(|error| self.failed("create", &error))?;
+        read_pid(&pid_file)
+    }
+
+    async fn start(&self) -> Result<()> {
+        self.client.start(&self.id).await.map(drop).map_err(|error| self.failed("start", &error))
+    }
+
+    async fn delete(&self) -> Result<()> {
+        // The runtime makes this directory before anything else and removes it last.
+        if !self.state_root.join(&self.id).exists() {
+            return Ok(());
+        }
+        let options = DeleteOpts { force: true };
+        self.client.delete(&self.id, Some(&options)).await.map_err(|error| self.failed("delete", &error))
+    }
+
+    async fn pause(&self) -> Result<()> {
+        self.client.pause(&self.id).await.map_err(|error| self.failed("pause", &error))
+    }
+
+    async fn resume(&self) -> Result<()> {
+        self.client.resume(&self.id).await.map_err(|error| self.failed("resume", &error))
+    }
+
+    async fn update(&self, resources: &LinuxResources) -> Result<()> {
+        self.client.update(&self.id, resources).await.map_err(|error| self.failed("update", &error))
+    }
+
+    async fn exec(&self, process: &ProcessSpec, attachment: Attachment, scratch: &Path, exec_id: &str) -> Result<i32> {
+        let pid_file = scratch.join(format!("{exec_id}.pid"));
+        let mut options = ExecOpts::new().pid_file(&pid_file).detach(true);
+        match attachment {
+            Attachment::Files(stdio) => options = options.io(passed(stdio)),
+            Attachment::Console(socket) => options = options.console_socket(socket),
+        }
+        self.client.exec(&self.id, process, Some(&options)).await.map_err(|error| self.failed("exec", &error))?;
+        let pid = read_pid(&pid_file)?;
+        fs::remove_file(&pid_file).doing(|| "could not remove a pid file".into())?;
+        Ok(pid)
+    }
+}
+
+fn read_pid(path: &Path) -> Result<i32> {
+    let text = fs::read_to_string(path).doing(|| format!("could not read `{}`", path.display()))?;
+    text.trim().parse().doing(|| format!("there is no pid in `{}`", path.display()))
+}
+
+/// Hands files over to one command of the runtime.
+struct Passed(Mutex<Option<ChildStdio>>);
+
+impl std::fmt::Debug for Passed {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Passed")
+    }
+}
+
+fn passed(stdio: ChildStdio) -> std::sync::Arc<dyn Io> {
+    std::sync::Arc::new(Passed(Mutex::new(Some(stdio))))
+}
+
+#[async_trait]
+impl Io for Passed {
+    async fn set(&self, command: &mut Command) -> io::Result<()> {
+        let taken = self.0.lock().map_err(|_| io::Error::other("a lock is poisoned"))?.take();
+        let stdio = taken.ok_or_else(|| io::Error::other("the streams were used already"))?;
+        command.stdin(stdio.stdin).stdout(Stdio::from(stdio.stdout)).stderr(Stdio::from(stdio.stderr));
+        Ok(())
+    }
+
+    async fn close_after_start(&self) {}
+}
+
+/// Gives `files` to the command's process as descriptors 3, 4, ….
+fn pass_descriptors(command: &mut Command, files: Vec<OwnedFd>) {
+    let place = move || {
+        // First out of the way of the wanted numbers, then to them: `dup2` clears close-on-exec.
+        let beyond = FIRST_PRESERVED + RawFd::try_from(files.len()).map_err(io::Error::other)?;
+        let mut moved = [-1; 8];
+        for (slot, file) in moved.iter_mut().zip(&files) {
+            // SAFETY: fcntl on an open descriptor, with an integer argument; safe between fork and exec.
+            *slot = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, beyond) };
+            if *slot < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        for (wanted, source) in (FIRST_PRESERVED..beyond).zip(moved) {
+            // SAFETY: both are descriptors of this process; safe between fork and exec.
+            if unsafe { libc::dup2(source, wanted) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes two kinds of system calls and allocates nothing.
+    unsafe { command.pre_exec(place) };
+}

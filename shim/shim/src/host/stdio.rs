@@ -1,0 +1,156 @@
+//! Standard streams of a process: the container gets containerd's fifos themselves, nothing is copied.
+//!
+//! The shim only holds them open: a reader of each output, so that a guest that writes while containerd is restarted
+//! waits instead of failing, and nothing that it wrote is lost; a writer of the input, until containerd says that the
+//! input is closed. The outputs end for containerd when the last process that writes them has ended.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+/// Where containerd wants the streams of a process: paths of fifos, `file://` addresses, or empty.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StdioPaths {
+    pub(crate) stdin: String,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    /// The process has a terminal, and containerd's end of it is `stdin` and `stdout`.
+    pub(crate) terminal: bool,
+}
+
+/// The ends that the process gets.
+#[derive(Debug)]
+pub(crate) struct ChildStdio {
+    pub(crate) stdin: File,
+    pub(crate) stdout: File,
+    pub(crate) stderr: File,
+}
+
+/// The ends that the shim holds; all are closed when it is dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Holds {
+    stdin: Mutex<Option<File>>,
+    _outputs: Vec<File>,
+}
+
+impl Holds {
+    /// Lets go of the input: the process reads its end once containerd has closed it too.
+    pub(crate) fn close_stdin(&self) {
+        self.stdin.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+/// Opens the streams of a process without a terminal. Never waits for containerd's end.
+pub(crate) fn open(paths: &StdioPaths) -> io::Result<(ChildStdio, Holds)> {
+    let (stdin, hold) = open_input(&paths.stdin).map_err(|error| named(&paths.stdin, &error))?;
+    let mut outputs = Vec::new();
+    let mut output = |path: &str| match open_output(path) {
+        Ok((file, hold)) => {
+            outputs.extend(hold);
+            Ok(file)
+        }
+        Err(error) => Err(named(path, &error)),
+    };
+    let stdout = output(&paths.stdout)?;
+    let stderr = output(&paths.stderr)?;
+    Ok((ChildStdio { stdin, stdout, stderr }, Holds { stdin: Mutex::new(hold), _outputs: outputs }))
+}
+
+fn named(path: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("could not open the stream `{path}`: {error}"))
+}
+
+fn open_input(path: &str) -> io::Result<(File, Option<File>)> {
+    if path.is_empty() {
+        return Ok((File::open("/dev/null")?, None));
+    }
+    // A fifo opened for both neither waits nor ends; it is there until the two ends proper are.
+    let bridge = OpenOptions::new().read(true).write(true).open(path)?;
+    let child = File::open(path)?;
+    let hold = bridge.metadata()?.file_type().is_fifo().then(|| OpenOptions::new().write(true).open(path)).transpose()?;
+    Ok((child, hold))
+}
+
+fn open_output(path: &str) -> io::Result<(File, Option<File>)> {
+    if path.is_empty() {
+        return Ok((OpenOptions::new().write(true).open("/dev/null")?, None));
+    }
+    if let Some(file) = path.strip_prefix("file://") {
+        if let Some(parent) = Path::new(file).parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        return Ok((OpenOptions::new().append(true).create(true).mode(0o640).open(file)?, None));
+    }
+    if let Some((scheme, _)) = path.split_once("://") {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, format!("streams of the kind `{scheme}` are not supported")));
+    }
+    let hold = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let child = OpenOptions::new().write(true).open(path)?;
+    Ok((child, Some(hold)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::path::PathBuf;
+
+    use nix::sys::stat::Mode;
+
+    use super::*;
+
+    struct Fifos {
+        directory: tempfile::TempDir,
+    }
+
+    impl Fifos {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            for name in ["in", "out", "err"] {
+                nix::unistd::mkfifo(&directory.path().join(name), Mode::S_IRWXU).unwrap();
+            }
+            Self { directory }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.directory.path().join(name)
+        }
+
+        fn paths(&self) -> StdioPaths {
+            let text = |name| self.path(name).to_str().unwrap().to_string();
+            StdioPaths { stdin: text("in"), stdout: text("out"), stderr: text("err"), terminal: false }
+        }
+    }
+
+    #[test]
+    fn what_was_written_while_nobody_read_arrives_and_then_the_stream_ends() {
+        let fifos = Fifos::new();
+        let (mut child, _holds) = open(&fifos.paths()).unwrap();
+        child.stdout.write_all(b"before a reader").unwrap();
+        let mut reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(fifos.path("out")).unwrap();
+        drop(child);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "before a reader");
+    }
+
+    #[test]
+    fn the_input_ends_only_when_both_writers_are_gone() {
+        let fifos = Fifos::new();
+        let (mut child, holds) = open(&fifos.paths()).unwrap();
+        let mut writer = OpenOptions::new().write(true).open(fifos.path("in")).unwrap();
+        writer.write_all(b"input").unwrap();
+        drop(writer);
+        let mut buffer = [0; 5];
+        child.stdin.read_exact(&mut buffer).unwrap();
+        holds.close_stdin();
+        assert_eq!(child.stdin.read(&mut buffer).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_missing_fifo_is_named() {
+        let paths = StdioPaths { stdout: "/nowhere/out".into(), ..StdioPaths::default() };
+        assert!(open(&paths).unwrap_err().to_string().contains("`/nowhere/out`"));
+    }
+}

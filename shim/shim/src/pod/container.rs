@@ -1,0 +1,276 @@
+//! A container of the pod: its life after it was made.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use containerd_shim::protos::events::task::{TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart};
+use oci_spec::runtime::LinuxResources;
+use protobuf::well_known_types::any::Any;
+use skiff_plan::exit_code_of_signal;
+
+use crate::containerd::publisher::Publisher;
+use crate::containerd::time::timestamp;
+use crate::error::{Context, Error, Kind, Result};
+use crate::host::cgroup::Cgroup;
+use crate::host::metrics;
+use crate::host::mounts::Rootfs;
+use crate::host::namespaces::Holder;
+use crate::host::process::signal_pid;
+use crate::host::runtime::Launcher;
+use crate::pod::guest::Guest;
+use crate::pod::{Deleted, Member, id_of};
+use crate::task::state::{Exit, State};
+
+/// A container of the pod.
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) init: Arc<Member>,
+    execs: Mutex<HashMap<String, Arc<Member>>>,
+    pub(super) body: Body,
+    /// Held while a change of state is made and its event published: the exit event waits for it.
+    // Invariant: start < exit of a process, because an exit is published only under this lock.
+    pub(super) changing: tokio::sync::Mutex<()>,
+    pub(super) events: Publisher,
+}
+
+/// What a container is made of.
+pub(crate) enum Body {
+    /// The pod's sandbox: the shim's main thread holds its namespaces.
+    Sandbox(Option<Cgroup>),
+    /// A container whose program the kernel runs.
+    Native(Made),
+    /// A container whose program the engine runs; the guest is handed over by Start.
+    Wasm(Made, tokio::sync::Mutex<Option<Guest>>),
+}
+
+/// A container that the OCI runtime made.
+pub(crate) struct Made {
+    pub(crate) launcher: Box<dyn Launcher>,
+    pub(crate) rootfs: Mutex<Option<Rootfs>>,
+    pub(crate) cgroup: Cgroup,
+    /// The kernel ends all processes of the container with the first one.
+    pub(crate) own_pids: bool,
+}
+
+impl Body {
+    fn made(&self) -> Option<&Made> {
+        match self {
+            Body::Sandbox(_) => None,
+            Body::Native(made) | Body::Wasm(made, _) => Some(made),
+        }
+    }
+
+    fn cgroup(&self) -> Option<&Cgroup> {
+        match self {
+            Body::Sandbox(cgroup) => cgroup.as_ref(),
+            Body::Native(made) | Body::Wasm(made, _) => Some(&made.cgroup),
+        }
+    }
+}
+
+impl Container {
+    pub(super) fn new(bundle: PathBuf, init: Member, body: Body, events: Publisher) -> Self {
+        Self {
+            id: id_of(&bundle),
+            bundle,
+            init: Arc::new(init),
+            execs: Mutex::default(),
+            body,
+            changing: tokio::sync::Mutex::new(()),
+            events,
+        }
+    }
+
+    /// The process `exec_id`; the first one when it is empty.
+    pub(crate) fn member(&self, exec_id: &str) -> Result<Arc<Member>> {
+        if exec_id.is_empty() {
+            return Ok(self.init.clone());
+        }
+        let found = self.execs().get(exec_id).cloned();
+        found.ok_or_else(|| Error::new(Kind::NotFound, format!("process `{exec_id}` does not exist in container `{}`", self.id)))
+    }
+
+    pub(super) fn execs(&self) -> MutexGuard<'_, HashMap<String, Arc<Member>>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the first process.
+    pub(crate) async fn start(self: &Arc<Self>) -> Result<i32> {
+        let _changing = self.changing.lock().await;
+        self.init.state().check_start()?;
+        match &self.body {
+            Body::Sandbox(_) => {}
+            Body::Native(made) => made.launcher.start().await?,
+            Body::Wasm(made, guest) => {
+                let guest = guest.lock().await.take();
+                let guest = guest.ok_or_else(|| Error::new(Kind::Conflict, "the guest was started before"))?;
+                made.launcher.start().await?;
+                guest.wait_until_ready().await?;
+            }
+        }
+        self.init.set_state(State::Running);
+        let pid = self.init.pid();
+        self.events.publish(TaskStart { container_id: self.id.clone(), pid: unsigned(pid), ..TaskStart::default() });
+        Ok(pid)
+    }
+
+    /// Owns the waiting for `member`: publishes its exit, once.
+    pub(super) fn supervise(self: &Arc<Self>, member: Arc<Member>) {
+        let container = self.clone();
+        tokio::spawn(async move {
+            let exit = member.reap().await;
+            let _changing = container.changing.lock().await;
+            container.ended(&member, exit);
+        });
+    }
+
+    fn ended(&self, member: &Member, exit: Exit) {
+        if member.exec_id.is_empty()
+            && let Some(made) = self.body.made()
+        {
+            if !made.own_pids && let Err(error) = made.cgroup.kill_all() {
+                log::warn!("could not end the other processes of container `{}`: {error}", self.id);
+            }
+            if made.cgroup.oom_kills().unwrap_or(0) > 0 {
+                self.events.publish(TaskOOM { container_id: self.id.clone(), ..TaskOOM::default() });
+            }
+        }
+        member.set_state(State::Stopped(exit));
+        self.events.publish(TaskExit {
+            container_id: self.id.clone(),
+            id: if member.exec_id.is_empty() { self.id.clone() } else { member.exec_id.clone() },
+            pid: unsigned(member.pid()),
+            exit_status: unsigned(exit.code),
+            exited_at: Some(timestamp(exit.at)).into(),
+            ..TaskExit::default()
+        });
+    }
+
+    /// Sends `signal` to a process, or to all of the container.
+    pub(crate) async fn kill(&self, member: &Member, signal: i32, all: bool) -> Result<()> {
+        let Some(made) = self.body.made() else { return self.stop_sandbox(signal).await };
+        if all && member.exec_id.is_empty() {
+            signal_all(&made.cgroup, signal).doing(|| format!("could not send signal {signal} to container `{}`", self.id))?;
+        } else {
+            member.signal(signal)?;
+        }
+        // A frozen process cannot die; SIGKILL must not wait for a resume.
+        if signal == libc::SIGKILL && member.state() == State::Paused {
+            made.launcher.resume().await?;
+        }
+        Ok(())
+    }
+
+    async fn stop_sandbox(&self, signal: i32) -> Result<()> {
+        let _changing = self.changing.lock().await;
+        if self.init.state().exit().is_some() {
+            return Err(Error::new(Kind::NotFound, "the process has ended already"));
+        }
+        // The pause program, whose place this is, ends well when it is asked to.
+        let code = match signal {
+            0 => return Ok(()),
+            libc::SIGTERM | libc::SIGINT => 0,
+            other => exit_code_of_signal(other),
+        };
+        self.ended(&self.init, Exit { code, at: SystemTime::now() });
+        Ok(())
+    }
+
+    /// Stops every process of the container where it is.
+    pub(crate) async fn pause(&self) -> Result<()> {
+        let _changing = self.changing.lock().await;
+        self.init.state().check_pause()?;
+        self.made("pause")?.launcher.pause().await?;
+        self.init.set_state(State::Paused);
+        self.events.publish(TaskPaused { container_id: self.id.clone(), ..TaskPaused::default() });
+        Ok(())
+    }
+
+    /// Lets them go on.
+    pub(crate) async fn resume(&self) -> Result<()> {
+        let _changing = self.changing.lock().await;
+        self.init.state().check_resume()?;
+        self.made("resume")?.launcher.resume().await?;
+        self.init.set_state(State::Running);
+        self.events.publish(TaskResumed { container_id: self.id.clone(), ..TaskResumed::default() });
+        Ok(())
+    }
+
+    /// Sets the cgroup limits of a native container.
+    pub(crate) async fn update(&self, resources: &LinuxResources) -> Result<()> {
+        match &self.body {
+            Body::Native(made) => made.launcher.update(resources).await,
+            Body::Wasm(..) => Err(self.unsupported("update", "a wasm container")),
+            Body::Sandbox(_) => Err(self.unsupported("update", "the sandbox of a pod")),
+        }
+    }
+
+    /// Every process of the container with the exec id that it was started under.
+    pub(crate) fn pids(&self) -> Result<Vec<(i32, String)>> {
+        let Some(made) = self.body.made() else { return Ok(vec![(self.init.pid(), String::new())]) };
+        let pids = made.cgroup.pids().doing(|| format!("could not list the processes of container `{}`", self.id))?;
+        let execs = self.execs();
+        let exec_of = |pid| execs.values().find(|member| member.pid() == pid).map(|member| member.exec_id.clone());
+        Ok(pids.into_iter().map(|pid| (pid, exec_of(pid).unwrap_or_default())).collect())
+    }
+
+    /// The cgroup's figures, as containerd's metrics of the node's cgroup version.
+    pub(crate) fn stats(&self) -> Result<Any> {
+        let cgroup = self.body.cgroup().ok_or_else(|| self.unsupported("stats", "a sandbox without a cgroup"))?;
+        metrics::collect(cgroup).doing(|| format!("could not read the metrics of container `{}`", self.id))
+    }
+
+    /// Removes what is left of the container. The first process must have ended or never have been started.
+    pub(super) async fn delete(&self, holder: &Holder) -> Result<Deleted> {
+        if self.init.state() == State::Created {
+            self.kill(&self.init, libc::SIGKILL, false).await?;
+        }
+        let exit = self.init.wait().await?;
+        let _changing = self.changing.lock().await;
+        match &self.body {
+            Body::Sandbox(cgroup) => {
+                holder.leave().await.doing(|| "could not leave the namespaces of the pod".into())?;
+                if let Some(cgroup) = cgroup {
+                    remove_cgroup(cgroup).await?;
+                }
+            }
+            Body::Native(made) | Body::Wasm(made, _) => {
+                made.launcher.delete().await?;
+                self.init.detach().await;
+                let rootfs = made.rootfs.lock().unwrap_or_else(PoisonError::into_inner).take();
+                tokio::task::spawn_blocking(move || drop(rootfs)).await.doing(|| "could not unmount".into())?;
+            }
+        }
+        Ok(Deleted { pid: self.init.pid(), exit })
+    }
+
+    fn made(&self, verb: &str) -> Result<&Made> {
+        self.body.made().ok_or_else(|| self.unsupported(verb, "the sandbox of a pod"))
+    }
+
+    pub(super) fn unsupported(&self, verb: &str, of: &str) -> Error {
+        Error::new(Kind::Unsupported, format!("{verb} is not implemented for {of} (container `{}`)", self.id))
+    }
+}
+
+fn signal_all(cgroup: &Cgroup, signal: i32) -> std::io::Result<()> {
+    if signal == libc::SIGKILL {
+        return cgroup.kill_all();
+    }
+    cgroup.pids()?.into_iter().try_for_each(|pid| signal_pid(pid, signal))
+}
+
+/// Removes the cgroup of a sandbox; the kernel may need a moment to see that it is empty.
+pub(super) async fn remove_cgroup(cgroup: &Cgroup) -> Result<()> {
+    let cgroup = cgroup.clone();
+    let removed = tokio::task::spawn_blocking(move || cgroup.remove()).await;
+    removed.map_err(std::io::Error::other).flatten().doing(|| "could not remove the cgroup of the sandbox".into())
+}
+
+/// A pid or an exit code for the wire, which knows no negative ones.
+pub(crate) fn unsigned(number: i32) -> u32 {
+    u32::try_from(number).unwrap_or_default()
+}

@@ -1,0 +1,295 @@
+//! Making a container: from containerd's request to a process that waits to be started.
+
+use std::fs;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use containerd_shim::protos::events::task::{TaskCreate, TaskIO};
+use containerd_shim::protos::types::mount::Mount;
+use oci_spec::runtime::Spec;
+use protobuf::well_known_types::any::Any;
+use serde_json::Value;
+
+use crate::containerd::layers;
+use crate::error::{Context, Error, Kind, Result};
+use crate::host::bundle::Record;
+use crate::host::cgroup::Cgroup;
+use crate::host::engine::open_engine;
+use crate::host::mounts::Rootfs;
+use crate::host::process::Process;
+use crate::host::rootfs::{FileKind, kind_of, open_file, resolve};
+use crate::host::runtime::{Launcher, OciRuntime};
+use crate::host::stdio::StdioPaths;
+use crate::pod::container::{Body, Made, remove_cgroup, unsigned};
+use crate::pod::exec::attachment_for;
+use crate::pod::guest::{Guest, Module, control_socket};
+use crate::pod::member::{Attached, Member};
+use crate::pod::{Container, Pod};
+use crate::settings::Settings;
+use crate::task::entrypoint::{candidates, split_function};
+use crate::task::sandbox::{has_own_pids, held_by_the_shim};
+use crate::task::wasm;
+
+/// What containerd asks for.
+#[derive(Debug, Default)]
+pub(crate) struct CreateRequest {
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) rootfs: Vec<Mount>,
+    pub(crate) stdio: StdioPaths,
+    pub(crate) checkpoint: String,
+    pub(crate) options: Option<Any>,
+}
+
+/// The specification of a container, parsed and as it was written: what `Spec` does not know is kept.
+struct Config {
+    spec: Spec,
+    text: Value,
+}
+
+/// The program of a container.
+enum Program {
+    Native,
+    Wasm { module: Box<Module>, name: String, function: Option<String> },
+}
+
+impl Pod {
+    /// Makes a container and gives the pid of its process. Nothing is left behind when that fails.
+    pub(crate) async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<i32> {
+        if !request.checkpoint.is_empty() {
+            return Err(Error::new(Kind::Unsupported, "restore from a checkpoint is not implemented"));
+        }
+        let reservation = self.reserve(&request.id)?;
+        let settings = Settings::from_any(request.options.as_ref())?;
+        let config = Config::read(&request.bundle)?;
+        let record = Record {
+            settings,
+            namespace: self.identity.namespace.clone(),
+            socket: self.identity.socket.clone(),
+            shim_pid: std::process::id(),
+            ..Record::default()
+        };
+        let (init, body) = match held_by_the_shim(&config.spec) {
+            Some(namespaces) => {
+                let cgroup = self.create_sandbox(&request, &config, record, namespaces).await?;
+                (Member::held_by_the_shim(request.stdio.clone()), Body::Sandbox(cgroup))
+            }
+            None => self.create_process(&request, config, record).await?,
+        };
+        let pid = init.pid();
+        let is_process = !matches!(body, Body::Sandbox(_));
+        let container = Arc::new(Container::new(request.bundle.clone(), init, body, self.events.clone()));
+        self.events.publish(created(&request, pid));
+        reservation.fill(container.clone());
+        if is_process {
+            container.supervise(container.init.clone());
+        }
+        Ok(pid)
+    }
+
+    async fn create_sandbox(
+        &self,
+        request: &CreateRequest,
+        config: &Config,
+        mut record: Record,
+        namespaces: crate::task::sandbox::SandboxNamespaces,
+    ) -> Result<Option<Cgroup>> {
+        let path = config.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
+        record.sandbox_cgroup = path.as_ref().map(|path| path.to_string_lossy().into_owned());
+        record.save(&request.bundle).doing(|| "could not write the record of the container".into())?;
+        let cgroup = record
+            .sandbox_cgroup
+            .as_deref()
+            .map(|path| {
+                let cgroup = Cgroup::from_spec(path, record.settings.systemd_cgroup, &request.id)?;
+                cgroup.create_empty().map(|()| cgroup)
+            })
+            .transpose()
+            .doing(|| "could not make the cgroup of the sandbox".into())?;
+        let entered = self.holder.enter(namespaces).await.doing(|| "could not enter the namespaces of the pod".into());
+        if entered.is_err()
+            && let Some(cgroup) = &cgroup
+            && let Err(error) = remove_cgroup(cgroup).await
+        {
+            log::error!("{}", crate::error::chain(&error));
+        }
+        entered.map(|()| cgroup)
+    }
+
+    async fn create_process(&self, request: &CreateRequest, config: Config, mut record: Record) -> Result<(Member, Body)> {
+        record.in_runtime = true;
+        record.save(&request.bundle).doing(|| "could not write the record of the container".into())?;
+        let rootfs = mount(request).await?;
+        let config = Arc::new(config);
+        let program = self.find_program(request, &config, &rootfs, &record.settings).await?;
+        let launcher = OciRuntime::new(&request.id, &record.namespace, &record.settings, &request.bundle)?;
+        let made = make(request, &config, &rootfs, &launcher, program).await;
+        let (process, attached, cgroup, guest) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                if let Err(left) = launcher.delete().await {
+                    log::error!("could not remove what is left of container `{}`: {}", request.id, crate::error::chain(&left));
+                }
+                return Err(error);
+            }
+        };
+        let made = Made {
+            launcher: Box::new(launcher),
+            rootfs: Mutex::new(Some(rootfs)),
+            cgroup,
+            own_pids: has_own_pids(&config.spec),
+        };
+        let body = match guest {
+            Some(guest) => Body::Wasm(made, tokio::sync::Mutex::new(Some(guest))),
+            None => Body::Native(made),
+        };
+        Ok((Member::created("", request.stdio.clone(), process, attached), body))
+    }
+
+    /// Finds what the container runs: a file that the container will see, told by its content, or else a wasm layer of
+    /// its image.
+    async fn find_program(
+        &self,
+        request: &CreateRequest,
+        config: &Arc<Config>,
+        rootfs: &Rootfs,
+        settings: &Settings,
+    ) -> Result<Program> {
+        let Some(entrypoint) = config.entrypoint() else { return Ok(Program::Native) };
+        let found = {
+            let (config, path) = (config.clone(), rootfs.path().to_path_buf());
+            blocking(move || config.find_file(&path)).await?
+        };
+        let (name, function, wasm, digest) = match found {
+            Some((name, function, mut file)) => match kind_of(&mut file).doing(|| format!("could not read `{name}`"))? {
+                FileKind::Native => return Ok(Program::Native),
+                FileKind::Wasm => (name, function, file, None),
+            },
+            None => {
+                let (name, function) = split_function(&entrypoint);
+                let Some(layer) = layers::find(&self.identity, &request.id, name).await? else { return Ok(Program::Native) };
+                let file = File::open(&layer.path).doing(|| format!("could not read the wasm layer of `{name}`"))?;
+                (name.to_string(), function.map(str::to_string), file, Some(layer.digest))
+            }
+        };
+        if request.stdio.terminal {
+            return Err(Error::new(Kind::Unsupported, format!("terminal is not implemented for a wasm container (`{name}`)")));
+        }
+        let settings = settings.clone();
+        let (module, name) = blocking(move || {
+            Module::load(&name, wasm, digest.as_deref(), &settings).map(|module| (Box::new(module), name))
+        })
+        .await?;
+        Ok(Program::Wasm { module, name, function })
+    }
+}
+
+impl Config {
+    fn read(bundle: &Path) -> Result<Self> {
+        let path = bundle.join("config.json");
+        let text = fs::read(&path).doing(|| format!("could not read `{}`", path.display()))?;
+        let wrong = |error: serde_json::Error| Error::invalid(format!("`{}` is not an OCI specification: {error}", path.display()));
+        Ok(Self { spec: serde_json::from_slice(&text).map_err(wrong)?, text: serde_json::from_slice(&text).map_err(wrong)? })
+    }
+
+    fn entrypoint(&self) -> Option<String> {
+        self.spec.process().as_ref()?.args().as_ref()?.first().cloned()
+    }
+
+    /// The file that the entry point means, with its name and the export to run.
+    fn find_file(&self, rootfs: &Path) -> Result<Option<(String, Option<String>, File)>> {
+        let (Some(process), Some(entrypoint)) = (self.spec.process(), self.entrypoint()) else { return Ok(None) };
+        let env = process.env().clone().unwrap_or_default();
+        let mounts = self.spec.mounts().as_deref().unwrap_or_default();
+        for candidate in candidates(&entrypoint, process.cwd(), &env) {
+            let file = open_file(rootfs, mounts, &candidate.path)
+                .doing(|| format!("could not look for `{}`", candidate.path.display()))?;
+            if let Some(file) = file {
+                return Ok(Some((candidate.path.to_string_lossy().into_owned(), candidate.function, file)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+async fn mount(request: &CreateRequest) -> Result<Rootfs> {
+    let (done, mounted) = tokio::sync::oneshot::channel();
+    let (bundle, mounts) = (request.bundle.clone(), request.rootfs.clone());
+    // A thread of its own: mounting many layers changes the thread's working directory for good.
+    std::thread::spawn(move || drop(done.send(Rootfs::mount(&bundle, &mounts))));
+    mounted.await.doing(|| "could not mount the root file system".into())?
+}
+
+type MadeProcess = (Process, Attached, Cgroup, Option<Guest>);
+
+async fn make(
+    request: &CreateRequest,
+    config: &Arc<Config>,
+    rootfs: &Rootfs,
+    launcher: &OciRuntime,
+    program: Program,
+) -> Result<MadeProcess> {
+    let (attachment, pending) = attachment_for(&request.stdio)?;
+    let (pid, handed) = match program {
+        Program::Native => (launcher.create(&request.bundle, attachment, Vec::new()).await?, None),
+        Program::Wasm { module, name, function } => {
+            let (bundle, plan) = write_engine_bundle(request, config, rootfs, &name, function.as_deref())?;
+            let (control, theirs) = control_socket()?;
+            let engine = open_engine().doing(|| "could not open the engine".into())?;
+            let pid = launcher.create(&bundle, attachment, vec![engine.into(), theirs]).await?;
+            (pid, Some((*module, plan, control)))
+        }
+    };
+    let process = Process::of_child(pid).doing(|| "could not watch the container's process".into())?;
+    let cgroup = Cgroup::of_pid(pid).doing(|| "could not find the container's cgroup".into())?;
+    let guest = match handed {
+        Some((module, plan, control)) => {
+            let limits = cgroup.memory_limit_files().doing(|| "could not open the memory limits".into())?;
+            Some(Guest::hand_over(module, plan, limits, control)?)
+        }
+        None => None,
+    };
+    let attached = pending.complete(&request.stdio).await?;
+    Ok((process, attached, cgroup, guest))
+}
+
+/// Writes the engine's bundle, whose root file system is containerd's bundle's.
+fn write_engine_bundle(
+    request: &CreateRequest,
+    config: &Config,
+    rootfs: &Rootfs,
+    name: &str,
+    function: Option<&str>,
+) -> Result<(PathBuf, skiff_plan::EnginePlan)> {
+    let guest = wasm::Guest { module: name, function };
+    let (spec, plan) = wasm::for_engine(&config.text, &guest, rootfs.path(), &|path| resolve(rootfs.path(), path))?;
+    let bundle = request.bundle.join("engine");
+    let written = fs::create_dir_all(&bundle)
+        .and_then(|()| fs::write(bundle.join("config.json"), serde_json::to_vec(&spec).unwrap_or_default()));
+    written.doing(|| "could not write the engine's bundle".into())?;
+    Ok((bundle, plan))
+}
+
+fn created(request: &CreateRequest, pid: i32) -> TaskCreate {
+    TaskCreate {
+        container_id: request.id.clone(),
+        bundle: request.bundle.to_string_lossy().into_owned(),
+        rootfs: request.rootfs.clone(),
+        io: Some(TaskIO {
+            stdin: request.stdio.stdin.clone(),
+            stdout: request.stdio.stdout.clone(),
+            stderr: request.stdio.stderr.clone(),
+            terminal: request.stdio.terminal,
+            ..TaskIO::default()
+        })
+        .into(),
+        checkpoint: request.checkpoint.clone(),
+        pid: unsigned(pid),
+        ..TaskCreate::default()
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.doing(|| "a task of the shim ended early".into())?
+}

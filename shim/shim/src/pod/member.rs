@@ -1,0 +1,156 @@
+//! A process of a container, from its description to its exit.
+
+use std::os::fd::AsFd;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::SystemTime;
+
+use oci_spec::runtime::Process as ProcessSpec;
+use tokio::sync::watch;
+
+use crate::error::{Context, Error, Kind, Result};
+use crate::host::process::Process;
+use crate::host::stdio::{Holds, StdioPaths};
+use crate::pod::terminal::Terminal;
+use crate::task::state::{Exit, State};
+
+/// A process of a container: its first one, or one that was started beside it.
+pub(crate) struct Member {
+    pub(crate) exec_id: String,
+    pub(crate) stdio: StdioPaths,
+    state: watch::Sender<State>,
+    process: OnceLock<Process>,
+    attached: Mutex<Attached>,
+    /// A pid to show where there is no process of its own: the shim's, for the sandbox.
+    shown_pid: Option<i32>,
+    /// What to run, for a further process.
+    spec: Option<ProcessSpec>,
+}
+
+/// The shim's ends of a process's streams.
+pub(crate) enum Attached {
+    Files(Holds),
+    Terminal(Terminal),
+    Detached,
+}
+
+impl Member {
+    /// A process that exists.
+    pub(crate) fn created(exec_id: &str, stdio: StdioPaths, process: Process, attached: Attached) -> Self {
+        let member = Self::added(exec_id, stdio);
+        member.state.send_replace(State::Created);
+        member.attach(process, attached);
+        member
+    }
+
+    fn added(exec_id: &str, stdio: StdioPaths) -> Self {
+        Self {
+            exec_id: exec_id.into(),
+            stdio,
+            state: watch::Sender::new(State::Added),
+            process: OnceLock::new(),
+            attached: Mutex::new(Attached::Detached),
+            shown_pid: None,
+            spec: None,
+        }
+    }
+
+    /// A further process that is only described yet.
+    pub(crate) fn described(exec_id: &str, stdio: StdioPaths, spec: ProcessSpec) -> Self {
+        Self { spec: Some(spec), ..Self::added(exec_id, stdio) }
+    }
+
+    /// The description of a further process.
+    pub(crate) fn spec(&self) -> Option<&ProcessSpec> {
+        self.spec.as_ref()
+    }
+
+    /// The sandbox, whose place the shim itself takes.
+    pub(crate) fn held_by_the_shim(stdio: StdioPaths) -> Self {
+        let pid = nix::unistd::getpid().as_raw();
+        let member = Self { shown_pid: Some(pid), ..Self::added("", stdio) };
+        member.state.send_replace(State::Created);
+        member
+    }
+
+    /// Takes over the process that was made for this description.
+    pub(crate) fn attach(&self, process: Process, attached: Attached) {
+        *self.attached() = attached;
+        // A description is started once: its state has been checked under the container's lock.
+        drop(self.process.set(process));
+    }
+
+    pub(crate) fn state(&self) -> State {
+        *self.state.borrow()
+    }
+
+    pub(crate) fn set_state(&self, state: State) {
+        self.state.send_replace(state);
+    }
+
+    /// The pid, 0 when there is none yet.
+    pub(crate) fn pid(&self) -> i32 {
+        self.process.get().map(Process::pid).or(self.shown_pid).unwrap_or(0)
+    }
+
+    /// Waits for the exit.
+    pub(crate) async fn wait(&self) -> Result<Exit> {
+        let mut states = self.state.subscribe();
+        let state = states.wait_for(|state| state.exit().is_some()).await.doing(|| "could not wait for an exit".into())?;
+        state.exit().ok_or_else(|| Error::new(Kind::Host, "a process that ended has no exit"))
+    }
+
+    /// Waits for the process itself and gives its exit; to be called once, by its owner.
+    pub(crate) async fn reap(&self) -> Exit {
+        let code = match self.process.get() {
+            Some(process) => process.wait().await.unwrap_or_else(|error| {
+                log::error!("could not wait for process {}: {error}", process.pid());
+                skiff_plan::EXIT_ENGINE
+            }),
+            None => skiff_plan::EXIT_ENGINE,
+        };
+        Exit { code, at: SystemTime::now() }
+    }
+
+    /// Sends `signal` to the process.
+    pub(crate) fn signal(&self, signal: i32) -> Result<()> {
+        let gone = || Error::new(Kind::NotFound, "the process has ended already");
+        if self.state().exit().is_some() {
+            return Err(gone());
+        }
+        let Some(process) = self.process.get() else {
+            return Err(Error::new(Kind::Conflict, "the process has not been started"));
+        };
+        if process.signal(signal).doing(|| format!("could not send signal {signal}"))? { Ok(()) } else { Err(gone()) }
+    }
+
+    /// Closes the shim's end of the input.
+    pub(crate) fn close_stdin(&self) {
+        match &*self.attached() {
+            Attached::Files(holds) => holds.close_stdin(),
+            Attached::Terminal(terminal) => terminal.close_stdin(),
+            Attached::Detached => {}
+        }
+    }
+
+    /// Sets the size of the terminal, in characters.
+    pub(crate) fn resize(&self, width: u16, height: u16) -> Result<()> {
+        match &*self.attached() {
+            Attached::Terminal(terminal) => {
+                crate::host::console::resize(terminal.as_fd(), width, height).doing(|| "could not resize the terminal".into())
+            }
+            Attached::Files(_) | Attached::Detached => Err(Error::new(Kind::Conflict, "the process has no terminal")),
+        }
+    }
+
+    /// Lets go of the streams, after the output has been delivered.
+    pub(crate) async fn detach(&self) {
+        let attached = std::mem::replace(&mut *self.attached(), Attached::Detached);
+        if let Attached::Terminal(terminal) = attached {
+            terminal.finish().await;
+        }
+    }
+
+    fn attached(&self) -> MutexGuard<'_, Attached> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,235 @@
+//! The specification of a wasm container, rewritten for the engine, and the engine's plan.
+//!
+//! The engine runs as the container's process, with everything that the specification says of it. The guest sees other
+//! files than the engine: the root file system and the pod's volumes, bound a second time below [`VIEW`], but neither
+//! `/proc` nor `/sys` nor the rest of `/dev`, through which it could reach the engine's memory.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use skiff_plan::{ENGINE_FD, EnginePlan, Preopen};
+
+use crate::error::{Error, Result};
+
+/// Where the guest's files are bound in the container: on the container's own `/dev`, which is no image's and no volume.
+const VIEW: &str = "/dev/.skiff";
+/// The devices that a guest finds in its `/dev`: name and minor number of the memory devices (major 1).
+const DEVICES: [(&str, u32); 5] = [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)];
+const MEMORY_DEVICES: u32 = 1;
+/// File systems that show the kernel or the node rather than files of the pod.
+const KERNEL_FILE_SYSTEMS: [&str; 8] = ["proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts", "devtmpfs", "securityfs"];
+
+/// The guest, as it was found.
+#[derive(Clone, Debug)]
+pub(crate) struct Guest<'a> {
+    /// The module's name in messages.
+    pub(crate) module: &'a str,
+    /// The export to run instead of the default entry point.
+    pub(crate) function: Option<&'a str>,
+}
+
+/// Rewrites `spec` (a parsed `config.json`) for the engine. `rootfs` is the mounted root file system on the node;
+/// `resolve` gives the path of a mount point once symbolic links in it are resolved.
+///
+/// # Errors
+/// `Invalid` when the specification lacks what the engine needs.
+pub(crate) fn for_engine(
+    spec: &Value,
+    guest: &Guest<'_>,
+    rootfs: &Path,
+    resolve: &dyn Fn(&Path) -> PathBuf,
+) -> Result<(Value, EnginePlan)> {
+    let mut spec = spec.clone();
+    let args = strings(&spec["process"]["args"]);
+    let cwd = spec["process"]["cwd"].as_str().filter(|cwd| cwd.starts_with('/')).unwrap_or("/").to_string();
+    let mounts = spec["mounts"].as_array().cloned().unwrap_or_default();
+    let has = |place: &str, kind: &str| mounts.iter().any(|mount| mount["destination"] == place && mount["type"] == kind);
+    if !has("/proc", "proc") {
+        return Err(Error::invalid("a wasm container needs `/proc` among its mounts"));
+    }
+    if !has("/dev", "tmpfs") {
+        return Err(Error::invalid("a wasm container needs a `tmpfs` of its own at `/dev` among its mounts"));
+    }
+    let read_only = spec["root"]["readonly"].as_bool().unwrap_or(false);
+    let (view, preopens) = view_of(&mounts, rootfs, read_only, resolve);
+    let devices = devices_of(&spec["linux"]["devices"]);
+
+    let mut engine_args = vec![format!("/proc/self/fd/{ENGINE_FD}")];
+    engine_args.extend(args.iter().cloned());
+    spec["process"]["args"] = json!(engine_args);
+    if cwd != "/" && !strings(&spec["process"]["env"]).iter().any(|variable| variable.starts_with("PWD=")) {
+        // WASI 0.1 has no working directory; Go's run time, for one, takes it from here.
+        append(&mut spec["process"]["env"], [json!(format!("PWD={cwd}"))]);
+    }
+    append(&mut spec["mounts"], view);
+    append(&mut spec["linux"]["devices"], devices);
+    spec["root"]["path"] = json!(rootfs);
+
+    let plan = EnginePlan {
+        module: guest.module.into(),
+        function: guest.function.map(str::to_string),
+        args,
+        cwd,
+        preopens,
+    };
+    Ok((spec, plan))
+}
+
+/// The mounts that make the guest's view, and what the engine opens of it.
+fn view_of(mounts: &[Value], rootfs: &Path, read_only: bool, resolve: &dyn Fn(&Path) -> PathBuf) -> (Vec<Value>, Vec<Preopen>) {
+    let root = format!("{VIEW}/root");
+    let dev = format!("{VIEW}/dev");
+    let access = if read_only { "ro" } else { "rw" };
+    let mut view = vec![bind(&root, rootfs, &["bind", "rprivate", access])];
+    let mut preopens = vec![preopen(&root, "/", read_only), preopen(&dev, "/dev", false)];
+    for mount in mounts {
+        let destination = resolve(Path::new(mount["destination"].as_str().unwrap_or_default()));
+        let options = strings(&mount["options"]);
+        let is_bind = options.iter().any(|option| option == "bind" || option == "rbind") || mount["type"] == "bind";
+        let is_hidden = hidden(&destination) || KERNEL_FILE_SYSTEMS.iter().any(|kind| mount["type"] == *kind);
+        if is_bind && !is_hidden {
+            let place = match destination.strip_prefix("/dev") {
+                Ok(inside) => Path::new(&dev).join(inside),
+                Err(_) => Path::new(&root).join(destination.strip_prefix("/").unwrap_or(&destination)),
+            };
+            let mut again = mount.clone();
+            again["destination"] = json!(place);
+            view.push(again);
+        } else if !is_hidden && !destination.starts_with("/dev") {
+            // A file system of its own cannot be bound from here; the engine opens it where it is.
+            let is_read_only = options.iter().any(|option| option == "ro");
+            if let Some(path) = destination.to_str() {
+                preopens.push(preopen(path, path, is_read_only));
+            }
+        }
+    }
+    (view, preopens)
+}
+
+/// Whether a mount point shows the kernel: `/proc`, `/sys` and what is below, and `/dev` as a whole.
+fn hidden(destination: &Path) -> bool {
+    destination == Path::new("/dev") || destination.starts_with("/proc") || destination.starts_with("/sys")
+}
+
+fn devices_of(devices: &Value) -> Vec<Value> {
+    let node = |name: &str, minor: u32| {
+        json!({"path": format!("{VIEW}/dev/{name}"), "type": "c", "major": MEMORY_DEVICES, "minor": minor, "fileMode": 0o666, "uid": 0, "gid": 0})
+    };
+    let mut found: Vec<_> = DEVICES.iter().map(|(name, minor)| node(name, *minor)).collect();
+    for device in devices.as_array().into_iter().flatten() {
+        let path = device["path"].as_str().unwrap_or_default();
+        if let Some(name) = path.strip_prefix("/dev/")
+            && !DEVICES.iter().any(|(known, _)| *known == name)
+        {
+            let mut again = device.clone();
+            again["path"] = json!(format!("{VIEW}/dev/{name}"));
+            found.push(again);
+        }
+    }
+    found
+}
+
+fn bind(destination: &str, source: &Path, options: &[&str]) -> Value {
+    json!({"destination": destination, "type": "bind", "source": source, "options": options})
+}
+
+fn preopen(host: &str, guest: &str, read_only: bool) -> Preopen {
+    Preopen { host: host.into(), guest: guest.into(), read_only }
+}
+
+fn strings(list: &Value) -> Vec<String> {
+    list.as_array().into_iter().flatten().filter_map(|item| item.as_str().map(str::to_string)).collect()
+}
+
+fn append(list: &mut Value, items: impl IntoIterator<Item = Value>) {
+    if let Value::Array(existing) = list {
+        existing.extend(items);
+    } else {
+        *list = items.into_iter().collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(mounts: Value) -> Value {
+        let mut all = vec![
+            json!({"destination": "/proc", "type": "proc", "source": "proc"}),
+            json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}),
+            json!({"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"]}),
+        ];
+        all.extend(mounts.as_array().unwrap().iter().cloned());
+        json!({"process": {"args": ["/app.wasm", "x"], "cwd": "/work", "env": ["A=1"]}, "root": {"path": "rootfs"},
+               "mounts": all, "linux": {"devices": [{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}]}})
+    }
+
+    fn rewrite(spec: &Value) -> (Value, EnginePlan) {
+        let guest = Guest { module: "/app.wasm", function: None };
+        for_engine(spec, &guest, Path::new("/b/rootfs"), &|path| {
+            path.strip_prefix("/var/run").map_or(path.to_path_buf(), |rest| Path::new("/run").join(rest))
+        })
+        .unwrap()
+    }
+
+    fn destinations(spec: &Value) -> Vec<&str> {
+        spec["mounts"].as_array().unwrap().iter().skip(3).map(|mount| mount["destination"].as_str().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_engine_is_the_process_and_the_guest_keeps_its_arguments() {
+        let (spec, plan) = rewrite(&spec(json!([])));
+        assert_eq!(spec["process"]["args"], json!(["/proc/self/fd/3", "/app.wasm", "x"]));
+        assert_eq!(spec["process"]["env"], json!(["A=1", "PWD=/work"]));
+        assert_eq!(spec["root"]["path"], "/b/rootfs");
+        assert_eq!((plan.args, plan.cwd.as_str()), (vec!["/app.wasm".to_string(), "x".to_string()], "/work"));
+    }
+
+    #[test]
+    fn volumes_are_bound_into_the_view_and_the_kernel_is_not() {
+        let (spec, plan) = rewrite(&spec(json!([
+            {"destination": "/etc/hosts", "type": "bind", "source": "/pod/hosts", "options": ["rbind", "ro"]},
+            {"destination": "/var/run/secrets", "type": "bind", "source": "/pod/token", "options": ["rbind", "ro"]},
+            {"destination": "/dev/termination-log", "type": "bind", "source": "/pod/log", "options": ["rbind", "rw"]},
+            {"destination": "/proc/interrupts", "type": "bind", "source": "/x", "options": ["bind"]},
+            {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]},
+            {"destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid"]}
+        ])));
+        assert_eq!(
+            destinations(&spec)[6..],
+            [
+                "/dev/.skiff/root",
+                "/dev/.skiff/root/etc/hosts",
+                "/dev/.skiff/root/run/secrets",
+                "/dev/.skiff/dev/termination-log"
+            ]
+        );
+        let guests: Vec<_> = plan.preopens.iter().map(|preopen| (preopen.host.as_str(), preopen.guest.as_str())).collect();
+        assert_eq!(guests, [("/dev/.skiff/root", "/"), ("/dev/.skiff/dev", "/dev"), ("/run", "/run")]);
+    }
+
+    #[test]
+    fn a_read_only_root_is_read_only_for_the_guest_too() {
+        let mut given = spec(json!([]));
+        given["root"]["readonly"] = json!(true);
+        let (spec, plan) = rewrite(&given);
+        assert_eq!(spec["mounts"][3]["options"], json!(["bind", "rprivate", "ro"]));
+        assert!(plan.preopens[0].read_only);
+    }
+
+    #[test]
+    fn devices_of_the_pod_are_in_the_view() {
+        let (spec, _) = rewrite(&spec(json!([])));
+        let paths: Vec<_> = spec["linux"]["devices"].as_array().unwrap().iter().map(|d| d["path"].as_str().unwrap()).collect();
+        assert!(paths.contains(&"/dev/fuse") && paths.contains(&"/dev/.skiff/dev/fuse") && paths.contains(&"/dev/.skiff/dev/null"));
+    }
+
+    #[test]
+    fn a_specification_without_proc_is_refused_by_name() {
+        let mut given = spec(json!([]));
+        given["mounts"].as_array_mut().unwrap().remove(0);
+        let guest = Guest { module: "/app.wasm", function: None };
+        let error = for_engine(&given, &guest, Path::new("/b"), &Path::to_path_buf).unwrap_err();
+        assert!(error.to_string().contains("`/proc`"), "{error}");
+    }
+}

@@ -1,0 +1,175 @@
+//! Compiles a wasm binary ahead of time, in this process. Confinement is the business of `confine`.
+
+use std::any::Any;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::num::NonZero;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread::available_parallelism;
+
+use wasmparser::BinaryReaderError;
+use wasmtime::Engine;
+
+use crate::error::{Context, Error, Result, with_causes};
+use crate::preamble::{Kind, kind_of};
+
+/// The largest wasm binary that is compiled, in bytes; the largest real one known is 99 MB.
+pub(crate) const INPUT_BYTES_MAX: u64 = 512 << 20;
+
+/// The most threads that compile: memory grows with each, and so many fit the confined process's limit.
+pub(crate) const THREADS_MAX: usize = 32;
+
+/// How wasmtime says that a function's body is invalid; its type for that is not public.
+const INVALID: &str = "Invalid input WebAssembly code at offset ";
+
+/// Reads a wasm binary from `input`, compiles it and writes the compiled code to `output`.
+///
+/// A regular file is read from its start, wherever its offset stands.
+///
+/// # Errors
+/// The guest's fault for what is no valid wasm, the host's when reading or writing fails.
+pub(crate) fn compile_stream(input: &mut File, output: &mut File, name: &str) -> Result<()> {
+    let bytes = read_all(input, name)?;
+    let code = compile(&bytes, name)?;
+    output.write_all(&code).map_err(|error| match error.kind() {
+        io::ErrorKind::FileTooLarge => {
+            Error::limit(format!("the compiled code of `{name}` is too large to be written"))
+        }
+        _ => Error::host(format!("cannot write the compiled code of `{name}`: {error}")),
+    })
+}
+
+/// Compiles the wasm binary `bytes` for this machine's processor and skiff's engine.
+///
+/// # Errors
+/// The guest's fault for what is no valid wasm, or what the engine does not support.
+pub(crate) fn compile(bytes: &[u8], name: &str) -> Result<Vec<u8>> {
+    let kind = kind_of(bytes, name)?;
+    let engine = engine()?;
+    let compiled = catch_unwind(AssertUnwindSafe(|| match kind {
+        Kind::Module => engine.precompile_module(bytes),
+        Kind::Component => engine.precompile_component(bytes),
+    }));
+    match compiled {
+        Ok(compiled) => compiled.map_err(|error| explain(&error, name)),
+        Err(panic) => {
+            let reason = panic_message(panic.as_ref());
+            Err(Error::guest(format!("`{name}` cannot be compiled: the compiler gave up on it: {reason}")))
+        }
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given")
+}
+
+/// The engine of skiff, with its compiler.
+///
+/// # Errors
+/// The host's: a processor without what wasmtime needs.
+pub(crate) fn engine() -> Result<Engine> {
+    let config = skiff_config::engine_config().or_host("cannot configure the engine")?;
+    Engine::new(&config).or_host("cannot make the engine")
+}
+
+/// Bounds the threads that wasmtime compiles with. Called once, before the first compilation.
+///
+/// # Errors
+/// The host's, when threads cannot be made.
+pub(crate) fn limit_threads() -> Result<()> {
+    let threads = available_parallelism().map_or(1, NonZero::get).min(THREADS_MAX);
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().or_host("cannot start the compiler's threads")
+}
+
+/// The whole of `input`.
+fn read_all(input: &mut File, name: &str) -> Result<Vec<u8>> {
+    let reading = || format!("cannot read `{name}`");
+    let metadata = input.metadata().or_host(reading())?;
+    let mut bytes = Vec::new();
+    if metadata.is_file() {
+        refuse_above_limit(metadata.len(), name)?;
+        input.seek(SeekFrom::Start(0)).or_host(reading())?;
+        bytes.reserve_exact(usize::try_from(metadata.len()).or_host(reading())?);
+    }
+    input.take(INPUT_BYTES_MAX + 1).read_to_end(&mut bytes).or_host(reading())?;
+    refuse_above_limit(u64::try_from(bytes.len()).or_host(reading())?, name)?;
+    Ok(bytes)
+}
+
+fn refuse_above_limit(bytes: u64, name: &str) -> Result<()> {
+    if bytes <= INPUT_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Error::guest(format!("`{name}` is too big: more than the {} MiB that are compiled", INPUT_BYTES_MAX >> 20)))
+}
+
+/// What is wrong with the guest, in a sentence.
+fn explain(error: &wasmtime::Error, name: &str) -> Error {
+    if let Some(error) = error.downcast_ref::<BinaryReaderError>() {
+        return Error::guest(explain_invalid(error.message(), error.offset(), name));
+    }
+    let text = with_causes(error.as_ref());
+    let invalid = text.split_once(INVALID).and_then(|(_, rest)| rest.split_once(": "));
+    Error::guest(match invalid.and_then(|(offset, message)| Some((offset.parse().ok()?, message))) {
+        Some((offset, message)) => explain_invalid(message, offset, name),
+        None => format!("`{name}` cannot be compiled: {text}"),
+    })
+}
+
+fn explain_invalid(message: &str, offset: usize, name: &str) -> String {
+    let is_switched_off = message.contains("enabled") || message.contains("disabled");
+    let fault = if is_switched_off { "uses a wasm proposal that is off" } else { "is corrupt" };
+    format!("`{name}` {fault}: {message} (at offset {offset:#x})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(bytes: &[u8]) -> String {
+        compile(bytes, "/app.wasm").unwrap_err().to_string()
+    }
+
+    fn module(text: &str) -> Vec<u8> {
+        wat::parse_str(text).unwrap()
+    }
+
+    #[test]
+    fn modules_and_components_compile() {
+        for text in ["(module (func (export \"_start\")))", "(component)"] {
+            let code = compile(&module(text), "a").unwrap();
+            assert!(code.starts_with(b"\x7fELF"), "{text}");
+        }
+    }
+
+    #[test]
+    fn equal_input_gives_equal_code() {
+        let functions: String = (0..200).map(|i| format!("(func (result i32) (i32.const {i}))")).collect();
+        let bytes = module(&format!("(module {functions})"));
+        assert!(compile(&bytes, "a").unwrap() == compile(&bytes, "b").unwrap());
+    }
+
+    #[test]
+    fn a_truncated_module_is_refused_with_its_offset() {
+        let mut bytes = module("(module (func (export \"_start\") (drop (i32.const 1))))");
+        bytes.pop();
+        let sentence = refusal(&bytes);
+        assert!(sentence.starts_with("`/app.wasm` is corrupt: "), "{sentence}");
+        assert!(sentence.contains("(at offset 0x"), "{sentence}");
+    }
+
+    #[test]
+    fn an_ill_typed_function_is_refused_with_its_offset() {
+        let sentence = refusal(&module("(module (func (result i32)))"));
+        assert!(sentence.starts_with("`/app.wasm` is corrupt: type mismatch"), "{sentence}");
+    }
+
+    #[test]
+    fn a_proposal_that_is_off_is_named() {
+        let sentence = refusal(&module(
+            "(module (func (param i64 i64 i64 i64) (result i64 i64) local.get 0 local.get 1 local.get 2 local.get 3 i64.add128))",
+        ));
+        assert!(sentence.starts_with("`/app.wasm` uses a wasm proposal that is off: wide arithmetic"), "{sentence}");
+    }
+}

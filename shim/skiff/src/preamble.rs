@@ -1,0 +1,95 @@
+//! What a file is by its first bytes. It decides nothing else: a file with the right first bytes may still be broken.
+
+use crate::error::{Error, Result};
+
+/// The two things that skiff compiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A core module.
+    Module,
+    /// A component.
+    Component,
+}
+
+impl Kind {
+    /// The word for it in messages.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Module => "module",
+            Self::Component => "component",
+        }
+    }
+}
+
+const MAGIC: &[u8] = b"\0asm";
+const MODULE: &[u8] = &[1, 0, 0, 0];
+const COMPONENT: &[u8] = &[0x0d, 0, 1, 0];
+
+/// The kind of the wasm binary `bytes`, which messages call `name`.
+///
+/// # Errors
+/// Everything that is no wasm binary, by what it is instead; all are the guest's fault.
+pub(crate) fn kind_of(bytes: &[u8], name: &str) -> Result<Kind> {
+    if bytes.is_empty() {
+        return Err(Error::guest(format!("`{name}` is empty")));
+    }
+    if bytes.starts_with(b"\x7fELF") {
+        let reason = "is native or precompiled code (ELF), and precompiled code from an image is never run";
+        return Err(Error::guest(format!("`{name}` {reason}")));
+    }
+    if is_text(bytes) {
+        return Err(Error::guest(format!("`{name}` is wasm in its text format; only the binary format is run")));
+    }
+    if !bytes.starts_with(MAGIC) {
+        if MAGIC.starts_with(bytes) {
+            return Err(truncated(bytes, name));
+        }
+        return Err(Error::guest(format!("`{name}` is not wasm: it does not begin with `\\0asm`")));
+    }
+    match bytes.get(4..8) {
+        Some(MODULE) => Ok(Kind::Module),
+        Some(COMPONENT) => Ok(Kind::Component),
+        Some(version) => Err(Error::guest(format!("`{name}` is corrupt: unknown wasm version `{version:02x?}`"))),
+        None => Err(truncated(bytes, name)),
+    }
+}
+
+fn truncated(bytes: &[u8], name: &str) -> Error {
+    Error::guest(format!("`{name}` is corrupt: it ends after {} bytes, within the preamble", bytes.len()))
+}
+
+/// Whether `bytes` begin, after white space and line comments, like a `(module` or a `(component`.
+fn is_text(bytes: &[u8]) -> bool {
+    let mut rest = bytes.trim_ascii_start();
+    while rest.starts_with(b";;") {
+        let end = rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len());
+        rest = rest[end..].trim_ascii_start();
+    }
+    rest.starts_with(b"(module") || rest.starts_with(b"(component")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(bytes: &[u8], expected: Result<Kind, &str>) {
+        let found = kind_of(bytes, "a").map_err(|error| error.to_string());
+        assert_eq!(found, expected.map_err(|end| format!("`a` {end}")), "{bytes:?}");
+    }
+
+    #[test]
+    fn a_file_is_known_by_its_first_bytes() {
+        check(b"\0asm\x01\0\0\0", Ok(Kind::Module));
+        check(b"\0asm\x0d\0\x01\0rest", Ok(Kind::Component));
+        check(b"", Err("is empty"));
+        check(b"\0as", Err("is corrupt: it ends after 3 bytes, within the preamble"));
+        check(b"\0asm\x01", Err("is corrupt: it ends after 5 bytes, within the preamble"));
+        check(b"\0asm\x02\0\0\0", Err("is corrupt: unknown wasm version `[02, 00, 00, 00]`"));
+        check(b"#!/bin/sh\n", Err("is not wasm: it does not begin with `\\0asm`"));
+        check(b";; hi\n (module)", Err("is wasm in its text format; only the binary format is run"));
+        check(
+            b"\x7fELF\x02",
+            Err("is native or precompiled code (ELF), and precompiled code from an image is never run"),
+        );
+    }
+}

@@ -1,0 +1,46 @@
+//! The command of WASI 0.2: `hello`, or `env`, `cwd`, `exit N`, `fail`, `panic`, `read PATH`, `sleep MS`, `resolve HOST`.
+
+use std::net::ToSocketAddrs;
+use std::process::ExitCode;
+use std::time::Duration;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match run(&words) {
+        Ok(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(reason) => {
+            eprintln!("{reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(words: &[&str]) -> Result<String, String> {
+    match words {
+        [] => Ok("hello from WASI 0.2\n".into()),
+        ["env"] => Ok(std::env::vars().map(|(name, value)| format!("{name}={value}\n")).collect()),
+        ["cwd"] => std::env::current_dir().map(|path| format!("{}\n", path.display())).map_err(|e| e.to_string()),
+        ["exit", code] => std::process::exit(code.parse().map_err(|_| "not a number")?),
+        ["fail"] => Err("failed on purpose".into()),
+        ["panic"] => panic!("on purpose"),
+        ["read", path] => std::fs::read_to_string(path).map_err(|e| e.to_string()),
+        ["sleep", ms] => sleep(ms.parse().map_err(|_| "not a number")?),
+        ["resolve", host] => resolve(host),
+        _ => Err(format!("unknown: {words:?}")),
+    }
+}
+
+fn sleep(ms: u64) -> Result<String, String> {
+    println!("sleeping");
+    std::thread::sleep(Duration::from_millis(ms));
+    Ok("woke\n".into())
+}
+
+fn resolve(host: &str) -> Result<String, String> {
+    let addresses = (host, 80).to_socket_addrs().map_err(|e| e.to_string())?;
+    Ok(addresses.map(|address| format!("{}\n", address.ip())).collect())
+}

@@ -1,0 +1,170 @@
+//! An HTTP service on `wasi:http/incoming-handler` 0.2, with one route for each thing that a test wants to see.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use wasip2::http::types::{Fields, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam};
+use wasip2::io::streams::{OutputStream, StreamError};
+
+wasip2::http::proxy::export!(Service);
+
+struct Service;
+
+static REQUESTS: AtomicU64 = AtomicU64::new(0);
+
+/// What `blocking_write_and_flush` takes at most.
+const CHUNK: usize = 4096;
+
+impl wasip2::exports::http::incoming_handler::Guest for Service {
+    fn handle(request: IncomingRequest, out: ResponseOutparam) {
+        REQUESTS.fetch_add(1, Ordering::Relaxed);
+        let target = request.path_with_query().unwrap_or_default();
+        let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+        match path {
+            "/echo" => echo(&request, out),
+            "/big" => big(number(query, "bytes"), out),
+            "/write" => {
+                let result = std::fs::write(parameter(query, "path"), read_all(&request));
+                reply_result(out, result.map(|()| b"written".to_vec()));
+            }
+            "/files" => reply_result(out, std::fs::read(parameter(query, "path"))),
+            _ => {
+                let (status, text) = answer(path, query, &request);
+                reply(out, status, text.as_bytes());
+            }
+        }
+    }
+}
+
+fn answer(path: &str, query: &str, request: &IncomingRequest) -> (u16, String) {
+    match path {
+        "/" => (200, "hello\n".into()),
+        "/env" => (200, std::env::vars().map(|(name, value)| format!("{name}={value}\n")).collect()),
+        "/args" => (200, std::env::args().map(|argument| format!("{argument}\n")).collect()),
+        "/count" => (200, format!("{}\n", REQUESTS.load(Ordering::Relaxed))),
+        "/headers" => (200, headers(request)),
+        "/slow" => {
+            std::thread::sleep(Duration::from_millis(number(query, "ms")));
+            (200, "slow\n".into())
+        }
+        "/log" => {
+            println!("on stdout");
+            eprintln!("on stderr");
+            (200, "logged\n".into())
+        }
+        "/grow" => (200, grow(number(query, "mib"))),
+        "/status" => (u16::try_from(number(query, "code")).unwrap_or(500), String::new()),
+        "/exit" => std::process::exit(i32::try_from(number(query, "code")).unwrap_or(1)),
+        "/trap" => panic!("on purpose"),
+        "/spin" => loop {
+            std::hint::black_box(0);
+        },
+        _ => (404, "no such route\n".into()),
+    }
+}
+
+fn headers(request: &IncomingRequest) -> String {
+    let mut lines: Vec<String> = request
+        .headers()
+        .entries()
+        .into_iter()
+        .map(|(name, value)| format!("{name}: {}\n", String::from_utf8_lossy(&value)))
+        .collect();
+    lines.sort();
+    lines.concat()
+}
+
+/// Grows the memory in steps of 1 MiB and writes to each page.
+fn grow(mib: u64) -> String {
+    const PAGES: usize = 16;
+    for grown in 0..mib {
+        let first = core::arch::wasm32::memory_grow::<0>(PAGES);
+        if first == usize::MAX {
+            return format!("refused after {grown} MiB\n");
+        }
+        for offset in (0..PAGES * 65536).step_by(4096) {
+            // SAFETY: the pages were made by the call above and belong to nothing else.
+            unsafe { ((first * 65536 + offset) as *mut u8).write_volatile(1) };
+        }
+    }
+    format!("grew {mib} MiB\n")
+}
+
+/// Sends the request's body back as it comes, without holding it.
+fn echo(request: &IncomingRequest, out: ResponseOutparam) {
+    let body = request.consume().expect("the body is taken once");
+    let input = body.stream().expect("the stream is taken once");
+    send(out, 200, |output| {
+        loop {
+            match input.blocking_read(CHUNK as u64) {
+                Ok(bytes) if output.blocking_write_and_flush(&bytes).is_err() => return,
+                Ok(_) => {}
+                Err(_) => return,
+            }
+        }
+    });
+}
+
+fn big(bytes: u64, out: ResponseOutparam) {
+    send(out, 200, |output| {
+        let mut left = bytes;
+        while left > 0 {
+            let length = left.min(CHUNK as u64);
+            if output.blocking_write_and_flush(&[b'x'; CHUNK][..length as usize]).is_err() {
+                return;
+            }
+            left -= length;
+        }
+    });
+}
+
+fn read_all(request: &IncomingRequest) -> Vec<u8> {
+    let body = request.consume().expect("the body is taken once");
+    let input = body.stream().expect("the stream is taken once");
+    let mut all = Vec::new();
+    loop {
+        match input.blocking_read(CHUNK as u64) {
+            Ok(bytes) => all.extend(bytes),
+            Err(StreamError::Closed | StreamError::LastOperationFailed(_)) => return all,
+        }
+    }
+}
+
+fn reply_result(out: ResponseOutparam, result: std::io::Result<Vec<u8>>) {
+    match result {
+        Ok(text) => reply(out, 200, &text),
+        Err(error) => reply(out, 500, format!("{error}\n").as_bytes()),
+    }
+}
+
+fn reply(out: ResponseOutparam, status: u16, text: &[u8]) {
+    send(out, status, |output| {
+        for part in text.chunks(CHUNK) {
+            if output.blocking_write_and_flush(part).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+fn send(out: ResponseOutparam, status: u16, write: impl FnOnce(&OutputStream)) {
+    let fields = Fields::new();
+    fields.append("x-guest", b"rust-p2-http").expect("the header is valid");
+    let response = OutgoingResponse::new(fields);
+    response.set_status_code(status).expect("the status is valid");
+    let body = response.body().expect("the body is taken once");
+    ResponseOutparam::set(out, Ok(response));
+    let output = body.write().expect("the stream is taken once");
+    write(&output);
+    drop(output);
+    // A client that went away is no failure of the guest.
+    OutgoingBody::finish(body, None).ok();
+}
+
+fn parameter<'a>(query: &'a str, name: &str) -> &'a str {
+    query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')).unwrap_or("")
+}
+
+fn number(query: &str, name: &str) -> u64 {
+    parameter(query, name).parse().unwrap_or(0)
+}

@@ -1,0 +1,95 @@
+//! An HTTP service on `wasi:http/handler` of WASI 0.3: `/`, `/echo`, `/slow?ms=`, `/env`, `/log`, `/big?bytes=`, `/trap`.
+
+use wasip3::http::types::{ErrorCode, Fields, Request, Response};
+use wasip3::wit_bindgen::StreamWriter;
+use wasip3::{wit_bindgen, wit_future, wit_stream};
+
+wasip3::http::service::export!(Service);
+
+struct Service;
+
+impl wasip3::exports::http::handler::Guest for Service {
+    async fn handle(request: Request) -> Result<Response, ErrorCode> {
+        let target = request.get_path_with_query().unwrap_or_default();
+        let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+        match path {
+            "/echo" => return Ok(echo(request)),
+            "/big" => return Ok(big(number(query))),
+            _ => {}
+        }
+        let (status, text) = answer(path, query).await;
+        Ok(send(status, async move |mut body: StreamWriter<u8>| {
+            body.write_all(text.into_bytes()).await;
+        }))
+    }
+}
+
+async fn answer(path: &str, query: &str) -> (u16, String) {
+    match path {
+        "/" => (200, "hello\n".into()),
+        "/env" => (200, std::env::vars().map(|(name, value)| format!("{name}={value}\n")).collect()),
+        "/slow" => {
+            wasip3::clocks::monotonic_clock::wait_for(number(query) * 1_000_000).await;
+            (200, "slow\n".into())
+        }
+        "/log" => {
+            println!("on stdout");
+            eprintln!("on stderr");
+            (200, "logged\n".into())
+        }
+        "/trap" => panic!("on purpose"),
+        _ => (404, "no such route\n".into()),
+    }
+}
+
+/// Sends the request's body back as it comes, without holding it.
+fn echo(request: Request) -> Response {
+    let (outcome, receiver) = wit_future::new(|| Ok(()));
+    let (mut input, _trailers) = Request::consume_body(request, receiver);
+    send(200, async move |mut body: StreamWriter<u8>| {
+        let mut buffer = Vec::with_capacity(16 * 1024);
+        loop {
+            let (status, bytes) = input.read(buffer).await;
+            if bytes.is_empty() && !matches!(status, wit_bindgen::StreamResult::Complete(_)) {
+                break;
+            }
+            buffer = body.write_all(bytes).await;
+            if !buffer.is_empty() {
+                break;
+            }
+            buffer.reserve(16 * 1024);
+        }
+        drop(outcome);
+    })
+}
+
+fn big(bytes: u64) -> Response {
+    send(200, async move |mut body: StreamWriter<u8>| {
+        let mut left = bytes;
+        while left > 0 {
+            let length = left.min(64 * 1024);
+            if !body.write_all(vec![b'x'; length as usize]).await.is_empty() {
+                return;
+            }
+            left -= length;
+        }
+    })
+}
+
+fn send(status: u16, write: impl AsyncFnOnce(StreamWriter<u8>) + 'static) -> Response {
+    let (writer, reader) = wit_stream::new();
+    let (trailers, trailers_reader) = wit_future::new(|| Ok(None));
+    let fields = Fields::from_list(&[("x-guest".into(), b"rust-p3-http".to_vec())]).expect("the header is valid");
+    let (response, _sent) = Response::new(fields, Some(reader), trailers_reader);
+    response.set_status_code(status).expect("the status is valid");
+    wit_bindgen::spawn_local(async move {
+        write(writer).await;
+        drop(trailers);
+    });
+    response
+}
+
+/// The value of the only parameter, or 0.
+fn number(query: &str) -> u64 {
+    query.split_once('=').and_then(|(_, value)| value.parse().ok()).unwrap_or(0)
+}

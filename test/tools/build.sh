@@ -1,0 +1,104 @@
+#!/bin/bash
+# build.sh [NAME...]: builds or fetches the programs that tests and benchmarks run, each once per version.
+# The last line of standard output is a directory that holds a link to every program of the named tools (default: all).
+#
+#   containerd  containerd, ctr, containerd-shim-runc-v2     runc        static, with seccomp
+#   cni         bridge, loopback, host-local, portmap         crictl      the CRI's command line
+#   native      hello, pause (static C) and busybox           wasmtime    the reference runtime (`run`, `serve`)
+#   wrk         the HTTP load generator, from the distribution
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/../cache.sh"
+
+go_flags="-trimpath -buildvcs=false -p=2"
+
+build_containerd() {
+  local module=github.com/containerd/containerd/v2
+  in_module containerd CGO_ENABLED=0 go build -tags "no_btrfs no_devmapper no_zfs no_aufs" \
+    -ldflags "-s -w -X $module/version.Version=$(version_of containerd $module)" \
+    -o "$1/" $module/cmd/{containerd,ctr,containerd-shim-runc-v2}
+}
+
+build_runc() {
+  local module=github.com/opencontainers/runc
+  in_module runc CGO_ENABLED=1 go build -tags "seccomp netgo osusergo" \
+    -ldflags "-s -w -linkmode external -extldflags -static -X main.version=$(version_of runc $module)" \
+    -o "$1/" $module
+}
+
+build_cni() {
+  local plugins=github.com/containernetworking/plugins/plugins
+  in_module cni CGO_ENABLED=0 go build -ldflags "-s -w" -o "$1/" \
+    $plugins/main/{bridge,loopback} $plugins/ipam/host-local $plugins/meta/portmap
+}
+
+build_crictl() {
+  local module=sigs.k8s.io/cri-tools
+  in_module crictl CGO_ENABLED=0 go build \
+    -ldflags "-s -w -X $module/pkg/version.Version=$(version_of crictl $module)" -o "$1/" $module/cmd/crictl
+}
+
+build_native() {
+  local program
+  for program in hello pause; do gcc -Os -static -s -o "$1/$program" "$here/native/$program.c"; done
+  apt_extract "$1/deb" busybox-static
+  mv "$1/deb/bin/busybox" "$1/busybox"
+  rm -r "$1/deb"
+}
+
+build_wasmtime() {
+  python3 -m pip install -q --disable-pip-version-check --no-deps --require-hashes --target "$1/lib" \
+    -r "$here/wasmtime/requirements.txt"
+  mv "$1/lib/wasmtime_cli/wasmtime" "$1/wasmtime"
+  rm -r "$1/lib"
+  chmod 755 "$1/wasmtime"
+}
+
+build_wrk() { cp "$(type -P wrk)" "$1/wrk"; }
+
+# in_module NAME VARIABLE=VALUE... COMMAND...: runs the command in the module that pins the tool.
+in_module() (
+  cd "$here/$1"
+  env GOFLAGS="$go_flags" GOTOOLCHAIN=local GOWORK=off "${@:2}"
+)
+
+# version_of NAME MODULE: the pinned version without its `v`.
+version_of() { sed -n "s|.*$2 v\([^ ]*\).*|\1|p" "$here/$1/go.mod"; }
+
+# identity NAME: what besides the tool's folder decides what comes out.
+identity() {
+  case $1 in
+    containerd | cni | crictl) go env GOVERSION ;;
+    runc) go env GOVERSION; gcc -dumpfullversion ;;
+    native) gcc -dumpfullversion ;;
+  esac
+  declare -f "build_$1" in_module
+  printf '%s\n' "$go_flags"
+  [ ! -d "$1" ] || digest "$1"
+}
+
+packages() {
+  case $1 in
+    runc) echo gcc libc6-dev pkg-config libseccomp-dev ;;
+    native) echo gcc libc6-dev ;;
+    wrk) echo wrk ;;
+  esac
+}
+
+main() {
+  local name needed dir
+  local -a dirs=() files=()
+  [ $# -gt 0 ] || set -- containerd runc cni crictl native wasmtime wrk
+  needed=$(for name in "$@"; do packages "$name"; done | tr ' ' '\n' | sort -u)
+  [ -z "$needed" ] || apt_need $needed
+  for name in "$@"; do
+    declare -F "build_$name" > /dev/null || { say "no such tool: $name"; exit 2; }
+    dir=$cache/tools/$name-$(key "$(cd "$here" && identity "$name")")
+    cached "$dir" "build_$name"
+    dirs+=("$dir") files+=("$dir"/*)
+  done
+  dir=$cache/tools/all-$(key "${dirs[@]}")
+  linked "$dir" "${files[@]}"
+  echo "$dir"
+}
+
+main "$@"; exit
