@@ -5,7 +5,7 @@
 set -euo pipefail
 shopt -s inherit_errexit
 cache=${SKIFF_CACHE:-$HOME/.cache/skiff}
-renice -n 5 $$ > /dev/null
+[ "$(nice)" -ge 5 ] || renice -n 5 $$ > /dev/null
 
 say() { printf '%s\n' "$*" >&2; }
 

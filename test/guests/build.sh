@@ -20,11 +20,12 @@ build_c() {
 
 build_go() {
   local folder name flags
+  export GOOS=wasip1 GOARCH=wasm GOTOOLCHAIN=local GOFLAGS=-p=2
   cd "$here/go"
   for folder in */; do
     name=${folder%/}
     flags=; [ "$name" != reactor ] || flags=-buildmode=c-shared
-    GOOS=wasip1 GOARCH=wasm GOTOOLCHAIN=local GOFLAGS=-p=2 go build -trimpath -buildvcs=false $flags -o "$1/go-$name.wasm" "./$name"
+    go build -trimpath -buildvcs=false $flags -o "$1/go-$name.wasm" "./$name"
   done
 }
 
@@ -96,7 +97,8 @@ build_js() {
     cp -r "$wit" "$1/source/wit/deps"
     # The JavaScript engine speaks 0.2.10, whose interfaces differ from the crate's 0.2.12 only in their number.
     sed -i 's/0\.2\.12/0.2.10/g' "$1"/source/wit/deps/*.wit
-    (cd "$1/source" && node "$modules/node_modules/.bin/componentize-js" service.js --wit wit -n service -o "../js-$name.wasm")
+    (cd "$1/source" && node "$modules/node_modules/.bin/componentize-js" service.js \
+      --wit wit -n service -o "../js-$name.wasm")
     rm -r "$1/source"
   done
 }
@@ -107,7 +109,8 @@ install_modules() {
 }
 
 build_python() {
-  local folder name wit tools=$cache/toolchains/python-$(key "$(python3 --version)" "$(cat "$here/python/requirements.txt")")
+  local folder name wit tools
+  tools=$cache/toolchains/python-$(key "$(python3 --version)" "$(cat "$here/python/requirements.txt")")
   cached "$tools" install_packages
   wit=$(crate_folder wasip2)/wit/deps
   cd "$here/python"
@@ -115,7 +118,8 @@ build_python() {
     name=${folder%/}
     cp -r "$name" "$1/source"
     cp -r "$wit" "$1/source/wit/deps"
-    (cd "$1/source" && PYTHONPATH=$tools python3 "$tools/bin/componentize-py" -d wit -w "$name" componentize app -o "../python-$name.wasm")
+    (cd "$1/source" && PYTHONPATH=$tools python3 "$tools/bin/componentize-py" \
+      -d wit -w "$name" componentize app -o "../python-$name.wasm")
     rm -r "$1/source"
   done
 }

@@ -1,1 +1,39 @@
-//! x
+//! The harness of the tests against a real containerd: private instances of it, images made on the spot, containers
+//! through its API or through `ctr`, and a look at what is left of them.
+//!
+//! Everything here fails by panicking, with a sentence: a harness that cannot do its work is a failed test.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a harness that cannot do its work is a failed test"
+)]
+
+mod api;
+mod containerd;
+pub mod cri;
+mod events;
+mod http;
+mod image;
+mod job;
+mod left;
+mod places;
+mod process;
+mod spec;
+mod streams;
+pub mod ttrpc_shim;
+mod wait;
+
+pub use api::{Api, Refused};
+pub use containerd::{Containerd, Ctr};
+pub use events::{Event, Events};
+pub use http::{Answer, Connection, free_port, get, request};
+pub use image::{Archive, Image, Layer, sha256};
+pub use job::{Container, Exec, Job, Outcome};
+pub use left::{assert_nothing_left, left_of};
+pub use places::{guest, guests, programs, tools};
+pub use process::{children_of, command_line_of, is_alive, processes_with};
+pub use spec::NO_STREAM;
+pub use streams::{Collected, Streams};
+pub use wait::{eventually, random_name, until};

@@ -104,16 +104,16 @@ impl Settings {
     }
 
     fn from_toml(text: &str) -> Result<Self> {
-        let table: toml::Table = text
-            .parse()
-            .map_err(|error: toml::de::Error| Error::invalid(format!("the runtime options are not TOML: {}", error.message())))?;
+        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+            Error::invalid(format!("the runtime options are not TOML: {}", error.message()))
+        })?;
         let known = toml::Table::try_from(Self::default()).unwrap_or_default();
         for key in table.keys().filter(|key| !known.contains_key(*key)) {
             log::warn!("the runtime option `{key}` is not known and is ignored");
         }
-        table
-            .try_into()
-            .map_err(|error: toml::de::Error| Error::invalid(format!("a runtime option has a wrong value: {}", error.message())))
+        table.try_into().map_err(|error: toml::de::Error| {
+            Error::invalid(format!("a runtime option has a wrong value: {}", error.message()))
+        })
     }
 }
 
@@ -128,9 +128,12 @@ fn toml_of(message: &[u8]) -> Result<Option<String>> {
         match tag {
             0x12 => path = input.read_string().map_err(bad)?,
             0x1a => body = input.read_bytes().map_err(bad)?,
-            _ => input.skip_field(protobuf::rt::WireType::new(tag & 7).ok_or_else(|| {
-                Error::invalid("the runtime options are not a message: unknown wire type")
-            })?).map_err(bad)?,
+            _ => input
+                .skip_field(
+                    protobuf::rt::WireType::new(tag & 7)
+                        .ok_or_else(|| Error::invalid("the runtime options are not a message: unknown wire type"))?,
+                )
+                .map_err(bad)?,
         }
     }
     if !body.is_empty() {
@@ -160,7 +163,8 @@ mod tests {
 
     #[test]
     fn toml_of_the_cri_plugin_is_read() {
-        let read = Settings::from_any(Some(&runtime_options("SystemdCgroup = true\nBinaryName = \"crun\"\nFoo = 1\n"))).unwrap();
+        let read = Settings::from_any(Some(&runtime_options("SystemdCgroup = true\nBinaryName = \"crun\"\nFoo = 1\n")))
+            .unwrap();
         assert_eq!(read, Settings { systemd_cgroup: true, binary_name: "crun".into(), ..Settings::default() });
     }
 
@@ -172,7 +176,12 @@ mod tests {
 
     #[test]
     fn runc_options_are_read() {
-        let options = RuncOptions { binary_name: "youki".into(), root: "/r".into(), systemd_cgroup: true, ..RuncOptions::default() };
+        let options = RuncOptions {
+            binary_name: "youki".into(),
+            root: "/r".into(),
+            systemd_cgroup: true,
+            ..RuncOptions::default()
+        };
         let any = Any { type_url: RUNC_OPTIONS.into(), value: options.write_to_bytes().unwrap(), ..Any::default() };
         let read = Settings::from_any(Some(&any)).unwrap();
         assert_eq!((read.binary_name.as_str(), read.systemd_cgroup), ("youki", true));

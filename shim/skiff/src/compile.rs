@@ -117,7 +117,8 @@ fn explain(error: &wasmtime::Error, name: &str) -> Error {
     })
 }
 
-fn explain_invalid(message: &str, offset: usize, name: &str) -> String {
+/// The sentence for invalid wasm: corrupt, or of a proposal that the engine has switched off.
+pub(crate) fn explain_invalid(message: &str, offset: usize, name: &str) -> String {
     let is_switched_off = message.contains("enabled") || message.contains("disabled");
     let fault = if is_switched_off { "uses a wasm proposal that is off" } else { "is corrupt" };
     format!("`{name}` {fault}: {message} (at offset {offset:#x})")

@@ -2,8 +2,13 @@
 
 mod compile;
 mod confine;
+mod digest;
+mod doctor;
 mod error;
+mod guest;
+mod inspect;
 mod layers;
+mod pack;
 mod preamble;
 
 use std::fs::File;
@@ -30,6 +35,12 @@ struct Arguments {
 enum Command {
     /// Compile a wasm module or component from standard input to standard output.
     Compile(CompileArguments),
+    /// Make an image of a wasm module or component.
+    Pack(pack::Arguments),
+    /// Say what a wasm module or component is, and whether it can be run.
+    Inspect(inspect::Arguments),
+    /// Look over this node: what is there, what is missing, what to do.
+    Doctor(doctor::Arguments),
     /// Say which wasm layers the image of a container has, as JSON.
     Layers(layers::Arguments),
 }
@@ -37,7 +48,7 @@ enum Command {
 #[derive(Debug, Args)]
 struct CompileArguments {
     /// What messages call the module.
-    #[arg(long, default_value = "standard input")]
+    #[arg(long, default_value = "standard input", allow_hyphen_values = true)]
     name: String,
     /// Compile in a process without privileges, network and files.
     #[arg(long)]
@@ -60,6 +71,9 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match &arguments.command {
         Command::Compile(arguments) => compile(arguments),
+        Command::Pack(arguments) => pack(arguments).map_err(Error::plain),
+        Command::Inspect(arguments) => inspect(arguments).map_err(Error::plain),
+        Command::Doctor(arguments) => doctor::doctor(arguments).map_err(Error::plain),
         Command::Layers(arguments) => {
             layers::layers(arguments).and_then(|report| print_json(&report)).map_err(Error::plain)
         }
@@ -78,6 +92,16 @@ fn main() -> ExitCode {
 fn print_json(report: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string(report).or_host("cannot write JSON")?;
     writeln!(io::stdout().lock(), "{text}").or_host("cannot write to standard output")
+}
+
+fn pack(arguments: &pack::Arguments) -> Result<()> {
+    let reference = pack::pack(arguments)?;
+    writeln!(io::stdout().lock(), "{reference}").or_host("cannot write to standard output")
+}
+
+fn inspect(arguments: &inspect::Arguments) -> Result<()> {
+    let report = inspect::inspect(arguments)?;
+    if arguments.json { print_json(&report) } else { report.print() }
 }
 
 fn compile(arguments: &CompileArguments) -> Result<()> {

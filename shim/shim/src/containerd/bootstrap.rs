@@ -72,8 +72,11 @@ fn bootstrap_params(input: &[u8], flags: &Flags) -> Result<Option<BootstrapParam
         return Ok(Some(params));
     }
     // The legacy runtime options are a message with the same two first fields, and no others.
-    let first_two =
-        BootstrapParams { instance_id: params.instance_id.clone(), namespace: params.namespace.clone(), ..Default::default() };
+    let first_two = BootstrapParams {
+        instance_id: params.instance_id.clone(),
+        namespace: params.namespace.clone(),
+        ..Default::default()
+    };
     if params == first_two {
         return Ok(None);
     }

@@ -20,8 +20,8 @@ use crate::containerd::time::timestamp;
 use crate::error::{Context, Error, Result};
 use crate::host::bundle::Record;
 use crate::host::cgroup::Cgroup;
-use crate::host::runtime::{Launcher, OciRuntime};
-use crate::host::{console, log_fifo, mounts, namespaces};
+use crate::host::runtime::{Launcher, OciRuntime, PID_FILE};
+use crate::host::{console, log_fifo, mounts, namespaces, pid_namespace};
 use crate::pod::{Identity, unsigned};
 use crate::settings::Settings;
 use crate::task::sandbox::pod_of;
@@ -38,7 +38,14 @@ pub(crate) fn run() -> Result<()> {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
     let flags = containerd_shim::parse(&args).map_err(|error| Error::invalid(error.to_string()))?;
     if flags.version {
-        return print(format!("containerd-shim-skiff-v1:\n  Version:  {}\n  Engine:   {}\n", env!("CARGO_PKG_VERSION"), skiff_plan::CODE_ID).as_bytes());
+        return print(
+            format!(
+                "containerd-shim-skiff-v1:\n  Version:  {}\n  Engine:   {}\n",
+                env!("CARGO_PKG_VERSION"),
+                skiff_plan::CODE_ID
+            )
+            .as_bytes(),
+        );
     }
     if flags.info {
         return info();
@@ -46,6 +53,7 @@ pub(crate) fn run() -> Result<()> {
     match flags.action.as_str() {
         "start" => start(&flags),
         "delete" => delete(&flags),
+        pid_namespace::ACTION => pid_namespace::run_init().doing(|| "could not hold the pid namespace".into()),
         "" => serve(flags),
         other => Err(Error::invalid(format!("`{other}` is not an action of a shim"))),
     }
@@ -105,7 +113,8 @@ fn group_of(bundle: &Path, id: &str) -> Result<String> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(id.into()),
         read => read.doing(|| "could not read the specification".into())?,
     };
-    let spec: Annotated = serde_json::from_slice(&text).map_err(|error| Error::invalid(format!("`config.json`: {error}")))?;
+    let spec: Annotated =
+        serde_json::from_slice(&text).map_err(|error| Error::invalid(format!("`config.json`: {error}")))?;
     Ok(pod_of(spec.annotations.as_ref()).unwrap_or(id).into())
 }
 
@@ -137,7 +146,16 @@ fn spawn(options: &StartOpts, address: &str, listener: &UnixListener) -> Result<
     let settings = Settings::from_any(options.extensions.iter().find(|any| any.type_url.ends_with("Options")))?;
     let own = std::env::current_exe().doing(|| "could not find the shim's own file".into())?;
     let mut command = Command::new(own);
-    command.args(["-namespace", &options.namespace, "-id", &options.id, "-address", &options.address, "-socket", address]);
+    command.args([
+        "-namespace",
+        &options.namespace,
+        "-id",
+        &options.id,
+        "-address",
+        &options.address,
+        "-socket",
+        address,
+    ]);
     if options.debug {
         command.arg("-debug");
     }
@@ -146,7 +164,13 @@ fn spawn(options: &StartOpts, address: &str, listener: &UnixListener) -> Result<
     let descriptor = listener.as_raw_fd();
     let pass = move || {
         // SAFETY: dup2 of an open descriptor, safe between fork and exec; `fcntl` in case both are one.
-        let passed = unsafe { if descriptor == LISTENER { libc::fcntl(LISTENER, libc::F_SETFD, 0) } else { libc::dup2(descriptor, LISTENER) } };
+        let passed = unsafe {
+            if descriptor == LISTENER {
+                libc::fcntl(LISTENER, libc::F_SETFD, 0)
+            } else {
+                libc::dup2(descriptor, LISTENER)
+            }
+        };
         if passed < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     };
     // SAFETY: the closure makes one system call and allocates nothing.
@@ -171,7 +195,8 @@ fn serve(flags: Flags) -> Result<()> {
     let events = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
     let (holder, jobs) = namespaces::holder();
     let serving = std::thread::Builder::new().name("serve".into()).spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().doing(|| "could not start".into())?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().doing(|| "could not start".into())?;
         let served = runtime.block_on(service::serve(UnixListener::from(listener), identity, events, holder));
         runtime.shutdown_background();
         served
@@ -195,7 +220,7 @@ fn delete(flags: &Flags) -> Result<()> {
     if let Some(record) = record {
         clean_up(&flags.id, &bundle, &record)?;
     }
-    let pid = std::fs::read_to_string(bundle.join("init.pid")).ok().and_then(|text| text.trim().parse().ok());
+    let pid = std::fs::read_to_string(bundle.join(PID_FILE)).ok().and_then(|text| text.trim().parse().ok());
     let response = DeleteResponse {
         pid: unsigned(pid.unwrap_or(0)),
         exit_status: unsigned(skiff_plan::exit_code_of_signal(libc::SIGKILL)),
@@ -207,12 +232,14 @@ fn delete(flags: &Flags) -> Result<()> {
 
 fn clean_up(id: &str, bundle: &Path, record: &Record) -> Result<()> {
     if record.in_runtime {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().doing(|| "could not start".into())?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().doing(|| "could not start".into())?;
         let launcher = OciRuntime::new(id, &record.namespace, &record.settings, bundle)?;
         runtime.block_on(launcher.delete())?;
     }
     if let Some(path) = &record.sandbox_cgroup {
-        let cgroup = Cgroup::from_spec(path, record.settings.systemd_cgroup, id).doing(|| "could not find the sandbox's cgroup".into())?;
+        let cgroup = Cgroup::from_spec(path, record.settings.systemd_cgroup, id)
+            .doing(|| "could not find the sandbox's cgroup".into())?;
         cgroup.kill_all().and_then(|()| cgroup.remove()).doing(|| "could not remove the sandbox's cgroup".into())?;
     }
     mounts::unmount(&bundle.join("rootfs")).doing(|| "could not unmount the root file system".into())?;

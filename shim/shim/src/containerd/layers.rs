@@ -51,7 +51,9 @@ pub(crate) async fn find(identity: &Identity, id: &str, name: &str) -> Result<Op
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         let said = said.trim().trim_start_matches("skiff: ");
-        return Err(Error::invalid(format!("there is no file `{name}`, and the image's layers could not be read: {said}")));
+        return Err(Error::invalid(format!(
+            "there is no file `{name}`, and the image's layers could not be read: {said}"
+        )));
     }
     let image: Image = serde_json::from_slice(&output.stdout).doing(|| "`skiff layers` was not understood".into())?;
     choose(&image, name)
@@ -69,7 +71,8 @@ fn choose(image: &Image, name: &str) -> Result<Option<Found>> {
         (_, Some(layer)) => layer,
         ([only], None) if only.title.is_none() || wanted.is_empty() => only,
         (several, None) => {
-            let titles: Vec<_> = several.iter().map(|layer| format!("`{}`", layer.title.as_deref().unwrap_or("?"))).collect();
+            let titles: Vec<_> =
+                several.iter().map(|layer| format!("`{}`", layer.title.as_deref().unwrap_or("?"))).collect();
             return Err(Error::invalid(format!(
                 "image `{reference}` has no wasm layer `{wanted}`; it has {}",
                 titles.join(", ")
@@ -77,7 +80,10 @@ fn choose(image: &Image, name: &str) -> Result<Option<Found>> {
         }
     };
     let digest = chosen.digest.strip_prefix("sha256:").ok_or_else(|| {
-        Error::invalid(format!("the wasm layer of image `{reference}` has the digest `{}`, which is not a sha256", chosen.digest))
+        Error::invalid(format!(
+            "the wasm layer of image `{reference}` has the digest `{}`, which is not a sha256",
+            chosen.digest
+        ))
     })?;
     Ok(Some(Found { digest: digest.into(), path: chosen.path.clone() }))
 }
@@ -87,7 +93,11 @@ mod tests {
     use super::*;
 
     fn layer(title: Option<&str>) -> Layer {
-        Layer { digest: format!("sha256:{}", title.unwrap_or("none")), title: title.map(str::to_string), path: "/blob".into() }
+        Layer {
+            digest: format!("sha256:{}", title.unwrap_or("none")),
+            title: title.map(str::to_string),
+            path: "/blob".into(),
+        }
     }
 
     fn check(layers: Vec<Layer>, name: &str, expected: std::result::Result<&str, &str>) {

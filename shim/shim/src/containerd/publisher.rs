@@ -97,11 +97,7 @@ async fn forward(address: &str, client: &mut Option<EventsClient>, envelope: Env
     }
 }
 
-async fn try_forward(
-    address: &str,
-    client: &mut Option<EventsClient>,
-    request: &ForwardRequest,
-) -> ttrpc::Result<()> {
+async fn try_forward(address: &str, client: &mut Option<EventsClient>, request: &ForwardRequest) -> ttrpc::Result<()> {
     let connected = match client {
         Some(connected) => connected,
         None => client.insert(EventsClient::new(connect(address).await?)),

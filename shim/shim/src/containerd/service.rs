@@ -36,6 +36,8 @@ use crate::task::state::State;
 
 const VERSION_3: &str = "containerd.task.v3.Task";
 const VERSION_2: &str = "containerd.task.v2.Task";
+/// How long the shim waits at its end for connections to close.
+const DISCONNECT_LIMIT: Duration = Duration::from_millis(300);
 /// How long the shim waits at its end for events to be taken.
 const FLUSH_LIMIT: Duration = Duration::from_secs(5);
 
@@ -52,10 +54,14 @@ pub(crate) async fn serve(listener: UnixListener, identity: Identity, events: St
     let mut server = Server::new().add_listener(listener).register_service(services(Arc::new(tasks)));
     server.start().await.doing(|| "could not serve".into())?;
     wait_for_the_end(&done).await?;
-    server.disconnect().await;
-    publisher.flush(FLUSH_LIMIT).await;
     let path = socket.strip_prefix("unix://").unwrap_or(&socket);
-    std::fs::remove_file(path).doing(|| format!("could not remove the socket `{path}`"))
+    let removed = std::fs::remove_file(path).doing(|| format!("could not remove the socket `{path}`"));
+    // Answers under way are sent; a containerd that keeps its connection open is not waited for.
+    if tokio::time::timeout(DISCONNECT_LIMIT, server.disconnect()).await.is_err() {
+        log::debug!("a connection was still open at the end");
+    }
+    publisher.flush(FLUSH_LIMIT).await;
+    removed
 }
 
 async fn wait_for_the_end(done: &Notify) -> Result<()> {
@@ -119,7 +125,11 @@ impl Task for TaskService {
     async fn start(&self, _context: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
         let container = self.pod.container(&request.id)?;
         let pid = to_the_end(async move {
-            if request.exec_id.is_empty() { container.start().await } else { container.start_exec(&request.exec_id).await }
+            if request.exec_id.is_empty() {
+                container.start().await
+            } else {
+                container.start_exec(&request.exec_id).await
+            }
         })
         .await?;
         Ok(StartResponse { pid: unsigned(pid), ..StartResponse::default() })

@@ -30,9 +30,12 @@ pub(crate) fn compile(wasm: &File, name: &str, code: &File) -> Result<()> {
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let sentence = said.lines().last().unwrap_or_default().trim().trim_start_matches("skiff: ").to_string();
-    let sentence = if sentence.is_empty() { format!("compiling `{name}` ended with {}", output.status) } else { sentence };
+    let sentence =
+        if sentence.is_empty() { format!("compiling `{name}` ended with {}", output.status) } else { sentence };
     match output.status.code() {
-        None | Some(NODE_AT_FAULT) => Err(Error::host(format!("could not compile `{name}`"), io::Error::other(sentence))),
+        None | Some(NODE_AT_FAULT) => {
+            Err(Error::host(format!("could not compile `{name}`"), io::Error::other(sentence)))
+        }
         Some(_) => Err(Error::invalid(sentence)),
     }
 }

@@ -33,7 +33,8 @@ pub(crate) fn beside_the_shim(program: &str) -> io::Result<PathBuf> {
 /// Opens `skiff-engine` for being executed in containers.
 pub(crate) fn open_engine() -> io::Result<File> {
     let path = beside_the_shim("skiff-engine")?;
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("could not open `{}`: {error}", path.display()));
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("could not open `{}`: {error}", path.display()));
     match read_only_mount_of(&path) {
         Ok(mount) => File::options()
             .read(true)

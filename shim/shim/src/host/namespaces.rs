@@ -95,7 +95,8 @@ fn enter(namespaces: &SandboxNamespaces, origin: &mut Option<Origin>) -> io::Res
 
 fn try_enter(namespaces: &SandboxNamespaces) -> io::Result<()> {
     if let Some(path) = &namespaces.network {
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("network namespace `{}`: {error}", path.display()));
+        let named =
+            |error: io::Error| io::Error::new(error.kind(), format!("network namespace `{}`: {error}", path.display()));
         setns(File::open(path).map_err(named)?, CloneFlags::CLONE_NEWNET).map_err(|error| named(error.into()))?;
     }
     let mut new = CloneFlags::empty();

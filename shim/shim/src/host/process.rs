@@ -40,20 +40,13 @@ fn send_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<bool> {
     }
 }
 
-/// Sends `signal` to the process `pid`, which need not be a child; one that has ended is fine.
-pub(crate) fn signal_pid(pid: i32, signal: i32) -> io::Result<()> {
-    match open_pidfd(pid) {
-        Ok(pidfd) => send_signal(&pidfd, signal).map(drop),
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
 impl Process {
     /// Takes hold of the child `pid`, which nobody has waited for yet.
     pub(crate) fn of_child(pid: i32) -> io::Result<Self> {
         let pidfd = open_pidfd(pid)?;
-        Ok(Self { pid, pidfd: register(pidfd)? })
+        // SAFETY: the AsyncFd owns the descriptor, which stays open and the same for as long as it is registered.
+        let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
+        Ok(Self { pid, pidfd: pidfd.map_err(io::Error::from)? })
     }
 
     pub(crate) fn pid(&self) -> i32 {

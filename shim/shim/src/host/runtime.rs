@@ -19,6 +19,11 @@ use crate::settings::Settings;
 /// The descriptor that the first preserved file gets in the container.
 const FIRST_PRESERVED: RawFd = 3;
 
+/// The pid of the container's first process, in the bundle.
+pub(crate) const PID_FILE: &str = "init.pid";
+/// What the OCI runtime says, in the bundle.
+const LOG_FILE: &str = "runtime.log";
+
 /// How a process is connected.
 #[derive(Debug)]
 pub(crate) enum Attachment {
@@ -44,16 +49,16 @@ pub(crate) trait Launcher: Send + Sync {
     async fn resume(&self) -> Result<()>;
     /// Sets the container's cgroup limits.
     async fn update(&self, resources: &LinuxResources) -> Result<()>;
-    /// Starts a further process and gives its pid, which becomes a child of the shim. `scratch` is a directory for files
-    /// under the name `exec_id`.
-    async fn exec(&self, process: &ProcessSpec, attachment: Attachment, scratch: &Path, exec_id: &str) -> Result<i32>;
+    /// Starts a further process, named `exec_id`, and gives its pid, which becomes a child of the shim.
+    async fn exec(&self, process: &ProcessSpec, attachment: Attachment, exec_id: &str) -> Result<i32>;
 }
 
 /// A container of the node's OCI runtime.
 pub(crate) struct OciRuntime {
     id: String,
     client: Runc,
-    log: PathBuf,
+    /// containerd's bundle, for the files that pass between the runtime and the shim.
+    directory: PathBuf,
     settings: Settings,
     state_root: PathBuf,
 }
@@ -62,31 +67,44 @@ impl OciRuntime {
     /// The container `id` of `namespace`, as `settings` say; its messages go to a file in `bundle`.
     pub(crate) fn new(id: &str, namespace: &str, settings: &Settings, bundle: &Path) -> Result<Self> {
         let state_root = settings.root.join(namespace);
-        let log = bundle.join("runtime.log");
         let client = GlobalOpts::new()
             .command(&settings.binary_name)
             .root(&state_root)
-            .log(&log)
+            .log(bundle.join(LOG_FILE))
             .log_json()
             .systemd_cgroup(settings.systemd_cgroup)
             .build()
-            .map_err(|_| Error::new(Kind::Host, format!("could not find the OCI runtime `{}`", settings.binary_name)))?;
-        Ok(Self { id: id.into(), client, log, settings: settings.clone(), state_root })
+            .map_err(|_| {
+                Error::new(Kind::Host, format!("could not find the OCI runtime `{}`", settings.binary_name))
+            })?;
+        Ok(Self { id: id.into(), client, directory: bundle.into(), settings: settings.clone(), state_root })
     }
 
     /// The runtime's own words for its last failure, or those of the call.
     fn failed(&self, doing: &str, error: &dyn std::error::Error) -> Error {
-        let said = fs::read_to_string(&self.log).unwrap_or_default();
-        let last = said.lines().rev().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).find_map(
-            |entry| (entry["level"] == "error").then(|| entry["msg"].as_str().map(str::to_string)).flatten(),
-        );
+        let said = fs::read_to_string(self.directory.join(LOG_FILE)).unwrap_or_default();
+        let last =
+            said.lines().rev().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).find_map(
+                |entry| (entry["level"] == "error").then(|| entry["msg"].as_str().map(str::to_string)).flatten(),
+            );
         let words = last.unwrap_or_else(|| crate::error::chain(error));
         Error::new(Kind::Host, format!("OCI runtime {doing} failed: {words}"))
     }
 
-    async fn create_preserving(&self, bundle: &Path, stdio: ChildStdio, preserved: Vec<OwnedFd>, pid_file: &Path) -> Result<()> {
+    async fn create_preserving(
+        &self,
+        bundle: &Path,
+        stdio: ChildStdio,
+        preserved: Vec<OwnedFd>,
+        pid_file: &Path,
+    ) -> Result<()> {
         let mut command = Command::new(&self.settings.binary_name);
-        command.arg("--root").arg(&self.state_root).arg("--log").arg(&self.log).args(["--log-format", "json"]);
+        command
+            .arg("--root")
+            .arg(&self.state_root)
+            .arg("--log")
+            .arg(self.directory.join(LOG_FILE))
+            .args(["--log-format", "json"]);
         if self.settings.systemd_cgroup {
             command.arg("--systemd-cgroup");
         }
@@ -101,6 +119,7 @@ impl OciRuntime {
         command.arg(&self.id).env_remove("NOTIFY_SOCKET");
         command.stdin(stdio.stdin).stdout(stdio.stdout).stderr(stdio.stderr);
         pass_descriptors(&mut command, preserved);
+        end_with_the_shim(&mut command);
         let status = command.status().await.doing(|| "could not run the OCI runtime".into())?;
         if status.success() {
             return Ok(());
@@ -112,7 +131,7 @@ impl OciRuntime {
 #[async_trait]
 impl Launcher for OciRuntime {
     async fn create(&self, bundle: &Path, attachment: Attachment, preserved: Vec<OwnedFd>) -> Result<i32> {
-        let pid_file = bundle.join("init.pid");
+        let pid_file = self.directory.join(PID_FILE);
         let mut options = CreateOpts::new()
             .pid_file(&pid_file)
             .no_pivot(self.settings.no_pivot_root)
@@ -154,8 +173,8 @@ impl Launcher for OciRuntime {
         self.client.update(&self.id, resources).await.map_err(|error| self.failed("update", &error))
     }
 
-    async fn exec(&self, process: &ProcessSpec, attachment: Attachment, scratch: &Path, exec_id: &str) -> Result<i32> {
-        let pid_file = scratch.join(format!("{exec_id}.pid"));
+    async fn exec(&self, process: &ProcessSpec, attachment: Attachment, exec_id: &str) -> Result<i32> {
+        let pid_file = self.directory.join(format!("{exec_id}.pid"));
         let mut options = ExecOpts::new().pid_file(&pid_file).detach(true);
         match attachment {
             Attachment::Files(stdio) => options = options.io(passed(stdio)),
@@ -192,14 +211,26 @@ impl Io for Passed {
         let taken = self.0.lock().map_err(|_| io::Error::other("a lock is poisoned"))?.take();
         let stdio = taken.ok_or_else(|| io::Error::other("the streams were used already"))?;
         command.stdin(stdio.stdin).stdout(Stdio::from(stdio.stdout)).stderr(Stdio::from(stdio.stderr));
+        end_with_the_shim(command);
         Ok(())
     }
 
     async fn close_after_start(&self) {}
 }
 
+/// Kills the command's process when the shim is killed: a container half made must not be finished for nobody.
+fn end_with_the_shim(command: &mut Command) {
+    let ask = || {
+        // SAFETY: prctl with integers; safe between fork and exec.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        Ok(())
+    };
+    // SAFETY: the closure makes one system call and allocates nothing.
+    unsafe { command.pre_exec(ask) };
+}
+
 /// Gives `files` to the command's process as descriptors 3, 4, ….
-fn pass_descriptors(command: &mut Command, files: Vec<OwnedFd>) {
+pub(crate) fn pass_descriptors(command: &mut Command, files: Vec<OwnedFd>) {
     let place = move || {
         // First out of the way of the wanted numbers, then to them: `dup2` clears close-on-exec.
         let beyond = FIRST_PRESERVED + RawFd::try_from(files.len()).map_err(io::Error::other)?;

@@ -10,7 +10,10 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-/// Where containerd wants the streams of a process: paths of fifos, `file://` addresses, or empty.
+use crate::host::logger;
+
+/// Where containerd wants the streams of a process: paths of fifos, `file://` or
+/// `binary://` addresses, or empty.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct StdioPaths {
     pub(crate) stdin: String,
@@ -42,9 +45,24 @@ impl Holds {
     }
 }
 
+/// Whose output a logging program takes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Owner {
+    pub(crate) container: String,
+    /// The namespace in containerd.
+    pub(crate) namespace: String,
+}
+
 /// Opens the streams of a process without a terminal. Never waits for containerd's end.
-pub(crate) fn open(paths: &StdioPaths) -> io::Result<(ChildStdio, Holds)> {
+///
+/// # Errors
+/// `Unsupported` for a kind of address that is not known; those of opening, with the address.
+pub(crate) fn open(paths: &StdioPaths, owner: &Owner) -> io::Result<(ChildStdio, Holds)> {
     let (stdin, hold) = open_input(&paths.stdin).map_err(|error| named(&paths.stdin, &error))?;
+    if paths.stdout.starts_with(logger::SCHEME) {
+        let (stdout, stderr) = logger::start(&paths.stdout, owner).map_err(|error| named(&paths.stdout, &error))?;
+        return Ok((ChildStdio { stdin, stdout, stderr }, Holds { stdin: Mutex::new(hold), _outputs: Vec::new() }));
+    }
     let mut outputs = Vec::new();
     let mut output = |path: &str| match open_output(path) {
         Ok((file, hold)) => {
@@ -69,7 +87,8 @@ fn open_input(path: &str) -> io::Result<(File, Option<File>)> {
     // A fifo opened for both neither waits nor ends; it is there until the two ends proper are.
     let bridge = OpenOptions::new().read(true).write(true).open(path)?;
     let child = File::open(path)?;
-    let hold = bridge.metadata()?.file_type().is_fifo().then(|| OpenOptions::new().write(true).open(path)).transpose()?;
+    let hold =
+        bridge.metadata()?.file_type().is_fifo().then(|| OpenOptions::new().write(true).open(path)).transpose()?;
     Ok((child, hold))
 }
 
@@ -84,7 +103,10 @@ fn open_output(path: &str) -> io::Result<(File, Option<File>)> {
         return Ok((OpenOptions::new().append(true).create(true).mode(0o640).open(file)?, None));
     }
     if let Some((scheme, _)) = path.split_once("://") {
-        return Err(io::Error::new(io::ErrorKind::Unsupported, format!("streams of the kind `{scheme}` are not supported")));
+        return Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!("streams of the kind `{scheme}` are not supported"),
+        ));
     }
     let hold = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let child = OpenOptions::new().write(true).open(path)?;
@@ -126,7 +148,7 @@ mod tests {
     #[test]
     fn what_was_written_while_nobody_read_arrives_and_then_the_stream_ends() {
         let fifos = Fifos::new();
-        let (mut child, _holds) = open(&fifos.paths()).unwrap();
+        let (mut child, _holds) = open(&fifos.paths(), &Owner::default()).unwrap();
         child.stdout.write_all(b"before a reader").unwrap();
         let mut reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(fifos.path("out")).unwrap();
         drop(child);
@@ -138,7 +160,7 @@ mod tests {
     #[test]
     fn the_input_ends_only_when_both_writers_are_gone() {
         let fifos = Fifos::new();
-        let (mut child, holds) = open(&fifos.paths()).unwrap();
+        let (mut child, holds) = open(&fifos.paths(), &Owner::default()).unwrap();
         let mut writer = OpenOptions::new().write(true).open(fifos.path("in")).unwrap();
         writer.write_all(b"input").unwrap();
         drop(writer);
@@ -151,6 +173,6 @@ mod tests {
     #[test]
     fn a_missing_fifo_is_named() {
         let paths = StdioPaths { stdout: "/nowhere/out".into(), ..StdioPaths::default() };
-        assert!(open(&paths).unwrap_err().to_string().contains("`/nowhere/out`"));
+        assert!(open(&paths, &Owner::default()).unwrap_err().to_string().contains("`/nowhere/out`"));
     }
 }

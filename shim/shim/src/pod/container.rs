@@ -17,16 +17,18 @@ use crate::host::cgroup::Cgroup;
 use crate::host::metrics;
 use crate::host::mounts::Rootfs;
 use crate::host::namespaces::Holder;
-use crate::host::process::signal_pid;
 use crate::host::runtime::Launcher;
+use crate::host::stdio::Owner;
 use crate::pod::guest::Guest;
-use crate::pod::{Deleted, Member, id_of};
+use crate::pod::{Deleted, Member};
 use crate::task::state::{Exit, State};
 
 /// A container of the pod.
 pub(crate) struct Container {
     pub(crate) id: String,
     pub(crate) bundle: PathBuf,
+    /// For whom programs that take the container's output do so.
+    pub(super) owner: Owner,
     pub(crate) init: Arc<Member>,
     execs: Mutex<HashMap<String, Arc<Member>>>,
     pub(super) body: Body,
@@ -72,10 +74,11 @@ impl Body {
 }
 
 impl Container {
-    pub(super) fn new(bundle: PathBuf, init: Member, body: Body, events: Publisher) -> Self {
+    pub(super) fn new(bundle: PathBuf, owner: Owner, init: Member, body: Body, events: Publisher) -> Self {
         Self {
-            id: id_of(&bundle),
+            id: owner.container.clone(),
             bundle,
+            owner,
             init: Arc::new(init),
             execs: Mutex::default(),
             body,
@@ -84,13 +87,19 @@ impl Container {
         }
     }
 
+    pub(super) fn is_sandbox(&self) -> bool {
+        matches!(self.body, Body::Sandbox(_))
+    }
+
     /// The process `exec_id`; the first one when it is empty.
     pub(crate) fn member(&self, exec_id: &str) -> Result<Arc<Member>> {
         if exec_id.is_empty() {
             return Ok(self.init.clone());
         }
         let found = self.execs().get(exec_id).cloned();
-        found.ok_or_else(|| Error::new(Kind::NotFound, format!("process `{exec_id}` does not exist in container `{}`", self.id)))
+        found.ok_or_else(|| {
+            Error::new(Kind::NotFound, format!("process `{exec_id}` does not exist in container `{}`", self.id))
+        })
     }
 
     pub(super) fn execs(&self) -> MutexGuard<'_, HashMap<String, Arc<Member>>> {
@@ -131,7 +140,9 @@ impl Container {
         if member.exec_id.is_empty()
             && let Some(made) = self.body.made()
         {
-            if !made.own_pids && let Err(error) = made.cgroup.kill_all() {
+            if !made.own_pids
+                && let Err(error) = made.cgroup.kill_all()
+            {
                 log::warn!("could not end the other processes of container `{}`: {error}", self.id);
             }
             if made.cgroup.oom_kills().unwrap_or(0) > 0 {
@@ -153,7 +164,9 @@ impl Container {
     pub(crate) async fn kill(&self, member: &Member, signal: i32, all: bool) -> Result<()> {
         let Some(made) = self.body.made() else { return self.stop_sandbox(signal).await };
         if all && member.exec_id.is_empty() {
-            signal_all(&made.cgroup, signal).doing(|| format!("could not send signal {signal} to container `{}`", self.id))?;
+            made.cgroup
+                .signal_all(signal)
+                .doing(|| format!("could not send signal {signal} to container `{}`", self.id))?;
         } else {
             member.signal(signal)?;
         }
@@ -254,13 +267,6 @@ impl Container {
     pub(super) fn unsupported(&self, verb: &str, of: &str) -> Error {
         Error::new(Kind::Unsupported, format!("{verb} is not implemented for {of} (container `{}`)", self.id))
     }
-}
-
-fn signal_all(cgroup: &Cgroup, signal: i32) -> std::io::Result<()> {
-    if signal == libc::SIGKILL {
-        return cgroup.kill_all();
-    }
-    cgroup.pids()?.into_iter().try_for_each(|pid| signal_pid(pid, signal))
 }
 
 /// Removes the cgroup of a sandbox; the kernel may need a moment to see that it is empty.

@@ -20,7 +20,7 @@ use crate::host::mounts::Rootfs;
 use crate::host::process::Process;
 use crate::host::rootfs::{FileKind, kind_of, open_file, resolve};
 use crate::host::runtime::{Launcher, OciRuntime};
-use crate::host::stdio::StdioPaths;
+use crate::host::stdio::{Owner, StdioPaths};
 use crate::pod::container::{Body, Made, remove_cgroup, unsigned};
 use crate::pod::exec::attachment_for;
 use crate::pod::guest::{Guest, Module, control_socket};
@@ -28,7 +28,7 @@ use crate::pod::member::{Attached, Member};
 use crate::pod::{Container, Pod};
 use crate::settings::Settings;
 use crate::task::entrypoint::{candidates, split_function};
-use crate::task::sandbox::{has_own_pids, held_by_the_shim};
+use crate::task::sandbox::{has_own_pids, held_by_the_shim, redirect_pids};
 use crate::task::wasm;
 
 /// What containerd asks for.
@@ -46,6 +46,8 @@ pub(crate) struct CreateRequest {
 struct Config {
     spec: Spec,
     text: Value,
+    /// `text` is no longer what stands in the bundle.
+    is_rewritten: bool,
 }
 
 /// The program of a container.
@@ -79,13 +81,18 @@ impl Pod {
         };
         let pid = init.pid();
         let is_process = !matches!(body, Body::Sandbox(_));
-        let container = Arc::new(Container::new(request.bundle.clone(), init, body, self.events.clone()));
+        let container =
+            Arc::new(Container::new(request.bundle.clone(), self.owner_of(&request), init, body, self.events.clone()));
         self.events.publish(created(&request, pid));
         reservation.fill(container.clone());
         if is_process {
             container.supervise(container.init.clone());
         }
         Ok(pid)
+    }
+
+    fn owner_of(&self, request: &CreateRequest) -> Owner {
+        Owner { container: request.id.clone(), namespace: self.identity.namespace.clone() }
     }
 
     async fn create_sandbox(
@@ -117,19 +124,32 @@ impl Pod {
         entered.map(|()| cgroup)
     }
 
-    async fn create_process(&self, request: &CreateRequest, config: Config, mut record: Record) -> Result<(Member, Body)> {
+    async fn create_process(
+        &self,
+        request: &CreateRequest,
+        mut config: Config,
+        mut record: Record,
+    ) -> Result<(Member, Body)> {
+        if redirect_pids(&mut config.text, std::process::id(), None) {
+            config.is_rewritten =
+                redirect_pids(&mut config.text, std::process::id(), Some(&self.pid_namespace().await?));
+        }
         record.in_runtime = true;
         record.save(&request.bundle).doing(|| "could not write the record of the container".into())?;
         let rootfs = mount(request).await?;
         let config = Arc::new(config);
         let program = self.find_program(request, &config, &rootfs, &record.settings).await?;
         let launcher = OciRuntime::new(&request.id, &record.namespace, &record.settings, &request.bundle)?;
-        let made = make(request, &config, &rootfs, &launcher, program).await;
+        let made = make(request, &self.owner_of(request), &config, &rootfs, &launcher, program).await;
         let (process, attached, cgroup, guest) = match made {
             Ok(made) => made,
             Err(error) => {
                 if let Err(left) = launcher.delete().await {
-                    log::error!("could not remove what is left of container `{}`: {}", request.id, crate::error::chain(&left));
+                    log::error!(
+                        "could not remove what is left of container `{}`: {}",
+                        request.id,
+                        crate::error::chain(&left)
+                    );
                 }
                 return Err(error);
             }
@@ -162,19 +182,26 @@ impl Pod {
             blocking(move || config.find_file(&path)).await?
         };
         let (name, function, wasm, digest) = match found {
-            Some((name, function, mut file)) => match kind_of(&mut file).doing(|| format!("could not read `{name}`"))? {
-                FileKind::Native => return Ok(Program::Native),
-                FileKind::Wasm => (name, function, file, None),
-            },
+            Some((name, function, mut file)) => {
+                match kind_of(&mut file).doing(|| format!("could not read `{name}`"))? {
+                    FileKind::Native => return Ok(Program::Native),
+                    FileKind::Wasm => (name, function, file, None),
+                }
+            }
             None => {
                 let (name, function) = split_function(&entrypoint);
-                let Some(layer) = layers::find(&self.identity, &request.id, name).await? else { return Ok(Program::Native) };
+                let Some(layer) = layers::find(&self.identity, &request.id, name).await? else {
+                    return Ok(Program::Native);
+                };
                 let file = File::open(&layer.path).doing(|| format!("could not read the wasm layer of `{name}`"))?;
                 (name.to_string(), function.map(str::to_string), file, Some(layer.digest))
             }
         };
         if request.stdio.terminal {
-            return Err(Error::new(Kind::Unsupported, format!("terminal is not implemented for a wasm container (`{name}`)")));
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!("terminal is not implemented for a wasm container (`{name}`)"),
+            ));
         }
         let settings = settings.clone();
         let (module, name) = blocking(move || {
@@ -189,8 +216,11 @@ impl Config {
     fn read(bundle: &Path) -> Result<Self> {
         let path = bundle.join("config.json");
         let text = fs::read(&path).doing(|| format!("could not read `{}`", path.display()))?;
-        let wrong = |error: serde_json::Error| Error::invalid(format!("`{}` is not an OCI specification: {error}", path.display()));
-        Ok(Self { spec: serde_json::from_slice(&text).map_err(wrong)?, text: serde_json::from_slice(&text).map_err(wrong)? })
+        let wrong = |error: serde_json::Error| {
+            Error::invalid(format!("`{}` is not an OCI specification: {error}", path.display()))
+        };
+        let spec = serde_json::from_slice(&text).map_err(wrong)?;
+        Ok(Self { spec, text: serde_json::from_slice(&text).map_err(wrong)?, is_rewritten: false })
     }
 
     fn entrypoint(&self) -> Option<String> {
@@ -225,16 +255,25 @@ type MadeProcess = (Process, Attached, Cgroup, Option<Guest>);
 
 async fn make(
     request: &CreateRequest,
+    owner: &Owner,
     config: &Arc<Config>,
     rootfs: &Rootfs,
     launcher: &OciRuntime,
     program: Program,
 ) -> Result<MadeProcess> {
-    let (attachment, pending) = attachment_for(&request.stdio)?;
+    let (attachment, pending) = attachment_for(&request.stdio, owner)?;
     let (pid, handed) = match program {
+        Program::Native if config.is_rewritten => {
+            let mut spec = config.text.clone();
+            spec["root"]["path"] = serde_json::json!(rootfs.path());
+            (launcher.create(&write_bundle(request, &spec)?, attachment, Vec::new()).await?, None)
+        }
         Program::Native => (launcher.create(&request.bundle, attachment, Vec::new()).await?, None),
         Program::Wasm { module, name, function } => {
-            let (bundle, plan) = write_engine_bundle(request, config, rootfs, &name, function.as_deref())?;
+            let guest = wasm::Guest { module: &name, function: function.as_deref() };
+            let (spec, plan) =
+                wasm::for_engine(&config.text, &guest, rootfs.path(), &|path| resolve(rootfs.path(), path))?;
+            let bundle = write_bundle(request, &spec)?;
             let (control, theirs) = control_socket()?;
             let engine = open_engine().doing(|| "could not open the engine".into())?;
             let pid = launcher.create(&bundle, attachment, vec![engine.into(), theirs]).await?;
@@ -254,21 +293,13 @@ async fn make(
     Ok((process, attached, cgroup, guest))
 }
 
-/// Writes the engine's bundle, whose root file system is containerd's bundle's.
-fn write_engine_bundle(
-    request: &CreateRequest,
-    config: &Config,
-    rootfs: &Rootfs,
-    name: &str,
-    function: Option<&str>,
-) -> Result<(PathBuf, skiff_plan::EnginePlan)> {
-    let guest = wasm::Guest { module: name, function };
-    let (spec, plan) = wasm::for_engine(&config.text, &guest, rootfs.path(), &|path| resolve(rootfs.path(), path))?;
-    let bundle = request.bundle.join("engine");
-    let written = fs::create_dir_all(&bundle)
-        .and_then(|()| fs::write(bundle.join("config.json"), serde_json::to_vec(&spec).unwrap_or_default()));
-    written.doing(|| "could not write the engine's bundle".into())?;
-    Ok((bundle, plan))
+/// Writes a bundle for the OCI runtime whose specification is not containerd's; the root file system is.
+fn write_bundle(request: &CreateRequest, spec: &Value) -> Result<PathBuf> {
+    let bundle = request.bundle.join("runtime-bundle");
+    let text = serde_json::to_vec(spec).doing(|| "could not encode the specification".into())?;
+    let written = fs::create_dir_all(&bundle).and_then(|()| fs::write(bundle.join("config.json"), text));
+    written.doing(|| "could not write the bundle for the OCI runtime".into())?;
+    Ok(bundle)
 }
 
 fn created(request: &CreateRequest, pid: i32) -> TaskCreate {

@@ -8,7 +8,7 @@ use oci_spec::runtime::Process as ProcessSpec;
 use crate::error::{Context, Error, Kind, Result};
 use crate::host::process::Process;
 use crate::host::runtime::Attachment;
-use crate::host::stdio::{self, StdioPaths};
+use crate::host::stdio::{self, Owner, StdioPaths};
 use crate::pod::container::{Body, Container, Made, unsigned};
 use crate::pod::member::Attached;
 use crate::pod::terminal::{self, Terminal};
@@ -44,7 +44,10 @@ impl Container {
         let (process, attached) = match run(made, self, &member, spec).await {
             Ok(made) => made,
             Err(error) => {
-                member.set_state(State::Stopped(Exit { code: skiff_plan::EXIT_ENGINE, at: std::time::SystemTime::now() }));
+                member.set_state(State::Stopped(Exit {
+                    code: skiff_plan::EXIT_ENGINE,
+                    at: std::time::SystemTime::now(),
+                }));
                 return Err(error);
             }
         };
@@ -79,8 +82,8 @@ impl Container {
 }
 
 async fn run(made: &Made, container: &Container, member: &Member, spec: &ProcessSpec) -> Result<(Process, Attached)> {
-    let (attachment, pending) = attachment_for(&member.stdio)?;
-    let pid = made.launcher.exec(spec, attachment, &container.bundle, &member.exec_id).await?;
+    let (attachment, pending) = attachment_for(&member.stdio, &container.owner)?;
+    let pid = made.launcher.exec(spec, attachment, &member.exec_id).await?;
     let process = Process::of_child(pid).doing(|| "could not watch the process".into())?;
     Ok((process, pending.complete(&member.stdio).await?))
 }
@@ -92,12 +95,12 @@ pub(super) enum Pending {
 }
 
 /// Opens the streams that `paths` describe, for a process that is about to be made.
-pub(super) fn attachment_for(paths: &StdioPaths) -> Result<(Attachment, Pending)> {
+pub(super) fn attachment_for(paths: &StdioPaths, owner: &Owner) -> Result<(Attachment, Pending)> {
     if paths.terminal {
         let socket = terminal::listen()?;
         return Ok((Attachment::Console(socket.path().into()), Pending::Terminal(socket)));
     }
-    let (child, holds) = stdio::open(paths).doing(|| "could not open the streams".into())?;
+    let (child, holds) = stdio::open(paths, owner).doing(|| "could not open the streams".into())?;
     Ok((Attachment::Files(child), Pending::Files(holds)))
 }
 

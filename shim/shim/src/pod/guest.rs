@@ -37,14 +37,19 @@ impl Module {
     pub(crate) fn load(name: &str, wasm: File, expected: Option<&str>, settings: &Settings) -> Result<Self> {
         let (digest, size) = digest_of(&wasm).doing(|| format!("could not read `{name}`"))?;
         if size > MODULE_SIZE_MAX {
-            return Err(Error::invalid(format!("`{name}` has {size} bytes, more than the {MODULE_SIZE_MAX} that a module may have")));
+            return Err(Error::invalid(format!(
+                "`{name}` has {size} bytes, more than the {MODULE_SIZE_MAX} that a module may have"
+            )));
         }
         if let Some(expected) = expected
             && expected != digest
         {
-            return Err(Error::invalid(format!("the layer of `{name}` has the digest {digest}, but the image says {expected}")));
+            return Err(Error::invalid(format!(
+                "the layer of `{name}` has the digest {digest}, but the image says {expected}"
+            )));
         }
-        let cache = Cache::open(&settings.cache_dir, settings.cache_max_bytes).doing(|| "could not use the cache of compiled code".into())?;
+        let cache = Cache::open(&settings.cache_dir, settings.cache_max_bytes)
+            .doing(|| "could not use the cache of compiled code".into())?;
         let code = compiled(&cache, &digest, &wasm, name)?;
         Ok(Self { name: name.into(), wasm, digest, cache, code })
     }
@@ -80,7 +85,12 @@ pub(crate) fn control_socket() -> Result<(StdStream, OwnedFd)> {
 
 impl Guest {
     /// Hands the guest over; the engine takes it up once it is started.
-    pub(crate) fn hand_over(module: Module, plan: EnginePlan, memory_limits: Vec<File>, control: StdStream) -> Result<Self> {
+    pub(crate) fn hand_over(
+        module: Module,
+        plan: EnginePlan,
+        memory_limits: Vec<File>,
+        control: StdStream,
+    ) -> Result<Self> {
         let guest = Self { module, plan, memory_limits, control };
         guest.send()?;
         Ok(guest)
@@ -104,7 +114,9 @@ impl Guest {
         match self.reply().await? {
             Reply::Refused(Refusal::Incompatible(why)) => {
                 log::info!("`{}` is compiled again: {why}", self.module.name);
-                self = tokio::task::spawn_blocking(move || self.recompile()).await.doing(|| "could not compile".into())??;
+                self = tokio::task::spawn_blocking(move || self.recompile())
+                    .await
+                    .doing(|| "could not compile".into())??;
                 match self.reply().await? {
                     Reply::Ready => Ok(()),
                     Reply::Refused(refusal) => Err(refused(refusal)),
@@ -140,6 +152,8 @@ fn refused(refusal: Refusal) -> Error {
     match refusal {
         Refusal::Guest(sentence) => Error::invalid(sentence),
         Refusal::Host(sentence) => Error::new(Kind::Host, sentence),
-        Refusal::Incompatible(sentence) => Error::new(Kind::Host, format!("freshly compiled code was refused: {sentence}")),
+        Refusal::Incompatible(sentence) => {
+            Error::new(Kind::Host, format!("freshly compiled code was refused: {sentence}"))
+        }
     }
 }

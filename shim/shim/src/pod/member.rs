@@ -95,7 +95,8 @@ impl Member {
     /// Waits for the exit.
     pub(crate) async fn wait(&self) -> Result<Exit> {
         let mut states = self.state.subscribe();
-        let state = states.wait_for(|state| state.exit().is_some()).await.doing(|| "could not wait for an exit".into())?;
+        let state =
+            states.wait_for(|state| state.exit().is_some()).await.doing(|| "could not wait for an exit".into())?;
         state.exit().ok_or_else(|| Error::new(Kind::Host, "a process that ended has no exit"))
     }
 
@@ -135,9 +136,8 @@ impl Member {
     /// Sets the size of the terminal, in characters.
     pub(crate) fn resize(&self, width: u16, height: u16) -> Result<()> {
         match &*self.attached() {
-            Attached::Terminal(terminal) => {
-                crate::host::console::resize(terminal.as_fd(), width, height).doing(|| "could not resize the terminal".into())
-            }
+            Attached::Terminal(terminal) => crate::host::console::resize(terminal.as_fd(), width, height)
+                .doing(|| "could not resize the terminal".into()),
             Attached::Files(_) | Attached::Detached => Err(Error::new(Kind::Conflict, "the process has no terminal")),
         }
     }

@@ -8,12 +8,14 @@ mod member;
 mod terminal;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::containerd::publisher::Publisher;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::host::namespaces::Holder;
+use crate::host::pid_namespace;
+use crate::host::process::Process;
 
 pub(crate) use container::{Container, unsigned};
 pub(crate) use create::CreateRequest;
@@ -25,6 +27,8 @@ pub(crate) struct Pod {
     pub(crate) events: Publisher,
     holder: Holder,
     identity: Identity,
+    /// The first process of the pid namespace that containers of the pod share, once one does.
+    pid_init: tokio::sync::Mutex<Option<Process>>,
 }
 
 /// Whom the shim serves, and where.
@@ -46,7 +50,7 @@ enum Slot {
 
 impl Pod {
     pub(crate) fn new(identity: Identity, events: Publisher, holder: Holder) -> Self {
-        Self { containers: Mutex::default(), events, holder, identity }
+        Self { containers: Mutex::default(), events, holder, identity, pid_init: tokio::sync::Mutex::default() }
     }
 
     /// The container `id`.
@@ -77,9 +81,32 @@ impl Pod {
             return container.delete_exec(exec_id, &member).await;
         }
         let deleted = container.delete(&self.holder).await?;
+        if container.is_sandbox() {
+            self.end_pid_namespace().await?;
+        }
         self.slots().remove(id);
         self.events.publish(deleted.event(id, ""));
         Ok(deleted)
+    }
+
+    /// The pid namespace that the pod's containers share, made for the first of them.
+    async fn pid_namespace(&self) -> Result<PathBuf> {
+        let mut init = self.pid_init.lock().await;
+        if init.is_none() {
+            let started = pid_namespace::start_init().and_then(Process::of_child);
+            *init = Some(started.doing(|| "could not make a pid namespace for the pod".into())?);
+        }
+        let pid = init.as_ref().map_or(0, Process::pid);
+        Ok(format!("/proc/{pid}/ns/pid").into())
+    }
+
+    async fn end_pid_namespace(&self) -> Result<()> {
+        let Some(init) = self.pid_init.lock().await.take() else { return Ok(()) };
+        let ended = async {
+            init.signal(libc::SIGKILL)?;
+            init.wait().await
+        };
+        ended.await.map(drop).doing(|| "could not end the pid namespace of the pod".into())
     }
 
     fn reserve(self: &Arc<Self>, id: &str) -> Result<Reservation> {
@@ -123,9 +150,4 @@ impl Drop for Reservation {
 pub(crate) struct Deleted {
     pub(crate) pid: i32,
     pub(crate) exit: crate::task::state::Exit,
-}
-
-/// The id of the container whose bundle `bundle` is, for messages.
-fn id_of(bundle: &Path) -> String {
-    bundle.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

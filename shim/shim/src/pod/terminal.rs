@@ -18,7 +18,8 @@ pub(crate) struct Terminal {
 /// A socket for the next terminal.
 pub(crate) fn listen() -> Result<ConsoleSocket> {
     static SERIAL: AtomicU64 = AtomicU64::new(0);
-    ConsoleSocket::listen(SERIAL.fetch_add(1, Ordering::Relaxed)).doing(|| "could not make a socket for the terminal".into())
+    ConsoleSocket::listen(SERIAL.fetch_add(1, Ordering::Relaxed))
+        .doing(|| "could not make a socket for the terminal".into())
 }
 
 impl Terminal {

@@ -39,7 +39,8 @@ fn paths(name: &str, cwd: &Path, env: &[String], function: Option<&str>) -> Vec<
         directories.extend(path.split(':').filter(|directory| !directory.is_empty()).map(PathBuf::from));
     }
     directories.push(cwd.to_path_buf());
-    let candidate = |directory: PathBuf| Candidate { path: cwd.join(directory).join(name), function: function.map(str::to_string) };
+    let candidate =
+        |directory: PathBuf| Candidate { path: cwd.join(directory).join(name), function: function.map(str::to_string) };
     directories.into_iter().map(candidate).collect()
 }
 

@@ -17,7 +17,8 @@ const VIEW: &str = "/dev/.skiff";
 const DEVICES: [(&str, u32); 5] = [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)];
 const MEMORY_DEVICES: u32 = 1;
 /// File systems that show the kernel or the node rather than files of the pod.
-const KERNEL_FILE_SYSTEMS: [&str; 8] = ["proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts", "devtmpfs", "securityfs"];
+const KERNEL_FILE_SYSTEMS: [&str; 8] =
+    ["proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts", "devtmpfs", "securityfs"];
 
 /// The guest, as it was found.
 #[derive(Clone, Debug)]
@@ -43,7 +44,8 @@ pub(crate) fn for_engine(
     let args = strings(&spec["process"]["args"]);
     let cwd = spec["process"]["cwd"].as_str().filter(|cwd| cwd.starts_with('/')).unwrap_or("/").to_string();
     let mounts = spec["mounts"].as_array().cloned().unwrap_or_default();
-    let has = |place: &str, kind: &str| mounts.iter().any(|mount| mount["destination"] == place && mount["type"] == kind);
+    let has =
+        |place: &str, kind: &str| mounts.iter().any(|mount| mount["destination"] == place && mount["type"] == kind);
     if !has("/proc", "proc") {
         return Err(Error::invalid("a wasm container needs `/proc` among its mounts"));
     }
@@ -65,18 +67,18 @@ pub(crate) fn for_engine(
     append(&mut spec["linux"]["devices"], devices);
     spec["root"]["path"] = json!(rootfs);
 
-    let plan = EnginePlan {
-        module: guest.module.into(),
-        function: guest.function.map(str::to_string),
-        args,
-        cwd,
-        preopens,
-    };
+    let plan =
+        EnginePlan { module: guest.module.into(), function: guest.function.map(str::to_string), args, cwd, preopens };
     Ok((spec, plan))
 }
 
 /// The mounts that make the guest's view, and what the engine opens of it.
-fn view_of(mounts: &[Value], rootfs: &Path, read_only: bool, resolve: &dyn Fn(&Path) -> PathBuf) -> (Vec<Value>, Vec<Preopen>) {
+fn view_of(
+    mounts: &[Value],
+    rootfs: &Path,
+    read_only: bool,
+    resolve: &dyn Fn(&Path) -> PathBuf,
+) -> (Vec<Value>, Vec<Preopen>) {
     let root = format!("{VIEW}/root");
     let dev = format!("{VIEW}/dev");
     let access = if read_only { "ro" } else { "rw" };
@@ -112,9 +114,7 @@ fn hidden(destination: &Path) -> bool {
 }
 
 fn devices_of(devices: &Value) -> Vec<Value> {
-    let node = |name: &str, minor: u32| {
-        json!({"path": format!("{VIEW}/dev/{name}"), "type": "c", "major": MEMORY_DEVICES, "minor": minor, "fileMode": 0o666, "uid": 0, "gid": 0})
-    };
+    let node = |name: &str, minor: u32| json!({"path": format!("{VIEW}/dev/{name}"), "type": "c", "major": MEMORY_DEVICES, "minor": minor, "fileMode": 0o666, "uid": 0, "gid": 0});
     let mut found: Vec<_> = DEVICES.iter().map(|(name, minor)| node(name, *minor)).collect();
     for device in devices.as_array().into_iter().flatten() {
         let path = device["path"].as_str().unwrap_or_default();
@@ -204,7 +204,8 @@ mod tests {
                 "/dev/.skiff/dev/termination-log"
             ]
         );
-        let guests: Vec<_> = plan.preopens.iter().map(|preopen| (preopen.host.as_str(), preopen.guest.as_str())).collect();
+        let guests: Vec<_> =
+            plan.preopens.iter().map(|preopen| (preopen.host.as_str(), preopen.guest.as_str())).collect();
         assert_eq!(guests, [("/dev/.skiff/root", "/"), ("/dev/.skiff/dev", "/dev"), ("/run", "/run")]);
     }
 
@@ -220,8 +221,13 @@ mod tests {
     #[test]
     fn devices_of_the_pod_are_in_the_view() {
         let (spec, _) = rewrite(&spec(json!([])));
-        let paths: Vec<_> = spec["linux"]["devices"].as_array().unwrap().iter().map(|d| d["path"].as_str().unwrap()).collect();
-        assert!(paths.contains(&"/dev/fuse") && paths.contains(&"/dev/.skiff/dev/fuse") && paths.contains(&"/dev/.skiff/dev/null"));
+        let paths: Vec<_> =
+            spec["linux"]["devices"].as_array().unwrap().iter().map(|d| d["path"].as_str().unwrap()).collect();
+        assert!(
+            paths.contains(&"/dev/fuse")
+                && paths.contains(&"/dev/.skiff/dev/fuse")
+                && paths.contains(&"/dev/.skiff/dev/null")
+        );
     }
 
     #[test]

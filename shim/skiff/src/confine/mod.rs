@@ -185,7 +185,7 @@ impl Child {
 impl Drop for Child {
     fn drop(&mut self) {
         if !self.is_reaped && kill(self.pid, Signal::SIGKILL).is_ok() {
-            drop(self.reap());
+            self.reap().ok();
         }
     }
 }

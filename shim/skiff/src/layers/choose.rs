@@ -4,9 +4,8 @@
 use std::env::consts::ARCH;
 
 use oci_spec::image::ImageManifest;
-use sha2::{Digest, Sha256};
 
-use super::content::hex;
+use crate::digest::sha256;
 
 /// A manifest that is in the content store.
 #[derive(Debug)]
@@ -82,8 +81,7 @@ fn chain_id(diff_ids: &[String]) -> String {
     let Some((first, rest)) = diff_ids.split_first() else {
         return String::new();
     };
-    rest.iter()
-        .fold(first.clone(), |chain, diff_id| format!("sha256:{}", hex(&Sha256::digest(format!("{chain} {diff_id}")))))
+    rest.iter().fold(first.clone(), |chain, diff_id| format!("sha256:{}", sha256(format!("{chain} {diff_id}"))))
 }
 
 #[cfg(test)]
@@ -106,7 +104,7 @@ mod tests {
     fn a_chain_is_named_as_the_specification_says() {
         assert_eq!(chain_id(&[]), "");
         assert_eq!(chain_id(&["sha256:a".into()]), "sha256:a");
-        let expected = hex(&Sha256::digest("sha256:a sha256:b"));
+        let expected = sha256("sha256:a sha256:b");
         assert_eq!(chain_id(&["sha256:a".into(), "sha256:b".into()]), format!("sha256:{expected}"));
     }
 

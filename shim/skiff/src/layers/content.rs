@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use sha2::{Digest, Sha256};
 
 use super::WASM_CONFIG;
 use super::choose::{Candidate, Platform};
+use crate::digest::sha256;
 use crate::error::{Context, Error, Result};
 
 /// The largest manifest that is read, in bytes: containerd's own limit.
@@ -105,14 +105,9 @@ impl Store {
         };
         let mut text = Vec::new();
         file.take(DOCUMENT_BYTES_MAX).read_to_end(&mut text).or_host(reading())?;
-        if Some(hex(&Sha256::digest(&text)).as_str()) != blob.as_digest_sha256() {
+        if Some(sha256(&text).as_str()) != blob.as_digest_sha256() {
             return Err(Error::host(format!("`{}` is not what its digest says", blob.digest())));
         }
         serde_json::from_slice(&text).map(Some).or_guest(reading())
     }
-}
-
-/// `bytes` in hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

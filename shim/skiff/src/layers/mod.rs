@@ -14,6 +14,7 @@ use clap::Args;
 use oci_spec::image::{Descriptor, MediaType};
 use serde::Serialize;
 
+pub(crate) use self::choose::host_architecture;
 use self::choose::{Candidate, choose};
 use self::containerd::{Container, Containerd};
 use self::content::Store;

@@ -1,0 +1,231 @@
+//! What a wasm binary is, imports and exports: read and validated, neither compiled nor run.
+
+use serde::Serialize;
+use wasmparser::{
+    ComponentExternalKind, ComponentTypeRef, ExternalKind, MemoryType, Parser, Payload, TypeRef, Validator,
+};
+
+use crate::compile::explain_invalid;
+use crate::error::{Error, Result};
+use crate::preamble::{Kind, kind_of};
+
+/// A valid wasm binary.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    /// Module or component.
+    pub(crate) kind: Kind,
+    /// What it needs.
+    pub(crate) imports: Vec<Import>,
+    /// What it offers.
+    pub(crate) exports: Vec<Export>,
+    /// The linear memories, those of the modules in a component too.
+    pub(crate) memories: Vec<Memory>,
+}
+
+/// Something that a guest imports.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Import {
+    /// The module that a core module imports from; components import by one name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) module: Option<String>,
+    pub(crate) name: String,
+    pub(crate) kind: &'static str,
+}
+
+/// Something that a guest exports.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Export {
+    pub(crate) name: String,
+    pub(crate) kind: &'static str,
+}
+
+/// A linear memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Memory {
+    pub(crate) initial_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) maximum_bytes: Option<u64>,
+    pub(crate) shared: bool,
+    pub(crate) memory64: bool,
+}
+
+/// How a guest is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Entry {
+    /// It runs from `_start` or `wasi:cli/run` to its end.
+    Command,
+    /// It answers HTTP requests.
+    Http,
+    /// It has functions to be called by name only.
+    Reactor,
+}
+
+impl Guest {
+    /// Reads the wasm binary `bytes`, which messages call `name`.
+    ///
+    /// # Errors
+    /// The guest's fault for what is no valid wasm.
+    pub(crate) fn read(bytes: &[u8], name: &str) -> Result<Self> {
+        let kind = kind_of(bytes, name)?;
+        let invalid =
+            |error: wasmparser::BinaryReaderError| Error::guest(explain_invalid(error.message(), error.offset(), name));
+        Validator::new().validate_all(bytes).map_err(invalid)?;
+        let mut guest = Self { kind, imports: Vec::new(), exports: Vec::new(), memories: Vec::new() };
+        // How many modules and components the parser is in.
+        let mut depth = 0_usize;
+        for payload in Parser::new(0).parse_all(bytes) {
+            match payload.map_err(invalid)? {
+                Payload::Version { .. } => depth += 1,
+                Payload::End(_) => depth = depth.saturating_sub(1),
+                payload => guest.add(&payload, depth == 1).map_err(invalid)?,
+            }
+        }
+        Ok(guest)
+    }
+
+    fn add(&mut self, payload: &Payload<'_>, is_outermost: bool) -> wasmparser::Result<()> {
+        match payload {
+            Payload::MemorySection(memories) => {
+                for memory in memories.clone() {
+                    self.memories.push(Memory::of(&memory?));
+                }
+            }
+            Payload::ImportSection(imports) if is_outermost => {
+                for import in imports.clone().into_imports() {
+                    let import = import?;
+                    if let TypeRef::Memory(memory) = import.ty {
+                        self.memories.push(Memory::of(&memory));
+                    }
+                    let (module, kind) = (Some(import.module.into()), kind_of_import(&import.ty));
+                    self.imports.push(Import { module, name: import.name.into(), kind });
+                }
+            }
+            Payload::ExportSection(exports) if is_outermost => {
+                for export in exports.clone() {
+                    let export = export?;
+                    self.exports.push(Export { name: export.name.into(), kind: kind_of_export(export.kind) });
+                }
+            }
+            Payload::ComponentImportSection(imports) if is_outermost => {
+                for import in imports.clone() {
+                    let import = import?;
+                    let kind = kind_of_component_import(&import.ty);
+                    self.imports.push(Import { module: None, name: import.name.name.into(), kind });
+                }
+            }
+            Payload::ComponentExportSection(exports) if is_outermost => {
+                for export in exports.clone() {
+                    let export = export?;
+                    let kind = kind_of_component_item(export.kind);
+                    self.exports.push(Export { name: export.name.name.into(), kind });
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// How it is started.
+    pub(crate) fn entry(&self) -> Entry {
+        let exports = |start: &str| self.exports.iter().any(|export| export.name.starts_with(start));
+        match self.kind {
+            Kind::Module if self.exports.iter().any(|export| export.name == "_start") => Entry::Command,
+            Kind::Module => Entry::Reactor,
+            Kind::Component if exports("wasi:http/incoming-handler@0.2") => Entry::Http,
+            Kind::Component if exports("wasi:http/handler@0.3") => Entry::Http,
+            Kind::Component if exports("wasi:cli/run@") => Entry::Command,
+            Kind::Component => Entry::Reactor,
+        }
+    }
+}
+
+impl Memory {
+    fn of(memory: &MemoryType) -> Self {
+        let page_bytes = 1_u64 << memory.page_size_log2.unwrap_or(16).min(16);
+        Self {
+            initial_bytes: memory.initial.saturating_mul(page_bytes),
+            maximum_bytes: memory.maximum.map(|pages| pages.saturating_mul(page_bytes)),
+            shared: memory.shared,
+            memory64: memory.memory64,
+        }
+    }
+}
+
+const fn kind_of_import(kind: &TypeRef) -> &'static str {
+    match kind {
+        TypeRef::Func(_) | TypeRef::FuncExact(_) => "function",
+        TypeRef::Table(_) => "table",
+        TypeRef::Memory(_) => "memory",
+        TypeRef::Global(_) => "global",
+        TypeRef::Tag(_) => "tag",
+    }
+}
+
+const fn kind_of_export(kind: ExternalKind) -> &'static str {
+    match kind {
+        ExternalKind::Func | ExternalKind::FuncExact => "function",
+        ExternalKind::Table => "table",
+        ExternalKind::Memory => "memory",
+        ExternalKind::Global => "global",
+        ExternalKind::Tag => "tag",
+    }
+}
+
+fn kind_of_component_import(kind: &ComponentTypeRef) -> &'static str {
+    kind_of_component_item(kind.kind())
+}
+
+const fn kind_of_component_item(kind: ComponentExternalKind) -> &'static str {
+    match kind {
+        ComponentExternalKind::Module => "module",
+        ComponentExternalKind::Func => "function",
+        ComponentExternalKind::Value => "value",
+        ComponentExternalKind::Type => "type",
+        ComponentExternalKind::Instance => "interface",
+        ComponentExternalKind::Component => "component",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guest(text: &str) -> Guest {
+        Guest::read(&wat::parse_str(text).unwrap(), "a").unwrap()
+    }
+
+    #[test]
+    fn an_entry_is_known_by_its_export() {
+        let check = |text, entry| assert_eq!(guest(text).entry(), entry, "{text}");
+        check("(module (func (export \"_start\")))", Entry::Command);
+        check("(module (func (export \"_initialize\")))", Entry::Reactor);
+        check("(component)", Entry::Reactor);
+        check(r#"(component (instance $i) (export "wasi:cli/run@0.2.3" (instance $i)))"#, Entry::Command);
+        check(r#"(component (instance $i) (export "wasi:cli/run@0.3.0" (instance $i)))"#, Entry::Command);
+        check(r#"(component (instance $i) (export "wasi:http/incoming-handler@0.2.10" (instance $i)))"#, Entry::Http);
+        check(r#"(component (instance $i) (export "wasi:http/handler@0.3.0" (instance $i)))"#, Entry::Http);
+    }
+
+    #[test]
+    fn the_modules_in_a_component_do_not_add_imports_but_memories() {
+        let guest = guest(
+            r#"(component
+                (import "a:b/c@1.0.0" (instance))
+                (core module (import "x" "y" (func)) (memory (export "memory") 2 4) (func (export "z")))
+            )"#,
+        );
+        let import = Import { module: None, name: "a:b/c@1.0.0".into(), kind: "interface" };
+        assert_eq!(guest.imports, [import]);
+        assert!(guest.exports.is_empty());
+        let memory = Memory { initial_bytes: 131_072, maximum_bytes: Some(262_144), shared: false, memory64: false };
+        assert_eq!(guest.memories, [memory]);
+    }
+
+    #[test]
+    fn a_broken_binary_is_refused_as_the_compiler_refuses_it() {
+        let bytes = wat::parse_str("(module (func (result i32)))").unwrap();
+        let sentence = Guest::read(&bytes, "a").unwrap_err().to_string();
+        assert_eq!(sentence, crate::compile::compile(&bytes, "a").unwrap_err().to_string());
+    }
+}

@@ -1,0 +1,56 @@
+//! The archive: an OCI image layout in a tar file, as `ctr images import` and registries' tools take it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Write};
+
+use oci_spec::image::{ANNOTATION_REF_NAME, ImageIndexBuilder, MediaType, OciLayoutBuilder};
+use tar::EntryType;
+
+use super::image::{Image, to_json};
+use super::reference::Reference;
+use super::rootfs::header;
+use crate::error::{Context, Result};
+
+/// containerd's annotation with the name under which it imports an image.
+const IMAGE_NAME: &str = "io.containerd.image.name";
+
+/// Writes the archive and returns the manifest's digest.
+///
+/// # Errors
+/// The host's, when it cannot be written.
+pub(super) fn write(output: impl Write, image: &Image, reference: &Reference) -> Result<String> {
+    let making = "cannot make the index";
+    let annotations = HashMap::from([
+        (IMAGE_NAME.into(), reference.to_string()),
+        (ANNOTATION_REF_NAME.into(), reference.tag().to_owned()),
+    ]);
+    let mut manifest = image.manifest.descriptor.clone();
+    // Without a platform here, containerd imports the image whatever the node's platform is.
+    manifest.set_annotations(Some(annotations));
+    let index = ImageIndexBuilder::default()
+        .schema_version(2_u32)
+        .media_type(MediaType::ImageIndex)
+        .manifests([manifest])
+        .build()
+        .or_host(making)?;
+    let layout = OciLayoutBuilder::default().image_layout_version("1.0.0").build().or_host(making)?;
+    let (index, layout) = (to_json(&index)?, to_json(&layout)?);
+    let mut files = BTreeMap::from([("index.json".to_owned(), index.as_slice()), ("oci-layout".into(), &layout)]);
+    for blob in [&image.manifest, &image.config, &image.layer] {
+        files.insert(format!("blobs/sha256/{}", blob.descriptor.digest().digest()), &blob.bytes);
+    }
+    write_archive(output, &files).or_host("cannot write the archive")?;
+    Ok(image.manifest.descriptor.digest().to_string())
+}
+
+fn write_archive(output: impl Write, files: &BTreeMap<String, &[u8]>) -> io::Result<()> {
+    let mut archive = tar::Builder::new(output);
+    for directory in ["blobs", "blobs/sha256"] {
+        archive.append_data(&mut header(EntryType::Directory, 0o755, 0), directory, io::empty())?;
+    }
+    for (path, bytes) in files {
+        let size = u64::try_from(bytes.len()).map_err(io::Error::other)?;
+        archive.append_data(&mut header(EntryType::Regular, 0o644, size), path, *bytes)?;
+    }
+    archive.into_inner()?.flush()
+}

@@ -1,0 +1,155 @@
+//! `skiff pack`: makes an image of a wasm binary, as a tar archive of an OCI image layout. Equal input gives an equal
+//! archive, byte by byte.
+
+mod image;
+mod layout;
+mod reference;
+mod rootfs;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+
+use self::image::Image;
+use self::reference::Reference;
+use self::rootfs::Rootfs;
+use crate::error::{Context, Error, Result};
+use crate::guest::Guest;
+
+/// What to pack, and how.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// The wasm module or component.
+    wasm: PathBuf,
+    /// The archive to write.
+    #[arg(short, long)]
+    output: PathBuf,
+    /// The image's name; without a registry it is one of `docker.io` [default: the file's].
+    #[arg(long)]
+    name: Option<String>,
+    /// What kind of image to make.
+    #[arg(long, value_enum, default_value_t = Form::Image)]
+    kind: Form,
+    /// An argument of the entrypoint, in their order [default: the wasm file].
+    #[arg(long)]
+    entrypoint: Vec<String>,
+    /// An environment variable, `NAME=VALUE`.
+    #[arg(long, value_parser = variable)]
+    env: Vec<String>,
+    /// The platform of an ordinary image, `OS/ARCHITECTURE` [default: linux and this machine's].
+    #[arg(long, value_parser = platform)]
+    platform: Option<(String, String)>,
+    /// A file or directory to put into an ordinary image, `SOURCE:DESTINATION`.
+    #[arg(long, value_parser = addition)]
+    add: Vec<(PathBuf, PathBuf)>,
+}
+
+/// The kinds of images that carry wasm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Form {
+    /// An ordinary image with one layer; every registry, builder and runtime takes it.
+    Image,
+    /// A wasm OCI artifact: <https://tag-runtime.cncf.io/wgs/wasm/deliverables/wasm-oci-artifact/>.
+    Artifact,
+    /// An ordinary image's configuration with the wasm binary itself as its layer.
+    Layer,
+}
+
+/// Packs and returns the image's reference with its digest.
+///
+/// # Errors
+/// When the file is no valid wasm, an option does not go with the kind, or the archive cannot be written.
+pub(crate) fn pack(arguments: &Arguments) -> Result<String> {
+    refuse_unfit_options(arguments)?;
+    let path = arguments.wasm.display().to_string();
+    let bytes = fs::read(&arguments.wasm).or_host(format!("cannot read `{path}`"))?;
+    let guest = Guest::read(&bytes, &path)?;
+    let file_name = file_name(&arguments.wasm)?;
+    let reference = match &arguments.name {
+        Some(name) => Reference::parse(name)?,
+        None => Reference::of_file(&file_name)?,
+    };
+    let image = make(arguments, &guest, &file_name, bytes)?;
+    let manifest = write(&arguments.output, &image, &reference)?;
+    Ok(format!("{reference}@{manifest}"))
+}
+
+fn make(arguments: &Arguments, guest: &Guest, file_name: &str, bytes: Vec<u8>) -> Result<Image> {
+    let entrypoint = match arguments.entrypoint.as_slice() {
+        [] => vec![format!("/{file_name}")],
+        entrypoint => entrypoint.to_vec(),
+    };
+    let env = arguments.env.clone();
+    match arguments.kind {
+        Form::Image => {
+            let mut rootfs = Rootfs::default();
+            rootfs.add_file(Path::new(file_name), bytes, true)?;
+            for (source, destination) in &arguments.add {
+                rootfs.add(source, destination)?;
+            }
+            image::ordinary(&rootfs.into_tar()?, entrypoint, env, arguments.platform.clone())
+        }
+        Form::Artifact => image::artifact(guest, file_name, bytes),
+        Form::Layer => image::layer(guest, file_name, bytes, entrypoint, env),
+    }
+}
+
+fn refuse_unfit_options(arguments: &Arguments) -> Result<()> {
+    let is_image = arguments.kind == Form::Image;
+    let is_artifact = arguments.kind == Form::Artifact;
+    for (option, is_unfit) in [
+        ("--platform", !is_image && arguments.platform.is_some()),
+        ("--add", !is_image && !arguments.add.is_empty()),
+        ("--entrypoint", is_artifact && !arguments.entrypoint.is_empty()),
+        ("--env", is_artifact && !arguments.env.is_empty()),
+    ] {
+        if is_unfit {
+            return Err(Error::guest(format!(
+                "`{option}` does not go with this kind: such an image has no place for it"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn file_name(path: &Path) -> Result<String> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.map(str::to_owned).ok_or_else(|| Error::guest(format!("`{}` has no usable file name", path.display())))
+}
+
+/// Writes the archive; one that cannot be finished does not stay.
+fn write(output: &Path, image: &Image, reference: &Reference) -> Result<String> {
+    let writing = || format!("cannot write `{}`", output.display());
+    let file = File::create(output).or_host(writing())?;
+    let written = layout::write(file, image, reference).or_host(writing());
+    if written.is_err() {
+        fs::remove_file(output).or_host(writing())?;
+    }
+    written
+}
+
+fn variable(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some((name, _)) if !name.is_empty() => Ok(text.into()),
+        _ => Err("an environment variable is `NAME=VALUE`".into()),
+    }
+}
+
+fn platform(text: &str) -> Result<(String, String), String> {
+    match text.split_once('/') {
+        Some((os, architecture)) if !os.is_empty() && !architecture.is_empty() && !architecture.contains('/') => {
+            Ok((os.into(), architecture.into()))
+        }
+        _ => Err("a platform is `OS/ARCHITECTURE`".into()),
+    }
+}
+
+fn addition(text: &str) -> Result<(PathBuf, PathBuf), String> {
+    match text.rsplit_once(':') {
+        Some((source, destination)) if !source.is_empty() && !destination.is_empty() => {
+            Ok((source.into(), destination.into()))
+        }
+        _ => Err("an addition is `SOURCE:DESTINATION`".into()),
+    }
+}

@@ -1,0 +1,264 @@
+//! The confined compiler seen from the outside, while it waits for the rest of its input: what it may, and what is
+//! left when it ends in any way.
+
+mod common;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use common::{hello, is_root, large, run, sentence, skiff, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A compiler that waits for input.
+struct Waiting {
+    supervisor: Child,
+    confined: u32,
+}
+
+impl Waiting {
+    fn start(group: &str, more: &[&str]) -> Self {
+        let mut arguments = vec!["compile", "--confine", "--cgroup", group, "--name", "/app.wasm"];
+        arguments.extend(more);
+        let supervisor = skiff(&arguments).stdin(Stdio::piped()).spawn().unwrap();
+        let children = format!("/proc/{0}/task/{0}/children", supervisor.id());
+        let mut confined = None;
+        wait_until("the filter of the confined process", || {
+            let text = fs::read_to_string(&children).unwrap();
+            confined = text.split_whitespace().next().and_then(|pid| pid.parse().ok());
+            confined.is_some_and(|pid| status(pid, "Seccomp").as_deref() == Some("2"))
+        });
+        Self { supervisor, confined: confined.unwrap() }
+    }
+
+    fn proc(&self, file: &str) -> PathBuf {
+        Path::new("/proc").join(self.confined.to_string()).join(file)
+    }
+
+    fn read(&self, file: &str) -> String {
+        fs::read_to_string(self.proc(file)).unwrap()
+    }
+
+    /// Sends the module and waits for the end.
+    fn finish(mut self, module: &[u8]) -> Output {
+        self.supervisor.stdin.take().unwrap().write_all(module).unwrap();
+        self.supervisor.wait_with_output().unwrap()
+    }
+}
+
+/// A field of `/proc/PID/status`.
+fn status(pid: u32, field: &str) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix(&format!("{field}:")))?;
+    Some(value.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+fn is_gone(pid: u32) -> bool {
+    status(pid, "State").is_none_or(|state| state.starts_with('Z'))
+}
+
+/// The directories of the control groups whose name begins with `group`.
+fn groups(group: &str) -> Vec<PathBuf> {
+    let mounts =
+        ["", "memory", "cpu", "pids"].map(|mount| Path::new("/sys/fs/cgroup").join(mount).join("skiff-compile"));
+    let entries = mounts.iter().flat_map(fs::read_dir).flatten().flatten();
+    entries
+        .map(|entry| entry.path())
+        .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(group))
+        .collect()
+}
+
+#[test]
+fn it_is_nobody_without_capabilities_under_a_filter() {
+    if !is_root() {
+        return;
+    }
+    let waiting = Waiting::start("nobody", &[]);
+    let check =
+        |field: &str, expected: &str| assert_eq!(status(waiting.confined, field).as_deref(), Some(expected), "{field}");
+    check("Uid", "65534 65534 65534 65534");
+    check("Gid", "65534 65534 65534 65534");
+    check("Groups", "");
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        check(set, "0000000000000000");
+    }
+    check("NoNewPrivs", "1");
+    check("Seccomp", "2");
+    assert_eq!(waiting.read("oom_score_adj"), "1000\n");
+    assert!(waiting.finish(&hello()).status.success());
+    assert!(groups("nobody").is_empty());
+}
+
+#[test]
+fn it_sees_no_files_no_network_and_no_other_process() {
+    if !is_root() {
+        return;
+    }
+    let waiting = Waiting::start("alone", &[]);
+    assert_eq!(fs::read_dir(waiting.proc("root")).unwrap().count(), 0);
+    let mounts = waiting.read("mountinfo");
+    assert_eq!(mounts.lines().count(), 1, "{mounts}");
+    assert!(mounts.contains(" / / ro,"), "{mounts}");
+    let interfaces = waiting.read("net/dev");
+    assert_eq!(interfaces.lines().filter(|line| line.contains(':')).count(), 1, "{interfaces}");
+    assert!(interfaces.contains("lo:"), "{interfaces}");
+    for namespace in ["ipc", "mnt", "net", "pid", "uts"] {
+        let own = fs::read_link(format!("/proc/self/ns/{namespace}")).unwrap();
+        let its = fs::read_link(waiting.proc("ns").join(namespace)).unwrap();
+        assert_ne!(its, own, "{namespace}");
+    }
+    let pids = status(waiting.confined, "NSpid").unwrap();
+    assert!(pids.ends_with(" 1"), "{pids}");
+    assert!(waiting.finish(&hello()).status.success());
+}
+
+#[test]
+fn it_holds_nothing_open_but_its_streams() {
+    if !is_root() {
+        return;
+    }
+    // A descriptor that a careless caller leaves open.
+    let extra = fs::File::open("/dev/null").unwrap();
+    let leaked = nix::unistd::dup(&extra).unwrap();
+    let waiting = Waiting::start("streams", &[]);
+    drop(leaked);
+    for entry in fs::read_dir(waiting.proc("fd")).unwrap() {
+        let target = fs::read_link(entry.unwrap().path()).unwrap();
+        assert!(target.to_string_lossy().starts_with("pipe:"), "{target:?}");
+    }
+    assert!(waiting.finish(&hello()).status.success());
+}
+
+#[test]
+fn it_has_limits_and_a_group_of_its_own() {
+    if !is_root() {
+        return;
+    }
+    let waiting = Waiting::start("limits", &["--cpu-seconds", "7", "--memory-bytes", "268435456"]);
+    let limits = waiting.read("limits");
+    let limit = |name: &str| {
+        limits.lines().find(|line| line.starts_with(name)).unwrap().split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(limit("Max cpu time"), "Max cpu time 7 7 seconds");
+    assert_eq!(limit("Max core file size"), "Max core file size 0 0 bytes");
+    assert_eq!(limit("Max open files"), "Max open files 16 16 files");
+    assert_eq!(limit("Max file size"), "Max file size 4294967296 4294967296 bytes");
+    let group = format!("/skiff-compile/limits.{}", waiting.supervisor.id());
+    assert!(waiting.read("cgroup").contains(&group), "{}", waiting.read("cgroup"));
+    let bytes = groups("limits").iter().find_map(|group| {
+        let files = ["memory.limit_in_bytes", "memory.max"].map(|file| group.join(file));
+        files.iter().find_map(|file| fs::read_to_string(file).ok())
+    });
+    assert_eq!(bytes.as_deref(), Some("268435456\n"));
+    assert!(waiting.finish(&hello()).status.success());
+    assert!(groups("limits").is_empty());
+}
+
+#[test]
+fn a_module_that_needs_too_much_memory_ends_with_a_sentence() {
+    if !is_root() {
+        return;
+    }
+    let module = large(4_000);
+    let expected = "compiling `a` needs more than the 24 MiB of memory that it may use";
+    for group in [&["--cgroup", "memory"][..], &[]] {
+        let mut arguments = vec!["compile", "--confine", "--name", "a", "--memory-bytes", "25165824"];
+        arguments.extend(group);
+        let output = run(&arguments, &module);
+        assert_eq!(output.status.code(), Some(3), "{group:?}: {output:?}");
+        assert_eq!(sentence(&output), expected, "{group:?}");
+        assert!(output.stdout.is_empty());
+    }
+    assert!(groups("memory").is_empty());
+}
+
+#[test]
+fn a_module_that_takes_too_much_processor_time_ends_with_a_sentence() {
+    if !is_root() {
+        return;
+    }
+    let output = run(&["compile", "--confine", "--cgroup", "cpu", "--name", "a", "--cpu-seconds", "1"], &large(12_000));
+    assert_eq!(output.status.code(), Some(3), "{:?}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(sentence(&output), "compiling `a` takes more than the 1 s of processor time that it may take");
+    assert!(groups("cpu").is_empty());
+}
+
+#[test]
+fn a_compiler_that_does_not_end_is_ended() {
+    if !is_root() {
+        return;
+    }
+    let waiting = Waiting::start("wall", &["--wall-seconds", "1"]);
+    let output = {
+        let confined = waiting.confined;
+        // The pipe stays open: the compiler would wait for ever.
+        let mut supervisor = waiting.supervisor;
+        let input = supervisor.stdin.take();
+        let output = supervisor.wait_with_output().unwrap();
+        drop(input);
+        assert!(is_gone(confined));
+        output
+    };
+    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(sentence(&output), "compiling `/app.wasm` takes more than the 1 s of time that it may take");
+    assert!(groups("wall").is_empty());
+}
+
+#[test]
+fn a_terminated_supervisor_takes_everything_with_it() {
+    if !is_root() {
+        return;
+    }
+    let waiting = Waiting::start("term", &[]);
+    let confined = waiting.confined;
+    let mut supervisor = waiting.supervisor;
+    let input = supervisor.stdin.take();
+    kill(Pid::from_raw(i32::try_from(supervisor.id()).unwrap()), Signal::SIGTERM).unwrap();
+    let output = supervisor.wait_with_output().unwrap();
+    drop(input);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(sentence(&output), "compiling `/app.wasm` was interrupted");
+    assert!(is_gone(confined));
+    assert!(groups("term").is_empty());
+}
+
+#[test]
+fn a_killed_supervisor_takes_the_compiler_with_it_and_the_next_one_its_group() {
+    if !is_root() {
+        return;
+    }
+    let waiting = Waiting::start("killed", &[]);
+    let confined = waiting.confined;
+    let mut supervisor = waiting.supervisor;
+    let input = supervisor.stdin.take();
+    supervisor.kill().unwrap();
+    supervisor.wait().unwrap();
+    wait_until("the compiler's end", || is_gone(confined));
+    drop(input);
+    wait_until("the removal of the group", || {
+        assert!(run(&["compile", "--confine", "--cgroup", "next"], &hello()).status.success());
+        groups("killed").is_empty()
+    });
+}
+
+#[test]
+fn somebody_who_is_not_root_cannot_confine() {
+    if !is_root() {
+        return;
+    }
+    // The program is copied to where everybody can execute it.
+    let directory = tempfile::Builder::new().prefix("skiff-test").tempdir_in("/tmp").unwrap();
+    let program = directory.path().join("skiff");
+    fs::copy(env!("CARGO_BIN_EXE_skiff"), &program).unwrap();
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(directory.path(), everybody).unwrap();
+    let output = std::os::unix::process::CommandExt::uid(&mut Command::new(program), 65534)
+        .args(["compile", "--confine"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(sentence(&output), "confining the compiler needs root");
+}

@@ -1,0 +1,62 @@
+#!/bin/bash
+# all.sh [check] [unit] [suites]: runs the levels of tests and adds up what they say, ending with `N passed, N failed`.
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/cache.sh"
+cd "$here/.."
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$cache/target}
+packages=(skiff-plan skiff-config skiff-engine skiff containerd-shim-skiff skiff-test skiff-bench)
+passed=0 failed=0
+
+# one NAME COMMAND...: a check that is one test by itself.
+one() {
+  local name=$1; shift
+  if "$@"; then say "ok: $name"; passed=$((passed + 1)); else say "FAILED: $name"; failed=$((failed + 1)); fi
+}
+
+# many NAME COMMAND...: a test runner; its own closing lines are added up, and an end without one is a failure.
+many() {
+  local name=$1 log status=0; shift
+  log=$(mktemp)
+  "$@" 2>&1 | tee "$log" || status=$?
+  local sum
+  sum=$(sed -n 's/^test result: .* \([0-9]*\) passed; \([0-9]*\) failed;.*/\1 \2/p' "$log" |
+    awk '{ p += $1; f += $2 } END { print p + 0, f + 0 }')
+  passed=$((passed + ${sum% *})) failed=$((failed + ${sum#* }))
+  if [ "$status" != 0 ] && [ "${sum#* }" = 0 ]; then say "FAILED: $name ended with $status"; failed=$((failed + 1)); fi
+  rm -f "$log"
+}
+
+lint() { cargo clippy --release --locked --quiet -p "$1" --all-targets -- -D warnings; }
+
+check() {
+  local package
+  apt_need protobuf-compiler libprotobuf-dev shellcheck
+  one formatting cargo fmt --check
+  one "shell scripts" shellcheck -x -e SC1091 test/*.sh test/*/build.sh
+  for package in "${packages[@]}"; do one "lints of $package" lint "$package"; done
+}
+
+unit() {
+  local package
+  programs=$(test/programs.sh | tail -n 1)
+  export SKIFF_BIN=$programs
+  for package in skiff-plan skiff-config skiff-engine skiff containerd-shim-skiff; do
+    many "$package" cargo test --release --locked --quiet --no-fail-fast -p "$package"
+  done
+}
+
+suites() {
+  SKIFF_BIN=$(test/programs.sh | tail -n 1)
+  SKIFF_TOOLS=$(test/tools/build.sh | tail -n 1)
+  SKIFF_GUESTS=$(test/guests/build.sh | tail -n 1)
+  export SKIFF_BIN SKIFF_TOOLS SKIFF_GUESTS
+  many skiff-test cargo test --release --locked --quiet --no-fail-fast -p skiff-test
+}
+
+for level in "$@"; do
+  since=$SECONDS
+  "$level"
+  say "$level took $((SECONDS - since)) s"
+done
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ] && [ "$passed" != 0 ]

@@ -1,0 +1,186 @@
+//! A private containerd in a temporary directory, and its end.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use containerd_client::Client;
+use containerd_client::services::v1::{
+    DeleteTaskRequest, KillRequest, ListContainersRequest, ListTasksRequest, WaitRequest,
+};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+use tonic::Request;
+use tonic::metadata::MetadataValue;
+
+use crate::container;
+use crate::image::Image;
+use crate::processes;
+use crate::programs::Programs;
+
+/// containerd's namespace of everything here.
+const NAMESPACE: &str = "bench";
+const PATIENCE: Duration = Duration::from_secs(30);
+const OFTEN: Duration = Duration::from_millis(5);
+
+/// A running containerd.
+pub(crate) struct Containerd {
+    process: Child,
+    directory: TempDir,
+    client: Client,
+    ctr: PathBuf,
+    tag: String,
+}
+
+impl Containerd {
+    /// Starts it and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub(crate) async fn start(programs: &Programs) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("skiff-bench.").tempdir()?;
+        let home = directory.path();
+        std::fs::write(home.join("config.toml"), configuration(home))?;
+        let log = std::fs::File::create(home.join("containerd.log"))?;
+        let process = Command::new(programs.tool("containerd"))
+            .arg("--config")
+            .arg(home.join("config.toml"))
+            .env("PATH", search_path(programs)?)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("could not start containerd")?;
+        let client = answering(&home.join("c.sock")).await.context("containerd does not answer")?;
+        let tag = format!("sb{}", std::process::id());
+        Ok(Self { process, client, ctr: programs.tool("ctr"), tag, directory })
+    }
+
+    /// The client of its API.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Where everything is kept.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A name for a container that no other run has; all its processes can be told by it.
+    pub(crate) fn id(&self, words: &str) -> String {
+        format!("{}-{words}", self.tag)
+    }
+
+    /// Makes an image of the program, imports and unpacks it.
+    ///
+    /// # Errors
+    /// When the program cannot be read or `ctr` fails.
+    pub(crate) async fn image_of(&self, program: &Path) -> Result<Image> {
+        let image = Image::pack(program, self.directory())?;
+        let output = Command::new(&self.ctr)
+            .args(["--namespace", NAMESPACE, "--address"])
+            .arg(self.directory().join("c.sock"))
+            .args(["images", "import", "--local", "--no-unpack=false"])
+            .arg(&image.archive)
+            .output()
+            .await?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "could not import the image `{}`: {said}", image.name);
+        Ok(image)
+    }
+
+    /// The last lines of its log.
+    pub(crate) fn log_tail(&self) -> String {
+        let log = std::fs::read_to_string(self.directory().join("containerd.log")).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(15)..].join("\n")
+    }
+
+    /// Ends all containers, containerd itself, and what is left of either.
+    ///
+    /// # Errors
+    /// When something cannot be ended.
+    pub(crate) async fn stop(mut self) -> Result<()> {
+        self.end_tasks().await;
+        let pid = Pid::from_raw(i32::try_from(self.process.id().context("containerd has ended by itself")?)?);
+        kill(pid, Signal::SIGTERM)?;
+        if tokio::time::timeout(PATIENCE, self.process.wait()).await.is_err() {
+            self.process.kill().await?;
+        }
+        processes::kill_all(&self.tag);
+        unmount_below(self.directory());
+        self.directory.close().context("could not remove the temporary directory")
+    }
+
+    /// Best effort: what fails here is killed afterwards.
+    async fn end_tasks(&self) {
+        let tasks = self.client.tasks().list(request(ListTasksRequest::default())).await;
+        for task in tasks.map(|answer| answer.into_inner().tasks).unwrap_or_default() {
+            self.end_task(task.id).await.unwrap_or_default();
+        }
+        let containers = self.client.containers().list(request(ListContainersRequest::default())).await;
+        for container in containers.map(|answer| answer.into_inner().containers).unwrap_or_default() {
+            container::forget(self, &container.id).await.unwrap_or_default();
+        }
+    }
+
+    async fn end_task(&self, container_id: String) -> Result<(), tonic::Status> {
+        let mut tasks = self.client.tasks();
+        let kill = KillRequest { container_id: container_id.clone(), signal: 9, all: true, ..KillRequest::default() };
+        tasks.kill(request(kill)).await?;
+        tasks.wait(request(WaitRequest { container_id: container_id.clone(), ..WaitRequest::default() })).await?;
+        tasks.delete(request(DeleteTaskRequest { container_id })).await?;
+        Ok(())
+    }
+}
+
+/// A request in the benchmark's namespace.
+pub(crate) fn request<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("containerd-namespace", MetadataValue::from_static(NAMESPACE));
+    request
+}
+
+fn configuration(home: &Path) -> String {
+    let home = home.display();
+    format!(
+        "version = 3\nroot = \"{home}/root\"\nstate = \"{home}/state\"\n\
+         disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.runtime\", \"io.containerd.cri.v1.images\"]\n\
+         [grpc]\naddress = \"{home}/c.sock\"\n[ttrpc]\naddress = \"{home}/c.sock.ttrpc\"\n[debug]\nlevel = \"warn\"\n"
+    )
+}
+
+/// The shims first; then what is there already, which mounts and the like come from.
+fn search_path(programs: &Programs) -> Result<std::ffi::OsString> {
+    let own = [&programs.skiff, &programs.baseline, &programs.tools];
+    let inherited = std::env::var_os("PATH").unwrap_or_default();
+    let all = own.into_iter().cloned().chain(std::env::split_paths(&inherited));
+    std::env::join_paths(all).context("a directory of the programs has a colon in its name")
+}
+
+async fn answering(socket: &Path) -> Result<Client> {
+    let answer = async {
+        loop {
+            if let Ok(client) = Client::from_path(socket).await
+                && client.version().version(()).await.is_ok()
+            {
+                return client;
+            }
+            tokio::time::sleep(OFTEN).await;
+        }
+    };
+    Ok(tokio::time::timeout(PATIENCE, answer).await?)
+}
+
+/// What a failed container may have left mounted, innermost first.
+fn unmount_below(directory: &Path) {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
+    for point in points.filter(|point| point.starts_with(directory)).collect::<Vec<_>>().into_iter().rev() {
+        umount2(point, MntFlags::MNT_DETACH).unwrap_or_default();
+    }
+}

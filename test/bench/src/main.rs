@@ -1,0 +1,107 @@
+//! The benchmark: skiff beside runc, beside a shim of the usual kind, and beside `wasmtime serve`, all in one run.
+//!
+//! The targets take turns in every round, so that what else the machine does hits all of them alike. It makes a private
+//! containerd in a temporary directory and leaves nothing behind. docs/benchmark.md says what the figures mean.
+
+mod container;
+mod containerd;
+mod http;
+mod image;
+mod memory;
+mod processes;
+mod programs;
+mod report;
+mod spec;
+mod start;
+mod stats;
+mod target;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::containerd::Containerd;
+use crate::programs::Programs;
+use crate::report::Report;
+
+/// What to measure and what to do with the figures.
+#[derive(Parser)]
+#[command(about)]
+struct Arguments {
+    /// Three rounds of everything: whether the benchmark works, not what the figures are.
+    #[arg(long)]
+    quick: bool,
+    /// Ends with status 1 when a figure misses its target.
+    #[arg(long)]
+    check: bool,
+    /// Also writes the figures to this file, as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Measures these parts only: `start`, `memory`, `http`.
+    #[arg(long, value_delimiter = ',', default_value = "start,memory,http")]
+    only: Vec<String>,
+}
+
+/// How often and how much.
+struct Effort {
+    rounds: usize,
+    few_containers: usize,
+    many_containers: usize,
+    http_rounds: usize,
+    http_seconds: u64,
+}
+
+const FULL: Effort = Effort { rounds: 21, few_containers: 10, many_containers: 50, http_rounds: 5, http_seconds: 3 };
+const QUICK: Effort = Effort { rounds: 3, few_containers: 2, many_containers: 5, http_rounds: 1, http_seconds: 1 };
+
+fn main() -> Result<ExitCode> {
+    let arguments = Arguments::parse();
+    if let Some(part) = arguments.only.iter().find(|part| !["start", "memory", "http"].contains(&part.as_str())) {
+        bail!("there is no part `{part}`");
+    }
+    // Before any other thread is there: what is found is put into environments of children only.
+    let programs = Programs::find()?;
+    let runtime = tokio::runtime::Runtime::new().context("could not start the runtime")?;
+    let report = runtime.block_on(measure(&arguments, &programs))?;
+    let mut out = std::io::stdout().lock();
+    write!(out, "{}", report.markdown())?;
+    if let Some(path) = &arguments.json {
+        std::fs::write(path, report.json()?).with_context(|| format!("could not write `{}`", path.display()))?;
+    }
+    Ok(if arguments.check && !report.all_met() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+async fn measure(arguments: &Arguments, programs: &Programs) -> Result<Report> {
+    let effort = if arguments.quick { QUICK } else { FULL };
+    let containerd = Containerd::start(programs).await?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let result = tokio::select! {
+        result = all_parts(&arguments.only, &effort, programs, &containerd) => result,
+        _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted")),
+        _ = terminate.recv() => Err(anyhow::anyhow!("terminated")),
+    };
+    let result = result.with_context(|| format!("containerd's log ends with:\n{}", containerd.log_tail()));
+    containerd.stop().await?;
+    result
+}
+
+async fn all_parts(only: &[String], effort: &Effort, programs: &Programs, containerd: &Containerd) -> Result<Report> {
+    let wanted = |part: &str| only.iter().any(|name| name == part);
+    let mut report = Report::new(effort.rounds);
+    if wanted("start") {
+        start::hello(containerd, programs, effort.rounds, &mut report).await?;
+        start::go(containerd, programs, effort.rounds, &mut report).await?;
+    }
+    if wanted("memory") {
+        memory::marginal(containerd, programs, effort.few_containers, effort.many_containers, &mut report).await?;
+    }
+    if wanted("http") {
+        http::requests(containerd, programs, effort.http_rounds, effort.http_seconds, &mut report).await?;
+    }
+    Ok(report)
+}

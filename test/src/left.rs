@@ -1,0 +1,79 @@
+//! What is left of a container that was deleted: nothing may be.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::containerd::{Containerd, NAMESPACE};
+use crate::image::sha256;
+use crate::process::{is_alive, processes_with};
+use crate::wait::until;
+
+/// A shim ends a moment after its last container is deleted.
+const PATIENCE: Duration = Duration::from_secs(8);
+/// Where shims listen: containerd's own place for them, whatever its state directory.
+const SOCKETS: &str = "/run/containerd/s";
+/// Where the shim keeps sockets of terminals.
+const TERMINALS: &str = "/run/skiff";
+const CGROUPS: &str = "/sys/fs/cgroup";
+const CGROUP_DEPTH: usize = 5;
+
+/// Panics unless nothing of container `id` is left on the machine.
+pub fn assert_nothing_left(containerd: &Containerd, id: &str) {
+    let mut left = Vec::new();
+    until(PATIENCE, || {
+        left = left_of(containerd, id);
+        left.is_empty()
+    });
+    assert!(left.is_empty(), "left of container `{id}`:\n{}\n{}", left.join("\n"), containerd.log_of(id));
+}
+
+/// Everything that can be found of container `id`: processes, mounts, cgroups, sockets, directories.
+pub fn left_of(containerd: &Containerd, id: &str) -> Vec<String> {
+    let mut left: Vec<String> =
+        processes_with(id).into_iter().map(|(pid, line)| format!("process {pid}: {line}")).collect();
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("the mounts can be read");
+    left.extend(mounts.lines().filter(|line| line.contains(id)).map(|line| format!("mount {line}")));
+    cgroups_with(Path::new(CGROUPS), id, CGROUP_DEPTH, &mut left);
+    for path in places_of(containerd, id) {
+        if path.symlink_metadata().is_ok() {
+            left.push(path.display().to_string());
+        }
+    }
+    left.extend(orphaned_terminals());
+    left
+}
+
+fn places_of(containerd: &Containerd, id: &str) -> Vec<PathBuf> {
+    let address = containerd.address();
+    let socket = sha256(format!("{}/{NAMESPACE}/{id}", address.display()).as_bytes());
+    let task = |base: PathBuf| base.join("io.containerd.runtime.v2.task").join(NAMESPACE).join(id);
+    vec![
+        Path::new(SOCKETS).join(socket),
+        task(containerd.state()),
+        task(containerd.root()),
+        containerd.runtime_root().join(NAMESPACE).join(id),
+    ]
+}
+
+fn cgroups_with(directory: &Path, id: &str, depth: usize, left: &mut Vec<String>) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        if entry.file_name().to_string_lossy().contains(id) {
+            left.push(format!("cgroup {}", entry.path().display()));
+        } else if depth > 0 {
+            cgroups_with(&entry.path(), id, depth - 1, left);
+        }
+    }
+}
+
+/// Sockets of terminals whose shim is gone. They are named `tty-PID-NUMBER`.
+fn orphaned_terminals() -> Vec<String> {
+    let entries = fs::read_dir(TERMINALS).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let is_orphan = |name: &String| {
+        let pid = name.strip_prefix("tty-").and_then(|rest| rest.split('-').next()).and_then(|pid| pid.parse().ok());
+        pid.is_some_and(|pid| !is_alive(pid))
+    };
+    names.filter(is_orphan).map(|name| format!("{TERMINALS}/{name}")).collect()
+}

@@ -1,0 +1,44 @@
+//! Processes of this machine, as `/proc` shows them.
+
+use std::fs;
+use std::path::Path;
+
+/// Whether `pid` is a process that has not ended; a zombie has.
+pub fn is_alive(pid: u32) -> bool {
+    state_and_parent(pid).is_some_and(|(state, _)| state != "Z" && state != "X")
+}
+
+/// The command line of `pid`, its words separated by spaces; empty when it is gone.
+pub fn command_line_of(pid: u32) -> String {
+    let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&words).trim_end_matches('\0').replace('\0', " ")
+}
+
+/// The children of `pid` that have not ended.
+pub fn children_of(pid: u32) -> Vec<u32> {
+    all().into_iter().filter(|child| state_and_parent(*child).is_some_and(|(_, parent)| parent == pid)).collect()
+}
+
+/// The processes whose command line or cgroup holds `text`, with their command lines.
+pub fn processes_with(text: &str) -> Vec<(u32, String)> {
+    let own = std::process::id();
+    let has = |pid: &u32| {
+        *pid != own
+            && is_alive(*pid)
+            && (command_line_of(*pid).contains(text)
+                || fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default().contains(text))
+    };
+    all().into_iter().filter(has).map(|pid| (pid, command_line_of(pid))).collect()
+}
+
+fn all() -> Vec<u32> {
+    let entries = fs::read_dir(Path::new("/proc")).expect("`/proc` is there");
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+fn state_and_parent(pid: u32) -> Option<(String, u32)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything.
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+    Some((fields.next()?.to_string(), fields.next()?.parse().ok()?))
+}
