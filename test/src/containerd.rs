@@ -289,13 +289,13 @@ impl Containerd {
         for text in [self.address().to_string_lossy().as_ref(), self.cgroup.as_str()] {
             for (pid, _) in processes_with(text) {
                 let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"));
-                drop(nix::sys::signal::kill(pid, Signal::SIGKILL));
+                nix::sys::signal::kill(pid, Signal::SIGKILL).ok();
             }
         }
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let below = mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)).filter(|at| Path::new(at).starts_with(&self.path));
         for mount in below {
-            drop(nix::mount::umount2(mount, nix::mount::MntFlags::MNT_DETACH));
+            nix::mount::umount2(mount, nix::mount::MntFlags::MNT_DETACH).ok();
         }
         for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
             remove_cgroups(&hierarchy.path().join(&self.cgroup));

@@ -10,7 +10,7 @@ use crate::process::{is_alive, processes_with};
 use crate::wait::until;
 
 /// A shim ends a moment after its last container is deleted.
-const PATIENCE: Duration = Duration::from_secs(8);
+const PATIENCE: Duration = Duration::from_secs(15);
 /// Where shims listen: containerd's own place for them, whatever its state directory.
 const SOCKETS: &str = "/run/containerd/s";
 /// Where the shim keeps sockets of terminals.

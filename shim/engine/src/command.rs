@@ -150,9 +150,10 @@ fn check_exports(module: &Module, context: &Context) -> Result<(), Refusal> {
     let refused = |text: String| Err(Refusal::Guest(format!("`{}` {text}", context.plan.module)));
     match module.get_export(name) {
         Some(ExternType::Func(ty)) if ty.params().len() == 0 => Ok(()),
-        Some(ExternType::Func(ty)) => {
-            refused(format!("exports the function `{name}`, which takes {} parameters: skiff has none", ty.params().len()))
-        }
+        Some(ExternType::Func(ty)) => refused(format!(
+            "exports the function `{name}`, which takes {} parameters: skiff has none",
+            ty.params().len()
+        )),
         Some(other) => refused(format!("exports `{name}`, but it is {}, not a function", describe(&other))),
         None if context.plan.function.is_none() => {
             refused("exports no function `_start`: it is a library, not a command".to_owned())
@@ -229,9 +230,7 @@ fn check_component_export(pre: &ComponentPre<State>, name: &str, context: &Conte
         None => refused(format!("exports no function `{name}`")),
         Some("a function") => match crate::load::parameters(component, name) {
             0 => Ok(()),
-            count => {
-                refused(format!("exports the function `{name}`, which takes {count} parameters: skiff has none"))
-            }
+            count => refused(format!("exports the function `{name}`, which takes {count} parameters: skiff has none")),
         },
         Some(other) => refused(format!("exports `{name}`, but it is {other}, not a function")),
     }

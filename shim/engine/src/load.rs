@@ -78,9 +78,8 @@ fn cannot_link(error: &wasmtime::Error, context: &Context) -> Refusal {
 fn component_linker(component: &Component) -> wasmtime::Result<Linker<State>> {
     let mut linker = Linker::new(component.engine());
     let names = names(component);
-    let speaks = |package: &str, version: &str| {
-        names.iter().any(|name| name.starts_with(package) && name.contains(version))
-    };
+    let speaks =
+        |package: &str, version: &str| names.iter().any(|name| name.starts_with(package) && name.contains(version));
     if speaks("wasi:", "@0.2") {
         p2::add_to_linker_async(&mut linker)?;
     }

@@ -302,10 +302,7 @@ mod tests {
         let mut limiter = Limiter::new(&budget);
         assert!(!limiter.memory_growing(0, 256 * MIB, None).unwrap());
         let denied = limiter.take_denied().unwrap();
-        assert_eq!(
-            denied,
-            Denied::Memory { wanted_bytes: 256 << 20, guest_bytes: 62_783_488, limit_bytes: 64 << 20 }
-        );
+        assert_eq!(denied, Denied::Memory { wanted_bytes: 256 << 20, guest_bytes: 62_783_488, limit_bytes: 64 << 20 });
         assert_eq!(limiter.take_denied(), None);
     }
 

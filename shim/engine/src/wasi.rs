@@ -24,9 +24,8 @@ pub(crate) struct Context {
 impl Context {
     /// The context of `plan`, with this process's environment.
     pub(crate) fn new(plan: EnginePlan, memory_limits: Vec<File>) -> Self {
-        let variables = std::env::vars_os().map(|(name, value)| {
-            (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
-        });
+        let variables = std::env::vars_os()
+            .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()));
         let environment = guest_environment(variables.collect(), &plan.cwd);
         Self { plan, budget: Budget::new(memory_limits), environment }
     }

@@ -59,15 +59,13 @@ fn is_gone(pid: u32) -> bool {
     status(pid, "State").is_none_or(|state| state.starts_with('Z'))
 }
 
-/// The directories of the control groups whose name begins with `group`.
+/// The directories of the control groups with the name `group` and any supervisor.
 fn groups(group: &str) -> Vec<PathBuf> {
     let mounts =
         ["", "memory", "cpu", "pids"].map(|mount| Path::new("/sys/fs/cgroup").join(mount).join("skiff-compile"));
     let entries = mounts.iter().flat_map(fs::read_dir).flatten().flatten();
-    entries
-        .map(|entry| entry.path())
-        .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(group))
-        .collect()
+    let directories = entries.map(|entry| entry.path()).filter(|path| path.is_dir());
+    directories.filter(|path| path.file_stem().unwrap() == group).collect()
 }
 
 #[test]

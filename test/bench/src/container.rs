@@ -1,11 +1,12 @@
 //! One container's life through containerd's API, with a clock beside it.
 
+use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, RemoveSnapshotRequest};
 use containerd_client::services::v1::{
     Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest, KillRequest,
@@ -22,6 +23,8 @@ use crate::spec::{Network, spec};
 use crate::target::Target;
 
 const SNAPSHOTTER: &str = "overlayfs";
+const PATIENCE: Duration = Duration::from_secs(60);
+const OFTEN: Duration = Duration::from_millis(2);
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
 /// What is to run.
@@ -37,6 +40,7 @@ pub(crate) struct Plan<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct Times {
     pub(crate) create: f64,
+    /// From the request of Start to its answer.
     pub(crate) start: f64,
     /// From the request of Start to the answer of Wait.
     pub(crate) run: f64,
@@ -49,10 +53,15 @@ pub(crate) struct Prepared<'a> {
     id: String,
     rootfs: Vec<Mount>,
     output: PathBuf,
+    errors: PathBuf,
 }
 
 /// A container whose task runs.
-pub(crate) struct Running<'a>(Prepared<'a>);
+pub(crate) struct Running<'a> {
+    container: Prepared<'a>,
+    /// Open for as long as it runs: a writer without reader would be killed.
+    stdio: [File; 2],
+}
 
 /// Makes the snapshot and the metadata of the container.
 ///
@@ -77,11 +86,15 @@ pub(crate) async fn prepare<'a>(containerd: &'a Containerd, id: String, plan: &P
         parent: plan.image.snapshot.clone(),
         ..PrepareSnapshotRequest::default()
     };
-    let rootfs = containerd.client().snapshots().prepare(request(snapshot)).await?.into_inner().mounts;
+    // The metadata first: a snapshot that nothing refers to may be collected as garbage.
     containerd.client().containers().create(request(CreateContainerRequest { container: Some(container) })).await?;
+    let rootfs = containerd.client().snapshots().prepare(request(snapshot)).await?.into_inner().mounts;
     let output = containerd.directory().join(format!("{id}.out"));
-    mkfifo(&output, Mode::from_bits_truncate(0o600))?;
-    Ok(Prepared { containerd, id, rootfs, output })
+    let errors = containerd.directory().join(format!("{id}.err"));
+    for fifo in [&output, &errors] {
+        mkfifo(fifo, Mode::from_bits_truncate(0o600))?;
+    }
+    Ok(Prepared { containerd, id, rootfs, output, errors })
 }
 
 impl<'a> Prepared<'a> {
@@ -90,7 +103,7 @@ impl<'a> Prepared<'a> {
     /// # Errors
     /// When a step fails, the exit status is not 0 or the output is not what is expected.
     pub(crate) async fn run(self, expected: &str) -> Result<Times> {
-        let mut output = self.open_output()?;
+        let [mut output, mut errors] = self.open_stdio()?;
         let begun = Instant::now();
         self.create().await?;
         let created = Instant::now();
@@ -100,11 +113,8 @@ impl<'a> Prepared<'a> {
         let ended = Instant::now();
         self.delete().await?;
         let deleted = Instant::now();
-        let mut said = vec![0; 4096];
-        let length = output.read(&mut said).unwrap_or(0);
-        let said = String::from_utf8_lossy(&said[..length]);
-        ensure!(status == 0, "`{}` ended with {status} and said `{said}`", self.id);
-        ensure!(said == expected, "`{}` said `{said}` where `{expected}` is due", self.id);
+        let (said, complained) = (said(&mut output), said(&mut errors));
+        ensure!(status == 0 && said == expected, "`{}` ended with {status} and said `{said}{complained}`", self.id);
         self.remove().await?;
         Ok(Times {
             create: milliseconds(created - begun),
@@ -114,22 +124,30 @@ impl<'a> Prepared<'a> {
         })
     }
 
-    /// Starts it and lets it run.
+    /// Starts it and lets it run, from the moment on that it has said its first line.
     ///
     /// # Errors
-    /// When a step fails.
-    pub(crate) async fn begin(self) -> Result<Running<'a>> {
-        // The other end must be there for as long as the shim opens its own.
-        let _output = self.open_output()?;
+    /// When a step fails, or it stays silent where a line is due.
+    pub(crate) async fn begin(self, first_line: &str) -> Result<Running<'a>> {
+        let mut stdio = self.open_stdio()?;
         self.create().await?;
         self.start().await?;
-        Ok(Running(self))
+        let heard = async {
+            while !first_line.is_empty() && said(&mut stdio[0]).is_empty() {
+                tokio::time::sleep(OFTEN).await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, heard).await.is_err() {
+            bail!("`{}` does not say `{first_line}` but `{}`", self.id, said(&mut stdio[1]));
+        }
+        Ok(Running { container: self, stdio })
     }
 
-    fn open_output(&self) -> Result<std::fs::File> {
-        let mut options = std::fs::OpenOptions::new();
+    /// Open for both, so that nobody's opening blocks and nobody's end is seen.
+    fn open_stdio(&self) -> Result<[File; 2]> {
+        let mut options = OpenOptions::new();
         options.read(true).write(true).custom_flags(nix::libc::O_NONBLOCK);
-        options.open(&self.output).context("could not open the container's output")
+        Ok([options.open(&self.output)?, options.open(&self.errors)?])
     }
 
     async fn create(&self) -> Result<()> {
@@ -137,6 +155,7 @@ impl<'a> Prepared<'a> {
             container_id: self.id.clone(),
             rootfs: self.rootfs.clone(),
             stdout: self.output.display().to_string(),
+            stderr: self.errors.display().to_string(),
             ..CreateTaskRequest::default()
         };
         let answer = self.containerd.client().tasks().create(request(create)).await;
@@ -161,7 +180,9 @@ impl<'a> Prepared<'a> {
     }
 
     async fn remove(self) -> Result<()> {
-        std::fs::remove_file(&self.output)?;
+        for fifo in [&self.output, &self.errors] {
+            std::fs::remove_file(fifo)?;
+        }
         forget(self.containerd, &self.id).await
     }
 }
@@ -172,19 +193,13 @@ impl Running<'_> {
     /// # Errors
     /// When a step fails.
     pub(crate) async fn end(self) -> Result<()> {
-        let kill = KillRequest { container_id: self.0.id.clone(), signal: 9, ..KillRequest::default() };
-        self.0.containerd.client().tasks().kill(request(kill)).await?;
-        self.0.wait().await?;
-        self.0.delete().await?;
-        self.0.remove().await
-    }
-
-    /// What it has said so far, waiting for the first byte.
-    ///
-    /// # Errors
-    /// When it says nothing for too long.
-    pub(crate) fn id(&self) -> &str {
-        &self.0.id
+        let Self { container, stdio } = self;
+        let kill = KillRequest { container_id: container.id.clone(), signal: 9, ..KillRequest::default() };
+        container.containerd.client().tasks().kill(request(kill)).await?;
+        container.wait().await?;
+        container.delete().await?;
+        drop(stdio);
+        container.remove().await
     }
 }
 
@@ -197,6 +212,13 @@ pub(crate) async fn forget(containerd: &Containerd, id: &str) -> Result<()> {
     let remove = RemoveSnapshotRequest { snapshotter: SNAPSHOTTER.into(), key: id.into() };
     containerd.client().snapshots().remove(request(remove)).await?;
     Ok(())
+}
+
+/// What lies in the fifo; nothing when it is empty.
+fn said(fifo: &mut File) -> String {
+    let mut bytes = vec![0; 4096];
+    let length = fifo.read(&mut bytes).unwrap_or(0);
+    String::from_utf8_lossy(&bytes[..length]).into_owned()
 }
 
 fn milliseconds(duration: Duration) -> f64 {

@@ -20,7 +20,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -58,15 +58,24 @@ struct Effort {
 const FULL: Effort = Effort { rounds: 21, few_containers: 10, many_containers: 50, http_rounds: 5, http_seconds: 3 };
 const QUICK: Effort = Effort { rounds: 3, few_containers: 2, many_containers: 5, http_rounds: 1, http_seconds: 1 };
 
-fn main() -> Result<ExitCode> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            writeln!(std::io::stderr(), "skiff-bench: {error:#}").unwrap_or_default();
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<ExitCode> {
     if let Some(part) = arguments.only.iter().find(|part| !["start", "memory", "http"].contains(&part.as_str())) {
         bail!("there is no part `{part}`");
     }
     // Before any other thread is there: what is found is put into environments of children only.
     let programs = Programs::find()?;
     let runtime = tokio::runtime::Runtime::new().context("could not start the runtime")?;
-    let report = runtime.block_on(measure(&arguments, &programs))?;
+    let report = runtime.block_on(measure(arguments, &programs))?;
     let mut out = std::io::stdout().lock();
     write!(out, "{}", report.markdown())?;
     if let Some(path) = &arguments.json {
@@ -82,10 +91,10 @@ async fn measure(arguments: &Arguments, programs: &Programs) -> Result<Report> {
     let mut terminate = signal(SignalKind::terminate())?;
     let result = tokio::select! {
         result = all_parts(&arguments.only, &effort, programs, &containerd) => result,
-        _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted")),
-        _ = terminate.recv() => Err(anyhow::anyhow!("terminated")),
+        _ = interrupt.recv() => Err(anyhow!("interrupted")),
+        _ = terminate.recv() => Err(anyhow!("terminated")),
     };
-    let result = result.with_context(|| format!("containerd's log ends with:\n{}", containerd.log_tail()));
+    let result = result.map_err(|error| anyhow!("{error:#}\ncontainerd's log ends with:\n{}", containerd.log_tail()));
     containerd.stop().await?;
     result
 }

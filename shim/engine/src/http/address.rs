@@ -53,10 +53,12 @@ pub(super) fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Res
 pub(super) fn bind(address: &Address) -> io::Result<TcpListener> {
     match address {
         Address::One(address) => listen(*address),
-        Address::All(port) => listen((Ipv6Addr::UNSPECIFIED, *port).into()).or_else(|error| match error.raw_os_error() {
-            Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL) => listen((Ipv4Addr::UNSPECIFIED, *port).into()),
-            _ => Err(error),
-        }),
+        Address::All(port) => {
+            listen((Ipv6Addr::UNSPECIFIED, *port).into()).or_else(|error| match error.raw_os_error() {
+                Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL) => listen((Ipv4Addr::UNSPECIFIED, *port).into()),
+                _ => Err(error),
+            })
+        }
     }
 }
 
@@ -89,10 +91,7 @@ mod tests {
         };
         check(&[], Ok(Address::All(8080)));
         check(&[("PORT", "80")], Ok(Address::All(80)));
-        check(
-            &[("PORT", "80"), ("SKIFF_HTTP_ADDRESS", "127.0.0.1:81")],
-            Ok(Address::One(([127, 0, 0, 1], 81).into())),
-        );
+        check(&[("PORT", "80"), ("SKIFF_HTTP_ADDRESS", "127.0.0.1:81")], Ok(Address::One(([127, 0, 0, 1], 81).into())));
         check(&[("SKIFF_HTTP_ADDRESS", "[::1]:81")], Ok(Address::One((Ipv6Addr::LOCALHOST, 81).into())));
         check(&[("PORT", "http")], Err("`PORT` is not a port number: `http`"));
         check(&[("PORT", "70000")], Err("`70000`"));

@@ -146,9 +146,7 @@ impl Limits {
     fn of(pre: &ProxyPre<State>) -> Self {
         match pre {
             ProxyPre::P2(_) => Self { requests: 1, concurrent_requests: 1 },
-            ProxyPre::P3(_) => {
-                Self { requests: P3_REQUESTS_MAX, concurrent_requests: P3_CONCURRENT_REQUESTS_MAX }
-            }
+            ProxyPre::P3(_) => Self { requests: P3_REQUESTS_MAX, concurrent_requests: P3_CONCURRENT_REQUESTS_MAX },
         }
     }
 }
@@ -230,12 +228,7 @@ impl Expiration {
 }
 
 impl WorkerExpiration for Expiration {
-    fn poll(
-        mut self: Pin<&mut Self>,
-        context: &mut TaskContext<'_>,
-        status: WorkerStatus,
-        start: Instant,
-    ) -> Poll<()> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
         match status {
             WorkerStatus::Requests | WorkerStatus::PostReturn => Poll::Pending,
             WorkerStatus::Idle => {

@@ -239,7 +239,10 @@ impl Container {
     /// Removes what is left of the container. The first process must have ended or never have been started.
     pub(super) async fn delete(&self, holder: &Holder) -> Result<Deleted> {
         if self.init.state() == State::Created {
-            self.kill(&self.init, libc::SIGKILL, false).await?;
+            match self.kill(&self.init, libc::SIGKILL, false).await {
+                Err(error) if error.kind() != Kind::NotFound => return Err(error),
+                _ended_or_about_to => {}
+            }
         }
         let exit = self.init.wait().await?;
         let _changing = self.changing.lock().await;

@@ -84,7 +84,9 @@ impl Pod {
         if container.is_sandbox() {
             self.end_pid_namespace().await?;
         }
-        self.slots().remove(id);
+        if self.slots().remove(id).is_none() {
+            return Err(Error::new(Kind::NotFound, format!("container `{id}` was deleted by somebody else")));
+        }
         self.events.publish(deleted.event(id, ""));
         Ok(deleted)
     }

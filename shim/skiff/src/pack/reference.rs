@@ -59,7 +59,7 @@ impl Display for Reference {
 /// Whether the first part of a name is a registry: it has a dot or a port, or is `localhost`.
 fn is_domain(part: &str) -> bool {
     let is_plain = part.chars().all(|c| c.is_ascii_alphanumeric() || ".-:".contains(c));
-    is_plain && (part.contains(['.', ':']) || part == "localhost")
+    is_plain && part.starts_with(char::is_alphanumeric) && (part.contains(['.', ':']) || part == "localhost")
 }
 
 fn is_component(part: &str) -> bool {

@@ -60,7 +60,13 @@ impl Rootfs {
     fn insert(&mut self, path: &Path, content: Content) -> Result<()> {
         let path = below_root(path)?;
         for parent in path.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty()) {
-            self.files.entry(parent.into()).or_insert(Content::Directory);
+            match self.files.entry(parent.into()).or_insert(Content::Directory) {
+                Content::Directory => {}
+                Content::File { .. } | Content::Link(_) => {
+                    let sentence = format!("`/{}` is in the image, and is no directory", parent.display());
+                    return Err(Error::guest(sentence));
+                }
+            }
         }
         if path.as_os_str().is_empty() && matches!(content, Content::Directory) {
             return Ok(());

@@ -1,0 +1,1 @@
+//! Pods through a real containerd's CRI.

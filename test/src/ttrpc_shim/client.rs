@@ -1,0 +1,129 @@
+//! A running shim: its Task service, called over ttrpc.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use containerd_shim_protos::api::{
+    DeleteRequest, KillRequest, StartRequest, StateRequest, StateResponse, WaitRequest,
+};
+use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::shim_async::{Client, TaskClient};
+use nix::sys::signal::Signal;
+use ttrpc::context::{Context, with_duration};
+
+use super::bundle::Bundle;
+
+/// The time that a request is given.
+const CALL: Duration = Duration::from_secs(60);
+
+/// A call's context with a time-out that nothing should reach.
+pub fn call() -> Context {
+    with_duration(CALL)
+}
+
+/// A running shim.
+pub struct Shim {
+    /// What `start` answered.
+    pub address: String,
+    /// The path in it.
+    pub socket: PathBuf,
+    /// The Task service, version 3.
+    pub tasks: TaskClient,
+    /// The connection.
+    pub client: Client,
+}
+
+impl Shim {
+    /// The pid of the shim.
+    pub async fn pid(&self) -> i32 {
+        let answer = self.tasks.connect(call(), &Default::default()).await.unwrap();
+        i32::try_from(answer.shim_pid).unwrap()
+    }
+
+    /// Creates the container of `bundle`; answers its pid.
+    ///
+    /// # Errors
+    /// The shim's.
+    pub async fn create(&self, bundle: &Bundle) -> ttrpc::Result<i32> {
+        let created = self.tasks.create(call(), &bundle.create_request()).await?;
+        Ok(i32::try_from(created.pid).unwrap())
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// The shim's.
+    pub async fn run(&self, bundle: &Bundle) -> ttrpc::Result<i32> {
+        let request = StartRequest { id: bundle.id.clone(), ..StartRequest::default() };
+        Ok(i32::try_from(self.tasks.start(call(), &request).await?.pid).unwrap())
+    }
+
+    /// Its state.
+    ///
+    /// # Errors
+    /// The shim's.
+    pub async fn state(&self, bundle: &Bundle) -> ttrpc::Result<StateResponse> {
+        self.tasks.state(call(), &StateRequest { id: bundle.id.clone(), ..StateRequest::default() }).await
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// The shim's.
+    pub async fn kill(&self, bundle: &Bundle, signal: Signal) -> ttrpc::Result<()> {
+        let request = KillRequest { id: bundle.id.clone(), signal: u32::try_from(signal as i32).unwrap(), ..KillRequest::default() };
+        self.tasks.kill(call(), &request).await.map(drop)
+    }
+
+    /// Waits for its end; answers the exit code.
+    pub async fn wait(&self, bundle: &Bundle) -> u32 {
+        let request = WaitRequest { id: bundle.id.clone(), ..WaitRequest::default() };
+        self.tasks.wait(call(), &request).await.unwrap().exit_status
+    }
+
+    /// Deletes it; answers the exit code.
+    ///
+    /// # Errors
+    /// The shim's.
+    pub async fn delete(&self, bundle: &Bundle) -> ttrpc::Result<u32> {
+        let request = DeleteRequest { id: bundle.id.clone(), ..DeleteRequest::default() };
+        Ok(self.tasks.delete(call(), &request).await?.exit_status)
+    }
+
+    /// Kills it and deletes it.
+    pub async fn end(&self, bundle: &Bundle) {
+        self.kill(bundle, Signal::SIGKILL).await.unwrap();
+        self.wait(bundle).await;
+        self.delete(bundle).await.unwrap();
+    }
+
+    /// Shuts the shim down.
+    pub async fn shutdown(&self) {
+        // The shim may be gone before its answer is.
+        drop(self.tasks.shutdown(call(), &Default::default()).await);
+    }
+
+    /// Calls `method` of the service `name` with `request`; answers the message as it came.
+    ///
+    /// # Errors
+    /// The shim's.
+    pub async fn raw(&self, name: &str, method: &str, request: &impl Message) -> ttrpc::Result<Vec<u8>> {
+        let request = ttrpc::Request {
+            service: name.into(),
+            method: method.into(),
+            payload: request.write_to_bytes().unwrap(),
+            timeout_nano: i64::try_from(CALL.as_nanos()).unwrap(),
+            ..ttrpc::Request::default()
+        };
+        Ok(self.client.request(request).await?.payload)
+    }
+}
+
+/// The code and the sentence of an error.
+pub fn refusal(error: &ttrpc::Error) -> (ttrpc::Code, String) {
+    match error {
+        ttrpc::Error::RpcStatus(status) => (status.code(), status.message.clone()),
+        other => panic!("not an answer of the shim: {other}"),
+    }
+}
+
