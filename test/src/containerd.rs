@@ -228,6 +228,18 @@ impl Containerd {
         lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
     }
 
+    /// Removes a container that has no task any more, and looks for what is left of it.
+    pub fn forget(&self, id: &str) {
+        self.api().delete_container(id).unwrap_or_else(|refused| panic!("container `{id}` was not removed: {refused}"));
+        crate::left::assert_nothing_left(self, id);
+    }
+
+    /// The pid of the shim that was started for a container.
+    pub fn shim_of(&self, id: &str) -> Option<u32> {
+        let wanted = format!("-id {id} -address {}", self.address().display());
+        processes_with(&wanted).first().map(|(pid, _)| *pid)
+    }
+
     /// containerd's gRPC socket.
     pub fn address(&self) -> PathBuf {
         self.path.join("c.sock")

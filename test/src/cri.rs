@@ -1,1 +1,374 @@
-//! Pods through a real containerd's CRI.
+//! Pods through the CRI of a real containerd, asked by `crictl`, with CNI: a node of a cluster without the cluster.
+//!
+//! containerd has a network namespace of its own, so that bridges and addresses are nobody else's, and its pods'
+//! cgroups lie below one that carries the node's random token.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::image::{self, Archive, sha256};
+use crate::places::{guest, programs, shared_code, tools};
+use crate::process::is_alive;
+use crate::ttrpc_shim::{cgroups_of, clean_up, files_below, mounts_with, processes_with, token};
+use crate::wait::until;
+
+/// containerd's namespace of everything that comes through the CRI.
+const NAMESPACE: &str = "k8s.io";
+/// The sandbox image, for pods of the node's default runtime.
+const PAUSE: &str = "localhost/pause:1";
+/// An image with busybox.
+pub const BUSYBOX: &str = "localhost/busybox:1";
+const START_LIMIT: Duration = Duration::from_secs(30);
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+const LEFT_LIMIT: Duration = Duration::from_secs(8);
+const LOG_LINES: usize = 80;
+
+/// A node: a containerd with its CRI.
+pub struct Node {
+    /// The random word in the names of everything.
+    pub token: String,
+    /// The directory that holds everything.
+    pub dir: PathBuf,
+    containerd: Option<Child>,
+}
+
+impl Node {
+    /// Starts a node that has the images of `guests`, each as `localhost/GUEST:1`, and busybox.
+    pub fn start(guests: &[&str]) -> Self {
+        let token = token();
+        let dir = std::env::temp_dir().join(format!("skiff-{token}"));
+        fs::create_dir_all(dir.join("cni")).unwrap();
+        let mut node = Self { token, dir, containerd: None };
+        node.write_configuration();
+        node.start_containerd();
+        node.import(PAUSE, "pause", &tools().join("pause"));
+        node.import(BUSYBOX, "busybox", &tools().join("busybox"));
+        for name in guests {
+            node.import(&image_of(name), "app.wasm", &guest(name));
+        }
+        node
+    }
+
+    fn write_configuration(&self) {
+        let dir = self.dir.display();
+        let cri = "plugins.'io.containerd.cri.v1.runtime'";
+        let configuration = format!(
+            "version = 3\nroot = '{dir}/root'\nstate = '{dir}/state'\n\
+             [grpc]\naddress = '{dir}/c.sock'\n[ttrpc]\naddress = '{dir}/c.sock.ttrpc'\n\
+             [plugins.'io.containerd.internal.v1.opt']\npath = '{dir}/opt'\n\
+             [plugins.'io.containerd.nri.v1.nri']\ndisable = true\n\
+             [plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = '{PAUSE}'\n\
+             [{cri}]\nrestrict_oom_score_adj = true\nnetns_mounts_under_state_dir = true\n\
+             [{cri}.containerd]\ndefault_runtime_name = 'runc'\n\
+             [{cri}.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n\
+             [{cri}.containerd.runtimes.skiff]\nruntime_type = 'io.containerd.skiff.v1'\n\
+             [{cri}.containerd.runtimes.skiff.options]\nRoot = '{dir}/runc'\nCacheDir = '{}'\n\
+             [{cri}.cni]\nbin_dirs = ['{}']\nconf_dir = '{dir}/cni'\n",
+            shared_code().display(),
+            tools().display(),
+        );
+        fs::write(self.dir.join("containerd.toml"), configuration).unwrap();
+        fs::write(self.dir.join("crictl.yaml"), format!("runtime-endpoint: unix://{dir}/c.sock\ntimeout: 30\n")).unwrap();
+        let network = json!({"cniVersion": "1.0.0", "name": self.token, "plugins": [{
+            "type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true,
+            "ipam": {"type": "host-local", "dataDir": format!("{dir}/addresses"), "ranges": [[{"subnet": "10.88.0.0/16"}]],
+                     "routes": [{"dst": "0.0.0.0/0"}]},
+        }]});
+        fs::write(self.dir.join("cni/10-bridge.conflist"), network.to_string()).unwrap();
+    }
+
+    /// Starts containerd: in a new network namespace, or in the one in which the pods of an earlier one are.
+    fn start_containerd(&mut self) {
+        let log = File::options().append(true).create(true).open(self.dir.join("containerd.log")).unwrap();
+        let config = self.dir.join("containerd.toml");
+        let script = "ip link set lo up && exec \"$0\" --config \"$1\"";
+        let mut command = Command::new(tools().join("busybox"));
+        match self.keeper() {
+            Some(keeper) => command.args(["nsenter", "--net", "--target", &keeper.to_string(), "--"]),
+            None => command.args(["unshare", "--net"]),
+        };
+        command.arg(tools().join("busybox")).args(["sh", "-c", script]).arg(tools().join("containerd")).arg(config);
+        command.env("PATH", self.path()).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
+        // SAFETY: the closure makes one system call and allocates nothing.
+        unsafe { command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into)) };
+        self.containerd = Some(command.spawn().unwrap());
+        let ready = || self.crictl(&["info", "-q"]).status.success();
+        assert!(until(START_LIMIT, ready), "containerd did not start:\n{}", self.log());
+    }
+
+    /// A process that holds the node's network namespace while containerd is down.
+    fn keeper(&self) -> Option<u32> {
+        let text = fs::read_to_string(self.dir.join("keeper")).ok()?;
+        text.trim().parse().ok().filter(|pid| is_alive(*pid))
+    }
+
+    /// Ends containerd with SIGKILL and starts it again on the same state; pods live on meanwhile.
+    pub fn restart_containerd(&mut self, while_down: impl FnOnce(&Self)) {
+        let mut keeper = self.in_network(&tools().join("busybox"), &["sleep", "1000"]).spawn().unwrap();
+        fs::write(self.dir.join("keeper"), keeper.id().to_string()).unwrap();
+        assert!(until(REQUEST_LIMIT, || fs::read_link(format!("/proc/{}/ns/net", keeper.id())).ok() == self.network()));
+        let mut containerd = self.containerd.take().unwrap();
+        containerd.kill().unwrap();
+        containerd.wait().unwrap();
+        while_down(self);
+        self.start_containerd();
+        keeper.kill().unwrap();
+        keeper.wait().unwrap();
+    }
+
+    fn network(&self) -> Option<PathBuf> {
+        fs::read_link(format!("/proc/{}/ns/net", self.pid())).ok()
+    }
+
+    /// A process in the node's network namespace: containerd's, or its stand-in's.
+    fn pid(&self) -> u32 {
+        self.containerd.as_ref().map(Child::id).or_else(|| self.keeper()).unwrap()
+    }
+
+    /// A command in the node's network.
+    pub fn in_network(&self, program: &Path, args: &[&str]) -> Command {
+        let mut command = Command::new(tools().join("busybox"));
+        command.args(["nsenter", "--net", "--target", &self.pid().to_string(), "--"]).arg(program).args(args);
+        command
+    }
+
+    /// The programs under test first, then the tools.
+    fn path(&self) -> String {
+        let rest = std::env::var("PATH").unwrap_or_default();
+        format!("{}:{}:{rest}", programs().display(), tools().display())
+    }
+
+    /// Imports an image with one file, which is its entry point.
+    fn import(&self, reference: &str, name: &str, file: &Path) {
+        let files = [image::File::program(name, fs::read(file).unwrap())];
+        let archive = self.dir.join(format!("{name}.tar"));
+        fs::write(&archive, Archive::ordinary(&files, &[&format!("/{name}")]).pack(reference)).unwrap();
+        let mut command = Command::new(tools().join("ctr"));
+        command.arg("--address").arg(self.dir.join("c.sock")).args(["--namespace", NAMESPACE, "images", "import", "--local"]);
+        let output = command.arg(&archive).output().unwrap();
+        assert!(output.status.success(), "`ctr images import`: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Runs `crictl`.
+    pub fn crictl(&self, args: &[&str]) -> Output {
+        let config = self.dir.join("crictl.yaml");
+        let args = [&["--config", config.to_str().unwrap()], args].concat();
+        self.in_network(&tools().join("crictl"), &args).output().unwrap()
+    }
+
+    /// What `crictl` answers.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn ask(&self, args: &[&str]) -> String {
+        let output = self.crictl(args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "`crictl {}`: {said}\n{}", args.join(" "), self.log());
+        String::from_utf8(output.stdout).unwrap().trim().to_string()
+    }
+
+    /// What `crictl` answers, as JSON.
+    pub fn ask_json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.ask(args)).unwrap()
+    }
+
+    /// The description of a pod.
+    pub fn pod(&self, name: &str) -> Value {
+        let logs = self.dir.join("logs").join(name);
+        fs::create_dir_all(&logs).unwrap();
+        json!({
+            "metadata": {"name": name, "namespace": "default", "uid": format!("{name}-{}", self.token), "attempt": 0},
+            "hostname": name, "log_directory": logs,
+            "linux": {
+                "cgroup_parent": format!("{}/{name}", self.cgroup()),
+                "security_context": {"namespace_options": {"network": 0, "pid": 1, "ipc": 0}},
+            },
+        })
+    }
+
+    /// The parent of all pods' cgroups.
+    fn cgroup(&self) -> String {
+        format!("/skiff-test-{}", self.token)
+    }
+
+    /// Runs a pod with the runtime `skiff`.
+    pub fn run_pod(&self, pod: &Value) -> Pod<'_> {
+        let config = self.dir.join(format!("{}.json", pod["metadata"]["name"].as_str().unwrap()));
+        fs::write(&config, pod.to_string()).unwrap();
+        let config = config.to_str().unwrap().to_string();
+        Pod { id: self.ask(&["runp", "--runtime", "skiff", &config]), config, description: pod.clone(), node: self }
+    }
+
+    /// containerd's last words, with the shims'.
+    pub fn log(&self) -> String {
+        let log = fs::read_to_string(self.dir.join("containerd.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().filter(|line| !line.contains("loading plugin")).collect();
+        lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+    }
+
+    /// Asks a pod's server over HTTP from the node; the answer's body.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub fn get(&self, address: &str, path: &str) -> std::io::Result<String> {
+        let namespace = File::open(format!("/proc/{}/ns/net", self.pid()))?;
+        let address: SocketAddr = format!("{address}:8080").parse().unwrap();
+        let request = format!("GET {path} HTTP/1.0\r\nhost: pod\r\n\r\n");
+        // A thread of its own, for it stays in that namespace.
+        let ask = move || {
+            setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+            let mut stream = TcpStream::connect_timeout(&address, REQUEST_LIMIT)?;
+            stream.set_read_timeout(Some(REQUEST_LIMIT))?;
+            stream.write_all(request.as_bytes())?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        let answer: std::io::Result<String> = std::thread::spawn(ask).join().unwrap();
+        Ok(answer?.split_once("\r\n\r\n").map(|(_, body)| body.to_string()).unwrap_or_default())
+    }
+
+    /// Panics when something of any pod is left on the node.
+    pub fn assert_nothing_left(&self) {
+        let mut left = Vec::new();
+        until(LEFT_LIMIT, || {
+            left = self.leftovers();
+            left.is_empty()
+        });
+        assert!(left.is_empty(), "left behind:\n  {}\n{}", left.join("\n  "), self.log());
+    }
+
+    /// Everything of pods that is there.
+    pub fn leftovers(&self) -> Vec<String> {
+        let own = i32::try_from(self.pid()).unwrap();
+        let processes = processes_with(&self.token).into_iter().filter(|(pid, _)| *pid != own);
+        let mut left: Vec<String> = processes.map(|(pid, what)| format!("process {pid}: {what}")).collect();
+        left.extend(mounts_with(&self.token).into_iter().map(|path| format!("mount {}", path.display())));
+        // The pods' own groups are the kubelet's to make and to remove.
+        let is_container = |path: &PathBuf| path.file_name().is_some_and(|name| name.len() == 64);
+        left.extend(cgroups_of(&self.token).into_iter().filter(is_container).map(|path| format!("cgroup {}", path.display())));
+        for place in ["runc", "state/io.containerd.runtime.v2.task", "state/io.containerd.grpc.v1.cri", "addresses"] {
+            let files = files_below(&self.dir.join(place)).into_iter();
+            let files = files.filter(|path| !path.ends_with("lock") && !path.to_string_lossy().contains("last_reserved_ip"));
+            left.extend(files.map(|path| format!("file {}", path.display())));
+        }
+        left
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("containerd's log:\n{}", self.log());
+        }
+        if let Some(mut containerd) = self.containerd.take() {
+            containerd.kill().ok();
+            containerd.wait().ok();
+        }
+        clean_up(&self.token);
+        for entry in fs::read_dir("/var/lib/cni/results").into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&self.token) {
+                fs::remove_file(entry.path()).ok();
+            }
+        }
+        fs::remove_dir_all(&self.dir).ok();
+    }
+}
+
+/// The image of a guest.
+pub fn image_of(guest: &str) -> String {
+    format!("localhost/{guest}:1")
+}
+
+/// A running pod.
+pub struct Pod<'a> {
+    /// Its id: the sandbox container's.
+    pub id: String,
+    node: &'a Node,
+    config: String,
+    description: Value,
+}
+
+impl Pod<'_> {
+    /// What `crictl inspectp` says.
+    pub fn inspect(&self) -> Value {
+        self.node.ask_json(&["inspectp", &self.id])
+    }
+
+    /// The pid of its sandbox.
+    pub fn pid(&self) -> i32 {
+        pid_in(&self.inspect())
+    }
+
+    /// Its address.
+    pub fn address(&self) -> String {
+        self.inspect()["status"]["network"]["ip"].as_str().unwrap().to_string()
+    }
+
+    /// The socket of its shim.
+    pub fn socket(&self) -> PathBuf {
+        let name = sha256(format!("{}/c.sock/{NAMESPACE}/{}", self.node.dir.display(), self.id).as_bytes());
+        Path::new("/run/containerd/s").join(name)
+    }
+
+    /// Creates and starts a container of `image`; `more` is merged into its description.
+    pub fn run(&self, name: &str, image: &str, args: &[&str], more: &Value) -> String {
+        let id = self.create(name, image, args, more);
+        self.node.ask(&["start", &id]);
+        id
+    }
+
+    /// Creates it only.
+    pub fn create(&self, name: &str, image: &str, args: &[&str], more: &Value) -> String {
+        let mut container = json!({
+            "metadata": {"name": name, "attempt": 0}, "image": {"image": image}, "args": args,
+            "log_path": format!("{name}.log"),
+            "linux": {"security_context": {"namespace_options": self.description["linux"]["security_context"]["namespace_options"]}},
+        });
+        merge(&mut container, more);
+        let file = self.node.dir.join(format!("{}-{name}.json", self.id));
+        fs::write(&file, container.to_string()).unwrap();
+        self.node.ask(&["create", "--no-pull", &self.id, file.to_str().unwrap(), &self.config])
+    }
+
+    /// The lines of a container's log, each as `STREAM TEXT`.
+    pub fn log(&self, name: &str) -> Vec<String> {
+        let path = Path::new(self.description["log_directory"].as_str().unwrap()).join(format!("{name}.log"));
+        let text = fs::read_to_string(path).unwrap_or_default();
+        // TIME STREAM F TEXT
+        let line = |line: &str| {
+            let mut fields = line.splitn(4, ' ').skip(1);
+            format!("{} {}", fields.next().unwrap_or_default(), fields.nth(1).unwrap_or_default())
+        };
+        text.lines().map(line).collect()
+    }
+
+    /// Stops and removes the pod with all that is in it.
+    pub fn remove(self) {
+        self.node.ask(&["stopp", &self.id]);
+        self.node.ask(&["rmp", &self.id]);
+    }
+}
+
+/// The pid in what `crictl inspect` or `crictl inspectp` says.
+pub fn pid_in(inspected: &Value) -> i32 {
+    i32::try_from(inspected["info"]["pid"].as_i64().unwrap()).unwrap()
+}
+
+/// Puts the fields of `more` into `value`, deeply.
+pub fn merge(value: &mut Value, more: &Value) {
+    match more {
+        Value::Object(fields) => fields.iter().for_each(|(name, more)| merge(&mut value[name], more)),
+        Value::Null => {}
+        more => *value = more.clone(),
+    }
+}

@@ -214,7 +214,7 @@ impl Archive {
         Image::find(containerd, &reference)
     }
 
-    fn pack(&self, reference: &str) -> Vec<u8> {
+    pub(crate) fn pack(&self, reference: &str) -> Vec<u8> {
         let mut tar = Builder::new(Vec::new());
         let config = self.config.to_string().into_bytes();
         let layers: Vec<Value> = self.layers.iter().map(|layer| {

@@ -11,9 +11,11 @@
 )]
 
 mod api;
+mod container;
 mod containerd;
 pub mod cri;
 mod events;
+mod exec;
 mod http;
 mod image;
 mod job;
@@ -30,7 +32,9 @@ pub use containerd::{Containerd, Ctr};
 pub use events::{Event, Events};
 pub use http::{Answer, Connection, free_port, get, request};
 pub use image::{Archive, CONFIG, File, Image, Layer, TAR, sha256};
-pub use job::{Container, Exec, Job, Outcome};
+pub use container::{Container, Outcome};
+pub use exec::Exec;
+pub use job::{Described, Job};
 pub use left::{assert_nothing_left, left_of};
 pub use places::{guest, guests, programs, tools};
 pub use process::{children_of, command_line_of, is_alive, processes_with};

@@ -43,6 +43,13 @@ impl Streams {
         streams
     }
 
+    /// Makes the fifos of a terminal, which has one output.
+    pub fn of_terminal() -> Self {
+        let mut streams = Self::unread();
+        streams.stdout = Some(Collected::start(open_reader(streams.path("stdout"))));
+        streams
+    }
+
     /// Makes the fifos, which the test reads itself.
     pub fn unread() -> Self {
         let directory = tempfile::Builder::new().prefix("skiff-io-").tempdir().expect("a temporary directory");

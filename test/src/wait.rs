@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// How long [`eventually`] waits before it gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
-const PAUSE: Duration = Duration::from_millis(5);
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// Waits until `condition` holds; whether it did within `limit`.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that waits for conditions, with a deadline")]

@@ -1,6 +1,6 @@
 //! Guests of five languages and three versions of WASI under a real containerd: what they are given, what they print,
 //! how they end, and what they serve.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a helper that fails is a failed test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
 
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -55,9 +55,10 @@ fn the_environment_is_the_containers_and_nothing_else() {
     let containerd = Containerd::shared();
     let outcome = containerd.job("c-hello").env("GREETING=good day").env("EMPTY=").args(["env"]).run();
     let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n";
-    assert_eq!(outcome.stdout, format!("{path}GREETING=good day\nEMPTY=\n"));
+    // The OCI runtime adds the home directory, as for every container.
+    assert_eq!(outcome.stdout, format!("{path}GREETING=good day\nEMPTY=\nHOME=/\n"));
     let outcome = containerd.job("rust-p2-hello").env("A=1").args(["env"]).run();
-    assert_eq!(outcome.stdout, format!("{path}A=1\n"));
+    assert_eq!(outcome.stdout, format!("{path}A=1\nHOME=/\n"));
     let outcome = containerd.job("python-hello").env("B=2").args(["env"]).run();
     assert!(outcome.stdout.contains("B=2\n"), "{outcome:?}");
 }
@@ -95,8 +96,8 @@ fn errors_of_a_language_stand_on_stderr() {
 fn a_function_after_a_hash_sign_is_run() {
     let containerd = Containerd::shared();
     let run = |guest: &str, function: &str| containerd.job(guest).command([format!("/{guest}.wasm#{function}")]).run();
-    for guest in ["c-reactor", "go-reactor"] {
-        assert_eq!(run(guest, "greet").stdout, "hello from greet\n", "{guest}");
+    for (guest, greeting) in [("c-reactor", "hello from greet\n"), ("go-reactor", "hello from Go's greet\n")] {
+        assert_eq!(run(guest, "greet").stdout, greeting);
         assert_eq!(run(guest, "leave").code, 9, "{guest}");
     }
     assert_eq!(run("c-reactor", "seven").code, 0, "what a function returns is no exit code");
@@ -272,6 +273,7 @@ fn a_spinning_request_does_not_keep_the_server_from_being_ended() {
     spinning.send(b"GET /spin HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
     assert_eq!(get(port, "/").unwrap().status, 200, "others are served meanwhile");
     server.kill(libc::SIGTERM).unwrap();
+    assert!(server.wait_for(Duration::from_secs(2)).is_err(), "a request under way is waited for");
     server.kill(libc::SIGTERM).unwrap();
     assert_eq!(server.finish().code, 143, "a second SIGTERM ends what does not finish");
 }

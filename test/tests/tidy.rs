@@ -1,6 +1,6 @@
 //! The tidy test: what keeps sources and documents in order that no compiler looks at. It reads files only, from the
 //! work tree that it was built in, and needs nothing of the other suites.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "what cannot be read is a failed test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "what cannot be read is a failed test")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;

@@ -74,7 +74,6 @@ impl Command {
 
     /// Runs the guest to its end; answers the exit code.
     pub(crate) fn run(mut self) -> i32 {
-        signals::grant_grace();
         let result = self.runtime.block_on(call(&mut self.store, self.entry));
         let code = report::exit_code(&self.module, result);
         // The process ends here: unmapping the guest and waiting for a thread that reads stdin would only take time.
@@ -85,6 +84,8 @@ impl Command {
 }
 
 fn prepare(engine: &wasmtime::Engine, context: &Context, writer: Writer) -> Result<(Runtime, Store<State>), Refusal> {
+    // Before Ready: from then on a signal has to find the guest's course.
+    signals::grant_grace();
     let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| cannot_prepare(&error))?;
     Ok((runtime, context.state(writer)?.into_store(engine)))
 }

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 
 use hyper::body::Bytes;
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::AsyncWrite;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
@@ -74,6 +75,17 @@ impl Output {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+}
+
+/// Makes reads of stdin block, whoever opened it: another end of the same descriptor may have asked for the contrary.
+pub(crate) fn block_stdin() {
+    let stdin = std::io::stdin();
+    // A stdin that cannot be asked cannot be read either: the guest gets that error when it tries.
+    if let Ok(flags) = fcntl(&stdin, FcntlArg::F_GETFL).map(OFlag::from_bits_retain)
+        && flags.contains(OFlag::O_NONBLOCK)
+    {
+        let _set = fcntl(&stdin, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK));
     }
 }
 

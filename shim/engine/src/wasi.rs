@@ -9,7 +9,7 @@ use wasmtime_wasi::cli::stdin;
 use wasmtime_wasi::{FsPerms, WasiCtxBuilder};
 
 use crate::report;
-use crate::stdio::{Output, Target, Writer};
+use crate::stdio::{Output, Target, Writer, block_stdin};
 use crate::store::{Budget, State};
 
 /// What all instances of this process have in common.
@@ -39,6 +39,7 @@ impl Context {
         // One guest alone may block the only thread; many must not block each other.
         builder.allow_blocking_current_thread(writer != Writer::Server);
         if writer != Writer::Server {
+            block_stdin();
             builder.stdin(stdin());
         }
         builder

@@ -139,7 +139,7 @@ fn it_has_limits_and_a_group_of_its_own() {
     let limit = |name: &str| {
         limits.lines().find(|line| line.starts_with(name)).unwrap().split_whitespace().collect::<Vec<_>>().join(" ")
     };
-    assert_eq!(limit("Max cpu time"), "Max cpu time 7 7 seconds");
+    assert_eq!(limit("Max cpu time"), "Max cpu time 7 12 seconds");
     assert_eq!(limit("Max core file size"), "Max core file size 0 0 bytes");
     assert_eq!(limit("Max open files"), "Max open files 16 16 files");
     assert_eq!(limit("Max file size"), "Max file size 4294967296 4294967296 bytes");

@@ -208,9 +208,10 @@ impl Running<'_> {
 /// # Errors
 /// When containerd refuses.
 pub(crate) async fn forget(containerd: &Containerd, id: &str) -> Result<()> {
-    containerd.client().containers().delete(request(DeleteContainerRequest { id: id.into() })).await?;
+    // The snapshot first, while something still refers to it: afterwards it may be gone already.
     let remove = RemoveSnapshotRequest { snapshotter: SNAPSHOTTER.into(), key: id.into() };
     containerd.client().snapshots().remove(request(remove)).await?;
+    containerd.client().containers().delete(request(DeleteContainerRequest { id: id.into() })).await?;
     Ok(())
 }
 

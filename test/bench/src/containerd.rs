@@ -18,7 +18,7 @@ use tonic::Request;
 use tonic::metadata::MetadataValue;
 
 use crate::container;
-use crate::image::Image;
+use crate::image::{Form, Image};
 use crate::processes;
 use crate::programs::Programs;
 
@@ -79,12 +79,13 @@ impl Containerd {
     ///
     /// # Errors
     /// When the program cannot be read or `ctr` fails.
-    pub(crate) async fn image_of(&self, program: &Path) -> Result<Image> {
-        let image = Image::pack(program, self.directory())?;
+    pub(crate) async fn image_of(&self, program: &Path, form: Form) -> Result<Image> {
+        let image = Image::pack(program, form, self.directory())?;
         let output = Command::new(&self.ctr)
             .args(["--namespace", NAMESPACE, "--address"])
             .arg(self.directory().join("c.sock"))
-            .args(["images", "import", "--local", "--no-unpack=false"])
+            .args(["images", "import", "--local", "--platform", &image.platform])
+            .arg(format!("--no-unpack={}", form == Form::WasmLayer))
             .arg(&image.archive)
             .output()
             .await?;

@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 
 use crate::container::{Plan, Running, prepare};
 use crate::containerd::Containerd;
-use crate::image::Image;
+use crate::image::{Form, Image};
 use crate::programs::Programs;
 use crate::report::{Goal, HttpRow, Report};
 use crate::spec::Network;
@@ -99,7 +99,7 @@ async fn wasmtime(programs: &Programs, guest: &str) -> Result<Contender<'static>
 
 async fn skiff<'a>(containerd: &'a Containerd, programs: &Programs, guest: &str) -> Result<Contender<'a>> {
     let port = free_port()?;
-    let image: Image = containerd.image_of(&programs.guest(guest)).await?;
+    let image: Image = containerd.image_of(&programs.guest(guest), Form::File).await?;
     let plan = Plan {
         target: Target::Skiff,
         image: &image,

@@ -1,17 +1,30 @@
-//! Images of one file each, as OCI archives that `ctr images import` reads.
+//! Images of one program each, as OCI archives that `ctr images import` reads.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-/// An image whose only file is the program.
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+
+/// How an image carries its program.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// As the only file of an ordinary image.
+    File,
+    /// As a layer of the type `application/wasm`, which is not unpacked.
+    WasmLayer,
+}
+
+/// An image of one program.
 pub(crate) struct Image {
     /// What containerd calls it.
     pub(crate) name: String,
-    /// The snapshot of its one layer.
+    /// `OS/ARCHITECTURE`.
+    pub(crate) platform: String,
+    /// The snapshot of its files; empty when it has none.
     pub(crate) snapshot: String,
     /// The archive that it is imported from.
     pub(crate) archive: PathBuf,
@@ -24,43 +37,49 @@ impl Image {
     ///
     /// # Errors
     /// When the program cannot be read or the archive cannot be written.
-    pub(crate) fn pack(program: &Path, directory: &Path) -> Result<Self> {
-        let name = program.file_name().and_then(|name| name.to_str()).context("the program has no name")?;
+    pub(crate) fn pack(program: &Path, form: Form, directory: &Path) -> Result<Self> {
+        let file = program.file_name().and_then(|name| name.to_str()).context("the program has no name")?;
         let bytes = std::fs::read(program).with_context(|| format!("could not read `{}`", program.display()))?;
-        let layer = tar_of(&[(name, &bytes, 0o755)])?;
+        let (suffix, os, architecture, media_type, layer) = match form {
+            Form::File => {
+                let layer = tar_of(&[(file, &bytes, 0o755)])?;
+                ("file", "linux", architecture(), "application/vnd.oci.image.layer.v1.tar", layer)
+            }
+            Form::WasmLayer => ("layer", "wasi", "wasm", "application/wasm", bytes),
+        };
+        let snapshot = if form == Form::File { digest(&layer) } else { String::new() };
+        let unpacked: Vec<_> = Some(&snapshot).into_iter().filter(|snapshot| !snapshot.is_empty()).collect();
         let config = serde_json::to_vec(&json!({
-            "architecture": architecture(), "os": "linux",
-            "config": {"Entrypoint": [format!("/{name}")]},
-            "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
-        }))?;
-        let manifest = serde_json::to_vec(&json!({
-            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
-            "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
+            "os": os, "architecture": architecture,
+            "config": {"Entrypoint": [format!("/{file}")]},
+            "rootfs": {"type": "layers", "diff_ids": unpacked},
         }))?;
         let image = Self {
-            name: format!("localhost/{}:1", name.replace('.', "-")),
-            snapshot: digest(&layer),
-            archive: directory.join(format!("{name}.tar")),
-            entrypoint: format!("/{name}"),
+            name: format!("localhost/{}-{suffix}:1", file.replace('.', "-")),
+            platform: format!("{os}/{architecture}"),
+            archive: directory.join(format!("{file}-{suffix}.tar")),
+            entrypoint: format!("/{file}"),
+            snapshot,
         };
-        image.write([&layer, &config, &manifest])?;
+        image.write(media_type, &layer, &config)?;
         Ok(image)
     }
 
-    fn write(&self, blobs: [&Vec<u8>; 3]) -> Result<()> {
-        let [_, _, manifest] = blobs;
-        let mut root = descriptor("application/vnd.oci.image.manifest.v1+json", manifest);
+    fn write(&self, media_type: &str, layer: &[u8], config: &[u8]) -> Result<()> {
+        let manifest = serde_json::to_vec(&json!({
+            "schemaVersion": 2, "mediaType": MANIFEST,
+            "config": descriptor("application/vnd.oci.image.config.v1+json", config),
+            "layers": [descriptor(media_type, layer)],
+        }))?;
+        let mut root = descriptor(MANIFEST, &manifest);
         root["annotations"] = json!({"io.containerd.image.name": self.name});
-        root["platform"] = json!({"architecture": architecture(), "os": "linux"});
         let index = serde_json::to_vec(&json!({"schemaVersion": 2, "manifests": [root]}))?;
-        let layout = br#"{"imageLayoutVersion":"1.0.0"}"#;
+        let blobs = [layer, config, &manifest];
         let paths = blobs.map(|blob| digest(blob).replace("sha256:", "blobs/sha256/"));
-        let mut files: Vec<(&str, &[u8], u32)> = vec![("oci-layout", layout, 0o644), ("index.json", &index, 0o644)];
-        files.extend(paths.iter().zip(blobs).map(|(path, blob)| (path.as_str(), blob.as_slice(), 0o644)));
-        let archive = tar_of(&files)?;
-        std::io::copy(&mut archive.as_slice(), &mut File::create(&self.archive)?)?;
-        Ok(())
+        let mut files: Vec<(&str, &[u8], u32)> = vec![("oci-layout", LAYOUT, 0o644), ("index.json", &index, 0o644)];
+        files.extend(paths.iter().zip(blobs).map(|(path, blob)| (path.as_str(), blob, 0o644)));
+        std::fs::write(&self.archive, tar_of(&files)?)
+            .with_context(|| format!("could not write `{}`", self.archive.display()))
     }
 }
 

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::container::{Plan, prepare};
 use crate::containerd::Containerd;
+use crate::image::Form;
 use crate::processes::{Usage, usage};
 use crate::programs::Programs;
 use crate::report::{Goal, MemoryRow, Report};
@@ -52,7 +53,7 @@ pub(crate) async fn marginal(
 }
 
 async fn grow(containerd: &Containerd, sleeper: &Sleeper, few: usize, many: usize) -> Result<MemoryRow> {
-    let image = containerd.image_of(&sleeper.program).await?;
+    let image = containerd.image_of(&sleeper.program, Form::File).await?;
     let word = containerd.id(&format!("sleep-{}", sleeper.target.word()));
     let plan = Plan {
         target: sleeper.target,

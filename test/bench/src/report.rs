@@ -163,35 +163,44 @@ impl Machine {
 
 fn table_of_starts(text: &mut String, starts: &Starts) {
     let guest = starts.guest;
-    heading(text, &format!("create + start + exit, {guest} (ms)"), &[
-        "target", "create", "start", "start to exit", "sum: median", "min", "p90", "× first", "delete",
-    ]);
+    heading(
+        text,
+        &format!("create + start + exit, {guest} (ms)"),
+        &["target", "create", "start", "start to exit", "sum: median", "min", "p90", "× first", "delete"],
+    );
     let first = starts.rows.first().map_or(1.0, |row| row.total.median);
     for row in &starts.rows {
         let StartRow { name, create, start, run, total, delete } = row;
         let (create, start, run, delete) = (create.median, start.median, run.median, delete.median);
         let ratio = total.median / first;
         let Summary { median, min, p90 } = total;
-        line(text, &format!(
-            "| {name} | {create:.1} | {start:.1} | {run:.1} | {median:.1} | {min:.1} | {p90:.1} | {ratio:.2} | {delete:.1} |"
-        ));
+        line(
+            text,
+            &format!(
+                "| {name} | {create:.1} | {start:.1} | {run:.1} | {median:.1} | {min:.1} | {p90:.1} | {ratio:.2} | {delete:.1} |"
+            ),
+        );
     }
 }
 
 fn table_of_memory(text: &mut String, memory: &Memory) {
     let Memory { few, many, rows } = memory;
-    heading(text, &format!("a sleeping container, from the {few}th to the {many}th"), &[
-        "target", "PSS each (MB)", "PSS of all (MB)", "processes each", "threads each",
-    ]);
+    heading(
+        text,
+        &format!("a sleeping container, from the {few}th to the {many}th"),
+        &["target", "PSS each (MB)", "PSS of all (MB)", "processes each", "threads each"],
+    );
     for MemoryRow { name, marginal_mb, total_mb, processes, threads } in rows {
         line(text, &format!("| {name} | {marginal_mb:.2} | {total_mb:.1} | {processes:.1} | {threads:.1} |"));
     }
 }
 
 fn table_of_servers(text: &mut String, rows: &[HttpRow]) {
-    heading(text, "HTTP, 16 connections, one thread of load", &[
-        "server", "requests/s: median", "min", "p90", "p99 latency (ms)",
-    ]);
+    heading(
+        text,
+        "HTTP, 16 connections, one thread of load",
+        &["server", "requests/s: median", "min", "p90", "p99 latency (ms)"],
+    );
     for HttpRow { name, requests: Summary { median, min, p90 }, p99_ms } in rows {
         line(text, &format!("| {name} | {median:.0} | {min:.0} | {p90:.0} | {:.2} |", p99_ms.median));
     }

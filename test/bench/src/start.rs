@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::container::{Plan, Times, prepare};
 use crate::containerd::Containerd;
-use crate::image::Image;
+use crate::image::{Form, Image};
 use crate::programs::Programs;
 use crate::report::{Goal, Report, StartRow};
 use crate::spec::Network;
@@ -17,32 +17,26 @@ use crate::target::Target;
 struct Contender {
     name: &'static str,
     target: Target,
+    form: Form,
     program: PathBuf,
-    says: &'static str,
 }
+
+/// What every program here says.
+const SAYS: &str = "hello\n";
 
 /// The smallest guest, cached by skiff, beside runc with a static native program.
 ///
 /// # Errors
 /// When a container does not do what is due.
-pub(crate) async fn hello(containerd: &Containerd, programs: &Programs, rounds: usize, report: &mut Report) -> Result<()> {
-    let contenders = [
-        native(programs),
-        Contender {
-            name: "baseline, C hello as a file",
-            target: Target::Baseline,
-            program: programs.guest("c-hello.wasm"),
-            says: "hello\n",
-        },
-        Contender {
-            name: "skiff, C hello, cached",
-            target: Target::Skiff,
-            program: programs.guest("c-hello.wasm"),
-            says: "hello\n",
-        },
-    ];
-    let medians = race(containerd, &contenders, "hello", rounds, report).await?;
-    report.goal(Goal::at_most("create + start + exit of a cached hello, × runc", medians[2] / medians[0], 1.15));
+pub(crate) async fn hello(
+    containerd: &Containerd,
+    programs: &Programs,
+    rounds: usize,
+    report: &mut Report,
+) -> Result<()> {
+    let contenders = contenders(programs, "c-hello.wasm");
+    let medians = race(containerd, &contenders, "C hello", rounds, report).await?;
+    report.goal(Goal::at_most("create + start + exit of a cached hello, × runc", medians[3] / medians[0], 1.15));
     Ok(())
 }
 
@@ -51,24 +45,22 @@ pub(crate) async fn hello(containerd: &Containerd, programs: &Programs, rounds: 
 /// # Errors
 /// When a container does not do what is due.
 pub(crate) async fn go(containerd: &Containerd, programs: &Programs, rounds: usize, report: &mut Report) -> Result<()> {
-    let go = || programs.guest("go-hello.wasm");
-    let contenders = [
-        native(programs),
-        Contender { name: "baseline, Go hello as a file", target: Target::Baseline, program: go(), says: "hello\n" },
-        Contender { name: "skiff, Go hello, cached", target: Target::Skiff, program: go(), says: "hello\n" },
-    ];
-    let medians = race(containerd, &contenders, "go", rounds, report).await?;
-    report.goal(Goal::at_most("the same of a Go guest, × baseline from a file", medians[2] / medians[1], 0.7));
+    let contenders = contenders(programs, "go-hello.wasm");
+    let medians = race(containerd, &contenders, "Go hello", rounds, report).await?;
+    report.goal(Goal::at_most("the same of a Go guest, × baseline from a file", medians[3] / medians[1], 0.7));
     Ok(())
 }
 
-fn native(programs: &Programs) -> Contender {
-    Contender {
-        name: "runc, static native hello",
-        target: Target::Runc,
-        program: programs.tool("hello"),
-        says: "hello\n",
-    }
+fn contenders(programs: &Programs, guest: &str) -> [Contender; 4] {
+    let guest = || programs.guest(guest);
+    let (runc, baseline, skiff) = (Target::Runc, Target::Baseline, Target::Skiff);
+    let hello = programs.tool("hello");
+    [
+        Contender { name: "runc, static native hello", target: runc, form: Form::File, program: hello },
+        Contender { name: "baseline, guest as a file", target: baseline, form: Form::File, program: guest() },
+        Contender { name: "baseline, guest as a layer", target: baseline, form: Form::WasmLayer, program: guest() },
+        Contender { name: "skiff, guest as a file", target: skiff, form: Form::File, program: guest() },
+    ]
 }
 
 /// The medians of the sum, in the order of the contenders.
@@ -81,13 +73,13 @@ async fn race(
 ) -> Result<Vec<f64>> {
     let mut images = Vec::new();
     for contender in contenders {
-        images.push(containerd.image_of(&contender.program).await?);
+        images.push(containerd.image_of(&contender.program, contender.form).await?);
     }
     let mut times: Vec<Vec<Times>> = contenders.iter().map(|_| Vec::new()).collect();
     // The round before the first fills the caches: skiff's own and the kernel's.
     for round in 0..=rounds {
         for (index, contender) in contenders.iter().enumerate() {
-            let id = containerd.id(&format!("{name}-{}-{round}", contender.target.word()));
+            let id = containerd.id(&format!("start-{index}-{round}"));
             let measured = once(containerd, contender, &images[index], id).await;
             let measured = measured.with_context(|| format!("{} failed in round {round}", contender.name))?;
             if round > 0 {
@@ -102,14 +94,9 @@ async fn race(
 }
 
 async fn once(containerd: &Containerd, contender: &Contender, image: &Image, id: String) -> Result<Times> {
-    let plan = Plan {
-        target: contender.target,
-        image,
-        arguments: Vec::new(),
-        environment: Vec::new(),
-        network: Network::Own,
-    };
-    prepare(containerd, id, &plan).await?.run(contender.says).await
+    let plan =
+        Plan { target: contender.target, image, arguments: Vec::new(), environment: Vec::new(), network: Network::Own };
+    prepare(containerd, id, &plan).await?.run(SAYS).await
 }
 
 fn row(name: &'static str, times: &[Times]) -> StartRow {

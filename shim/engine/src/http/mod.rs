@@ -24,7 +24,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use skiff_plan::Refusal;
 use tokio::io::AsyncReadExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use wasmtime::Engine;
@@ -34,7 +34,7 @@ use wasmtime_wasi_http::handler::{InstantiationError, ProxyHandler, ProxyPre};
 
 use crate::http::instances::{Instances, RequestData, Trapped};
 use crate::limits::{REQUESTS_MAX, connections_max, instances_max};
-use crate::load::Guest;
+use crate::load::{Guest, of_engine};
 use crate::store::State;
 use crate::wasi::Context;
 use crate::{load, report, signals};
@@ -54,6 +54,8 @@ const BLOCKING_THREADS_MAX: usize = 64;
 pub(crate) struct Server {
     runtime: Runtime,
     listener: TcpListener,
+    /// Readable after the first SIGTERM or SIGINT.
+    terminated: UnixStream,
     shared: Arc<Shared>,
     /// Closed when the last connection and the last instance are gone.
     gone: mpsc::Receiver<Infallible>,
@@ -97,6 +99,12 @@ impl Server {
         let listener = address::bind(&address)
             .and_then(TcpListener::from_std)
             .map_err(|error| Refusal::Host(format!("cannot listen on {address}: {error}")))?;
+        // Before Ready: from then on a signal has to find the server's course.
+        let terminated = signals::notify().and_then(|socket| {
+            socket.set_nonblocking(true)?;
+            UnixStream::from_std(socket)
+        });
+        let terminated = terminated.map_err(|error| of_engine(&error.into()))?;
         let shared = Arc::new(Shared {
             module,
             handler: ProxyHandler::new(instances),
@@ -105,34 +113,25 @@ impl Server {
             builder: connection_builder(),
         });
         drop(_entered);
-        Ok(Self { runtime, listener, shared, gone, ending, connections_max })
+        Ok(Self { runtime, listener, terminated, shared, gone, ending, connections_max })
     }
 
     /// Serves until SIGTERM or SIGINT; answers the exit code.
     pub(crate) fn run(self) -> i32 {
-        let Self { runtime, listener, shared, gone, ending, connections_max } = self;
-        let module = shared.module.clone();
-        let served = runtime.block_on(async move {
-            let mut signal = terminated()?;
+        let Self { runtime, listener, mut terminated, shared, gone, ending, connections_max } = self;
+        runtime.block_on(async move {
             let connections = Arc::new(Semaphore::new(connections_max));
             tokio::select! {
                 () = accept(&listener, &shared, &ending, &connections) => {}
-                _ = signal.read_u8() => {}
+                _ = terminated.read_u8() => {}
             }
             take_backlog(listener, &shared, &ending);
             ending.send_replace(true);
             finish(shared, gone).await;
-            std::io::Result::Ok(())
         });
         // The process ends here: waiting for threads that block would only take time.
         std::mem::forget(runtime);
-        match served {
-            Ok(()) => 0,
-            Err(error) => {
-                report::line(&format!("{module}: cannot serve: {error}"));
-                skiff_plan::EXIT_ENGINE
-            }
-        }
+        0
     }
 }
 
@@ -151,13 +150,6 @@ fn connection_builder() -> auto::Builder<TokioExecutor> {
     builder.http1().max_buf_size(BUFFER_BYTES);
     builder.http2().max_send_buf_size(BUFFER_BYTES);
     builder
-}
-
-/// The socket that the first SIGTERM or SIGINT makes readable.
-fn terminated() -> std::io::Result<tokio::net::UnixStream> {
-    let socket = signals::notify()?;
-    socket.set_nonblocking(true)?;
-    tokio::net::UnixStream::from_std(socket)
 }
 
 /// Accepts connections for ever.

@@ -152,6 +152,13 @@ fn unknown_imports_are_refused_by_name() {
 }
 
 #[test]
+fn shared_memory_is_refused() {
+    let guest = Guest::text(r#"(module (memory 1 2 shared) (func (export "_start")))"#);
+    let sentence = guest.refused_as_guest();
+    assert!(sentence.contains("shared"), "{sentence}");
+}
+
+#[test]
 fn a_component_without_anything_to_run_is_refused() {
     let sentence = Guest::text("(component)").refused_as_guest();
     assert!(sentence.contains("neither a command nor an HTTP server"), "{sentence}");
@@ -357,13 +364,16 @@ fn a_missing_directory_is_the_hosts_fault() {
 #[test]
 fn stdin_reaches_the_guest_until_its_end() {
     let text: Vec<u8> = (0..MIB).map(|index| b'a' + u8::try_from(index % 26).unwrap()).collect();
-    let (reader, mut writer) = std::io::pipe().unwrap();
-    let mut running = Guest::named("c-cat").stdin(reader).start().ready();
-    writer.write_all(&text).unwrap();
-    drop(writer);
-    let ended = running.end();
-    assert_eq!(ended.code, 0, "{}", ended.stderr);
-    assert!(ended.stdout.as_bytes() == text, "{} bytes of {}", ended.stdout.len(), text.len());
+    for non_blocking in [false, true] {
+        let (reader, mut writer) = UnixStream::pair().unwrap();
+        reader.set_nonblocking(non_blocking).unwrap();
+        let mut running = Guest::named("c-cat").stdin(std::os::fd::OwnedFd::from(reader)).start().ready();
+        writer.write_all(&text).unwrap();
+        drop(writer);
+        let ended = running.end();
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        assert!(ended.stdout.as_bytes() == text, "{} bytes of {}", ended.stdout.len(), text.len());
+    }
 }
 
 #[test]

@@ -19,6 +19,7 @@ use crate::containerd::service;
 use crate::containerd::time::timestamp;
 use crate::error::{Context, Error, Result};
 use crate::host::bundle::Record;
+use crate::host::cache::Cache;
 use crate::host::cgroup::Cgroup;
 use crate::host::runtime::{Launcher, OciRuntime, PID_FILE};
 use crate::host::{console, log_fifo, mounts, namespaces, pid_namespace};
@@ -100,6 +101,8 @@ fn start(flags: &Flags) -> Result<()> {
         }
         spawned?;
     }
+    let record = Record { namespace: options.namespace, socket: address.clone(), ..Record::default() };
+    record.save(&bundle).doing(|| "could not write the record of the container".into())?;
     print(&bootstrap::answer(&address, protocol)?)
 }
 
@@ -236,11 +239,16 @@ fn clean_up(id: &str, bundle: &Path, record: &Record) -> Result<()> {
             tokio::runtime::Builder::new_current_thread().enable_all().build().doing(|| "could not start".into())?;
         let launcher = OciRuntime::new(id, &record.namespace, &record.settings, bundle)?;
         runtime.block_on(launcher.delete())?;
+        // A compilation for the container has ended with the shim.
+        if let Ok(cache) = Cache::open(&record.settings.cache_dir, record.settings.cache_max_bytes) {
+            cache.remove_unlocked().doing(|| "could not clean the cache of compiled code".into())?;
+        }
     }
-    if let Some(path) = &record.sandbox_cgroup {
+    // Also what the OCI runtime did not come to know of, because it was killed with the shim.
+    if let Some(path) = &record.cgroups_path {
         let cgroup = Cgroup::from_spec(path, record.settings.systemd_cgroup, id)
-            .doing(|| "could not find the sandbox's cgroup".into())?;
-        cgroup.kill_all().and_then(|()| cgroup.remove()).doing(|| "could not remove the sandbox's cgroup".into())?;
+            .doing(|| "could not find the container's cgroup".into())?;
+        cgroup.kill_all().and_then(|()| cgroup.remove()).doing(|| "could not remove the container's cgroup".into())?;
     }
     mounts::unmount(&bundle.join("rootfs")).doing(|| "could not unmount the root file system".into())?;
     console::remove_sockets_of(record.shim_pid).doing(|| "could not remove sockets of terminals".into())?;

@@ -19,8 +19,8 @@ pub(crate) struct Record {
     pub(crate) namespace: String,
     /// Whether the OCI runtime knows the container; a pod's sandbox without a process it does not.
     pub(crate) in_runtime: bool,
-    /// The sandbox's own cgroup: the specification's `cgroupsPath`.
-    pub(crate) sandbox_cgroup: Option<String>,
+    /// The container's cgroup: the specification's `cgroupsPath`.
+    pub(crate) cgroups_path: Option<String>,
     /// The socket of the shim that serves the container.
     pub(crate) socket: String,
     /// The process id of that shim.

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::error::{Context, Error, Result};
 use crate::host::engine::beside_the_shim;
+use crate::host::process::end_with_the_shim;
 
 /// The exit code of `skiff compile` when the node, not the module, is at fault.
 const NODE_AT_FAULT: i32 = 2;
@@ -17,7 +18,10 @@ const NODE_AT_FAULT: i32 = 2;
 pub(crate) fn compile(wasm: &File, name: &str, code: &File) -> Result<()> {
     let program = beside_the_shim("skiff").doing(|| "could not find the compiler".into())?;
     let clone = |file: &File| file.try_clone().doing(|| "could not pass a file to the compiler".into());
-    let output = Command::new(&program)
+    let mut command = Command::new(&program);
+    // The compiler's supervisor then ends the compiler and takes its cgroup away.
+    end_with_the_shim(&mut command, libc::SIGTERM);
+    let output = command
         .args(["compile", "--confine", "--cgroup", "skiff-compile", "--name", name])
         .stdin(clone(wasm)?)
         .stdout(clone(code)?)

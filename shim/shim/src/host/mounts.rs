@@ -7,24 +7,34 @@ use containerd_shim::mount::{mount_rootfs, umount_recursive};
 use containerd_shim::protos::types::mount::Mount;
 use nix::mount::MntFlags;
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 
 /// A mounted root file system; dropping it takes the mounts away.
 #[derive(Debug)]
 pub(crate) struct Rootfs {
     path: PathBuf,
+    /// Somebody else's directory, with whatever is mounted in it, is left as it is.
+    is_ours: bool,
 }
 
 impl Rootfs {
-    /// Mounts what containerd sent, in order, at `rootfs` in the bundle. Without mounts the directory is used as it is.
+    /// Mounts what containerd sent, in order, at `path`. Without mounts the directory is used as it is.
     ///
     /// Blocks; the thread's working directory may change: call it on a thread of its own.
-    pub(crate) fn mount(bundle: &Path, mounts: &[Mount]) -> Result<Self> {
-        let path = bundle.join("rootfs");
+    ///
+    /// # Errors
+    /// `Invalid` when there is neither a mount nor anything in the directory.
+    pub(crate) fn mount(path: PathBuf, mounts: &[Mount]) -> Result<Self> {
+        if mounts.is_empty() && std::fs::read_dir(&path).map_or(true, |mut entries| entries.next().is_none()) {
+            return Err(Error::invalid(format!(
+                "the container has no root file system: `{}` is empty",
+                path.display()
+            )));
+        }
         if !mounts.is_empty() {
             std::fs::create_dir_all(&path).doing(|| format!("could not make `{}`", path.display()))?;
         }
-        let rootfs = Self { path };
+        let rootfs = Self { path, is_ours: !mounts.is_empty() };
         for mount in mounts {
             mount_rootfs(Some(&mount.type_), Some(&mount.source), &mount.options, &rootfs.path)
                 .doing(|| format!("could not mount the root file system of type `{}`", mount.type_))?;
@@ -39,7 +49,9 @@ impl Rootfs {
 
 impl Drop for Rootfs {
     fn drop(&mut self) {
-        if let Err(error) = unmount(&self.path) {
+        if self.is_ours
+            && let Err(error) = unmount(&self.path)
+        {
             log::error!("could not unmount `{}`: {error}", self.path.display());
         }
     }

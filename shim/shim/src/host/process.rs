@@ -5,6 +5,8 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
@@ -38,6 +40,18 @@ fn send_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<bool> {
         Err(Errno::ESRCH) => Ok(false),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Sends `signal` to the command's process when the calling thread, and with it the shim, is gone: what is half made must
+/// not be finished for nobody.
+pub(crate) fn end_with_the_shim(command: &mut Command, signal: i32) {
+    let ask = move || {
+        // SAFETY: prctl with integers; safe between fork and exec.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal) };
+        Ok(())
+    };
+    // SAFETY: the closure makes one system call and allocates nothing.
+    unsafe { command.pre_exec(ask) };
 }
 
 impl Process {

@@ -13,6 +13,7 @@ use runc::options::{CreateOpts, DeleteOpts, ExecOpts, GlobalOpts};
 use runc::{Command, Io, Runc};
 
 use crate::error::{Context, Error, Kind, Result};
+use crate::host::process::end_with_the_shim;
 use crate::host::stdio::ChildStdio;
 use crate::settings::Settings;
 
@@ -119,7 +120,7 @@ impl OciRuntime {
         command.arg(&self.id).env_remove("NOTIFY_SOCKET");
         command.stdin(stdio.stdin).stdout(stdio.stdout).stderr(stdio.stderr);
         pass_descriptors(&mut command, preserved);
-        end_with_the_shim(&mut command);
+        end_with_the_shim(command.as_std_mut(), libc::SIGKILL);
         let status = command.status().await.doing(|| "could not run the OCI runtime".into())?;
         if status.success() {
             return Ok(());
@@ -211,22 +212,11 @@ impl Io for Passed {
         let taken = self.0.lock().map_err(|_| io::Error::other("a lock is poisoned"))?.take();
         let stdio = taken.ok_or_else(|| io::Error::other("the streams were used already"))?;
         command.stdin(stdio.stdin).stdout(Stdio::from(stdio.stdout)).stderr(Stdio::from(stdio.stderr));
-        end_with_the_shim(command);
+        end_with_the_shim(command.as_std_mut(), libc::SIGKILL);
         Ok(())
     }
 
     async fn close_after_start(&self) {}
-}
-
-/// Kills the command's process when the shim is killed: a container half made must not be finished for nobody.
-fn end_with_the_shim(command: &mut Command) {
-    let ask = || {
-        // SAFETY: prctl with integers; safe between fork and exec.
-        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-        Ok(())
-    };
-    // SAFETY: the closure makes one system call and allocates nothing.
-    unsafe { command.pre_exec(ask) };
 }
 
 /// Gives `files` to the command's process as descriptors 3, 4, ….

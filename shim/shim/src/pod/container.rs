@@ -223,6 +223,8 @@ impl Container {
 
     /// Every process of the container with the exec id that it was started under.
     pub(crate) fn pids(&self) -> Result<Vec<(i32, String)>> {
+        // containerd asks after its own restart, and takes a container without processes for one whose shim leaked.
+        self.init.state().check_pids()?;
         let Some(made) = self.body.made() else { return Ok(vec![(self.init.pid(), String::new())]) };
         let pids = made.cgroup.pids().doing(|| format!("could not list the processes of container `{}`", self.id))?;
         let execs = self.execs();

@@ -70,11 +70,12 @@ impl Pod {
             namespace: self.identity.namespace.clone(),
             socket: self.identity.socket.clone(),
             shim_pid: std::process::id(),
+            cgroups_path: config.cgroups_path(),
             ..Record::default()
         };
         let (init, body) = match held_by_the_shim(&config.spec) {
             Some(namespaces) => {
-                let cgroup = self.create_sandbox(&request, &config, record, namespaces).await?;
+                let cgroup = self.create_sandbox(&request, record, namespaces).await?;
                 (Member::held_by_the_shim(request.stdio.clone()), Body::Sandbox(cgroup))
             }
             None => self.create_process(&request, config, record).await?,
@@ -98,15 +99,12 @@ impl Pod {
     async fn create_sandbox(
         &self,
         request: &CreateRequest,
-        config: &Config,
-        mut record: Record,
+        record: Record,
         namespaces: crate::task::sandbox::SandboxNamespaces,
     ) -> Result<Option<Cgroup>> {
-        let path = config.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
-        record.sandbox_cgroup = path.as_ref().map(|path| path.to_string_lossy().into_owned());
         record.save(&request.bundle).doing(|| "could not write the record of the container".into())?;
         let cgroup = record
-            .sandbox_cgroup
+            .cgroups_path
             .as_deref()
             .map(|path| {
                 let cgroup = Cgroup::from_spec(path, record.settings.systemd_cgroup, &request.id)?;
@@ -136,7 +134,7 @@ impl Pod {
         }
         record.in_runtime = true;
         record.save(&request.bundle).doing(|| "could not write the record of the container".into())?;
-        let rootfs = mount(request).await?;
+        let rootfs = mount(request, &config).await?;
         let config = Arc::new(config);
         let program = self.find_program(request, &config, &rootfs, &record.settings).await?;
         let launcher = OciRuntime::new(&request.id, &record.namespace, &record.settings, &request.bundle)?;
@@ -227,6 +225,11 @@ impl Config {
         self.spec.process().as_ref()?.args().as_ref()?.first().cloned()
     }
 
+    fn cgroups_path(&self) -> Option<String> {
+        let path = self.spec.linux().as_ref()?.cgroups_path().as_ref()?;
+        Some(path.to_string_lossy().into_owned())
+    }
+
     /// The file that the entry point means, with its name and the export to run.
     fn find_file(&self, rootfs: &Path) -> Result<Option<(String, Option<String>, File)>> {
         let (Some(process), Some(entrypoint)) = (self.spec.process(), self.entrypoint()) else { return Ok(None) };
@@ -243,11 +246,12 @@ impl Config {
     }
 }
 
-async fn mount(request: &CreateRequest) -> Result<Rootfs> {
+async fn mount(request: &CreateRequest, config: &Config) -> Result<Rootfs> {
     let (done, mounted) = tokio::sync::oneshot::channel();
-    let (bundle, mounts) = (request.bundle.clone(), request.rootfs.clone());
+    let root = config.spec.root().as_ref().map_or(Path::new("rootfs"), |root| root.path());
+    let (path, mounts) = (request.bundle.join(root), request.rootfs.clone());
     // A thread of its own: mounting many layers changes the thread's working directory for good.
-    std::thread::spawn(move || drop(done.send(Rootfs::mount(&bundle, &mounts))));
+    std::thread::spawn(move || drop(done.send(Rootfs::mount(path, &mounts))));
     mounted.await.doing(|| "could not mount the root file system".into())?
 }
 

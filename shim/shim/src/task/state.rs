@@ -67,6 +67,11 @@ impl State {
         self.allow("start a process in", self == State::Running)
     }
 
+    /// Does it have processes to list?
+    pub(crate) fn check_pids(self) -> Result<()> {
+        self.allow("list the processes of", self.exit().is_none())
+    }
+
     fn allow(self, verb: &str, allowed: bool) -> Result<()> {
         if allowed {
             return Ok(());
@@ -82,13 +87,13 @@ mod tests {
     #[test]
     fn each_state_allows_what_it_should() {
         let stopped = State::Stopped(Exit { code: 0, at: SystemTime::UNIX_EPOCH });
-        //                       start  pause  resume delete exec
+        //                       start  pause  resume delete exec   pids
         for (state, expected) in [
-            (State::Added, [true, false, false, true, false]),
-            (State::Created, [true, false, false, true, false]),
-            (State::Running, [false, true, false, false, true]),
-            (State::Paused, [false, false, true, false, false]),
-            (stopped, [false, false, false, true, false]),
+            (State::Added, [true, false, false, true, false, true]),
+            (State::Created, [true, false, false, true, false, true]),
+            (State::Running, [false, true, false, false, true, true]),
+            (State::Paused, [false, false, true, false, false, true]),
+            (stopped, [false, false, false, true, false, false]),
         ] {
             let allowed = [
                 state.check_start(),
@@ -96,6 +101,7 @@ mod tests {
                 state.check_resume(),
                 state.check_delete(),
                 state.check_exec(),
+                state.check_pids(),
             ]
             .map(|check| check.is_ok());
             assert_eq!(allowed, expected, "{state:?}");

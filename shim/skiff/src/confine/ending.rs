@@ -11,6 +11,9 @@ use crate::error::{Error, Fault, Result, one_line};
 /// The exit code of a confined process that panicked.
 pub(super) const PANICKED: i32 = 101;
 
+/// The exit code of a confined process that used up its processor time.
+pub(super) const OUT_OF_TIME: i32 = 102;
+
 /// Why the supervisor ended a process itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stop {
@@ -45,8 +48,10 @@ impl Ending {
         match self.status {
             WaitStatus::Exited(_, 0) => Ok(()),
             _ if is_out_of_memory || self.report.contains("memory allocation of") => Err(too_much_memory(name, limits)),
+            WaitStatus::Exited(_, OUT_OF_TIME) => Err(too_long(name, limits.cpu_seconds, "processor time")),
             WaitStatus::Exited(_, code) => Err(self.explain_exit(code, name)),
-            WaitStatus::Signaled(_, Signal::SIGKILL | Signal::SIGXCPU, _) if self.is_out_of_time(limits) => {
+            // What has blocked the limit's signal meets the hard limit.
+            WaitStatus::Signaled(_, Signal::SIGKILL, _) if self.cpu >= Duration::from_secs(limits.cpu_seconds) => {
                 Err(too_long(name, limits.cpu_seconds, "processor time"))
             }
             WaitStatus::Signaled(_, Signal::SIGKILL, _) => {
@@ -57,11 +62,6 @@ impl Ending {
             }
             status => Err(Error::host(format!("compiling `{name}` ended in a way of its own: {status:?}"))),
         }
-    }
-
-    /// Whether it used up its processor time, give or take the tick with which the kernel measures it.
-    fn is_out_of_time(&self, limits: &Limits) -> bool {
-        self.cpu + Duration::from_millis(50) >= Duration::from_secs(limits.cpu_seconds)
     }
 
     fn explain_exit(&self, code: i32, name: &str) -> Error {
@@ -130,11 +130,9 @@ mod tests {
         check(ending(KILLED), false, Err((Fault::Host, "compiling `a` was killed from outside")));
         check(report(ABORTED, "memory allocation of 4096 bytes failed"), false, Err((Fault::Limit, memory)));
         check(ending(ABORTED), false, Err((Fault::Guest, crashed)));
-        check(
-            Ending { cpu: Duration::from_millis(29_990), ..ending(KILLED) },
-            false,
-            Err((Fault::Limit, "compiling `a` takes more than the 30 s of processor time that it may take")),
-        );
+        let time = "compiling `a` takes more than the 30 s of processor time that it may take";
+        check(ending(exited(OUT_OF_TIME)), false, Err((Fault::Limit, time)));
+        check(Ending { cpu: Duration::from_secs(30), ..ending(KILLED) }, false, Err((Fault::Limit, time)));
         check(
             Ending { stop: Some(Stop::Time), ..ending(KILLED) },
             false,

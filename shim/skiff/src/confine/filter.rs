@@ -116,8 +116,7 @@ mod tests {
                 let [a, b, c, d] = arguments;
                 // SAFETY: the arguments are numbers, or null where the kernel wants memory.
                 let done = unsafe { libc::syscall(number, a, b, c, d) };
-                // SAFETY: reads this thread's error number.
-                let errno = unsafe { *libc::__errno_location() };
+                let errno = nix::errno::Errno::last_raw();
                 let code = if !installed {
                     255
                 } else if done == -1 {

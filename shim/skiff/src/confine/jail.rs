@@ -9,14 +9,17 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::unistd::{Gid, Uid, chdir, chroot, pivot_root, setgroups, setresgid, setresuid, setsid};
 
+use super::ending::OUT_OF_TIME;
 use super::{Limits, filter};
 use crate::error::{Context, Error, Result};
 
 /// The user and group that compile: `nobody`, who owns nothing.
 const NOBODY: u32 = 65534;
+/// How long after its processor time is used up a process is killed that has blocked the signal.
+const CPU_GRACE_SECONDS: u64 = 5;
 /// Open files; the standard streams and copies of them.
 const OPEN_FILES: u64 = 16;
 /// The largest file that the compiler may write, in bytes.
@@ -75,9 +78,11 @@ fn enter_empty_root() -> nix::Result<()> {
 }
 
 fn set_limits(limits: &Limits, is_memory_bounded: bool) -> nix::Result<()> {
-    // The hard limit is what counts: the first process of a namespace ignores the soft one's signal.
+    let handler = SigAction::new(SigHandler::Handler(end_out_of_time), SaFlags::SA_ONSTACK, SigSet::empty());
+    // SAFETY: the handler does nothing but end the process.
+    unsafe { sigaction(Signal::SIGXCPU, &handler) }?;
+    setrlimit(Resource::RLIMIT_CPU, limits.cpu_seconds, limits.cpu_seconds.saturating_add(CPU_GRACE_SECONDS))?;
     for (resource, limit) in [
-        (Resource::RLIMIT_CPU, limits.cpu_seconds),
         (Resource::RLIMIT_NOFILE, OPEN_FILES),
         (Resource::RLIMIT_FSIZE, OUTPUT_BYTES),
         (Resource::RLIMIT_CORE, 0),
@@ -91,6 +96,12 @@ fn set_limits(limits: &Limits, is_memory_bounded: bool) -> nix::Result<()> {
     }
     // SAFETY: takes numbers only; this process and its later threads get the priority.
     Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) }).map(drop)
+}
+
+/// Ends the process when its processor time is used up: the first process of a namespace would ignore the signal.
+extern "C" fn end_out_of_time(_: libc::c_int) {
+    // SAFETY: may be called in a handler.
+    unsafe { libc::_exit(OUT_OF_TIME) }
 }
 
 fn drop_privileges() -> nix::Result<()> {

@@ -55,9 +55,10 @@ pub(crate) fn run(limits: &Limits, name: &str, job: impl FnOnce() -> Result<()>)
     if !Uid::effective().is_root() {
         return Err(Error::host("confining the compiler needs root"));
     }
+    // Before anything is made that has to be removed.
+    let signals = block_signals().or_host("cannot block signals")?;
     let cgroup = limits.cgroup.as_deref().map(|group| Cgroup::create(group, limits.memory_bytes)).transpose()?;
     let is_memory_bounded = cgroup.as_ref().is_some_and(Cgroup::bounds_memory);
-    let signals = block_signals().or_host("cannot block signals")?;
     let (gate, opener) = pipe2(OFlag::O_CLOEXEC).or_host("cannot make a pipe")?;
     let (report, reporter) = pipe2(OFlag::O_CLOEXEC).or_host("cannot make a pipe")?;
     unshare(CloneFlags::CLONE_NEWPID).or_host("cannot make a process namespace")?;

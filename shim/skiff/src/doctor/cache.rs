@@ -56,7 +56,7 @@ fn check_room(directory: &Path) -> Check {
     let Ok(room) = statvfs(there) else {
         return Check::warn(NAME, format!("cannot measure `{}`", there.display()), "run the doctor as root");
     };
-    let free = u64::from(room.blocks_available()).saturating_mul(u64::from(room.fragment_size()));
+    let free = room.blocks_available().saturating_mul(room.fragment_size());
     let found = format!("{} MiB free at `{}`", free >> 20, there.display());
     if free < FREE_BYTES_MIN {
         return Check::warn(NAME, found, "make room, or set the option `CacheDir` to a place that has it");

@@ -25,11 +25,12 @@ const SYSTEM_CALLS: &[(&str, libc::c_long, &str)] = &[
 pub(super) fn check_cgroups() -> Check {
     const NAME: &str = "cgroups";
     let mount = Path::new(CGROUPS);
-    let (version, has): (_, Box<dyn Fn(&str) -> bool>) = match fs::read_to_string(mount.join("cgroup.controllers")) {
-        Ok(text) => ("version 2", Box::new(move |controller| text.split_whitespace().any(|word| word == controller))),
-        Err(_) => ("version 1", Box::new(|controller| mount.join(controller).join("cgroup.procs").exists())),
-    };
-    let (present, missing): (Vec<_>, Vec<_>) = CONTROLLERS.into_iter().partition(|controller| has(controller));
+    let unified = fs::read_to_string(mount.join("cgroup.controllers"));
+    let version = if unified.is_ok() { "version 2" } else { "version 1" };
+    let (present, missing): (Vec<_>, Vec<_>) = CONTROLLERS.into_iter().partition(|controller| match &unified {
+        Ok(controllers) => controllers.split_whitespace().any(|word| word == *controller),
+        Err(_) => mount.join(controller).join("cgroup.procs").exists(),
+    });
     match missing.as_slice() {
         [] => Check::ok(NAME, format!("{version} with {}", present.join(", "))),
         missing if present.is_empty() => {

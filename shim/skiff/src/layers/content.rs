@@ -111,3 +111,114 @@ impl Store {
         serde_json::from_slice(&text).map(Some).or_guest(reading())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use oci_spec::image::{Digest, MediaType};
+    use serde_json::{Value, json};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::layers::host_architecture;
+
+    const MANIFEST: &str = MANIFESTS[0];
+    const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+
+    /// A content store of our own making.
+    struct Content(TempDir);
+
+    impl Content {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            fs::create_dir_all(directory.path().join("blobs/sha256")).unwrap();
+            Self(directory)
+        }
+
+        fn store(&self) -> Store {
+            Store::new(self.0.path().into())
+        }
+
+        /// Stores a document and returns its descriptor.
+        fn add(&self, media_type: &str, document: &Value) -> Value {
+            let text = document.to_string();
+            let digest = sha256(&text);
+            fs::write(self.0.path().join("blobs/sha256").join(&digest), &text).unwrap();
+            json!({"mediaType": media_type, "digest": format!("sha256:{digest}"), "size": text.len()})
+        }
+
+        /// Stores the manifest of an image and returns its descriptor.
+        fn add_image(&self, config: &Value, media_type: &str) -> Value {
+            let config = self.add(media_type, config);
+            self.add(MANIFEST, &json!({"schemaVersion": 2, "config": config, "layers": []}))
+        }
+
+        fn remove(&self, descriptor: &Value) {
+            fs::remove_file(self.path(descriptor)).unwrap();
+        }
+
+        fn path(&self, descriptor: &Value) -> PathBuf {
+            self.store().path(&target(descriptor)).unwrap()
+        }
+    }
+
+    fn target(descriptor: &Value) -> Descriptor {
+        serde_json::from_value(descriptor.clone()).unwrap()
+    }
+
+    #[test]
+    fn an_index_stands_for_those_of_its_manifests_that_were_pulled() {
+        let content = Content::new();
+        let native = json!({"os": "linux", "architecture": host_architecture(), "rootfs": {"diff_ids": ["sha256:n"]}});
+        let native = content.add_image(&native, CONFIG);
+        let other = content.add_image(&json!({"os": "linux", "architecture": "s390x"}), CONFIG);
+        let mut wasm = content.add_image(&json!({"os": "wasip2", "architecture": "wasm"}), WASM_CONFIG);
+        wasm["platform"] = json!({"os": "wasip2", "architecture": "wasm"});
+        content.remove(&other);
+        for media_type in INDEXES {
+            let index = content.add(media_type, &json!({"schemaVersion": 2, "manifests": [native, other, wasm]}));
+            let found = content.store().candidates(&target(&index)).unwrap();
+            let found: Vec<_> = found.iter().map(|candidate| (candidate.is_wasm, candidate.diff_ids.len())).collect();
+            assert_eq!(found, [(false, 1), (true, 0)]);
+        }
+    }
+
+    #[test]
+    fn a_platform_or_a_configuration_announces_wasm() {
+        let content = Content::new();
+        let check = |config: Value, media_type: &str, expected: bool| {
+            let image = content.add_image(&config, media_type);
+            let found = content.store().candidates(&target(&image)).unwrap();
+            assert_eq!(found[0].is_wasm, expected, "{config} {media_type}");
+        };
+        check(json!({"os": "linux", "architecture": "amd64"}), CONFIG, false);
+        check(json!({"os": "wasi", "architecture": "wasm"}), CONFIG, true);
+        check(json!({"os": "wasi", "architecture": "wasm32"}), CONFIG, true);
+        check(json!({}), WASM_CONFIG, true);
+    }
+
+    #[test]
+    fn what_is_not_what_its_digest_says_is_an_error() {
+        let content = Content::new();
+        let image = content.add_image(&json!({}), CONFIG);
+        fs::write(content.path(&image), "{}").unwrap();
+        let error = content.store().candidates(&target(&image)).unwrap_err().to_string();
+        assert!(error.ends_with("is not what its digest says"), "{error}");
+    }
+
+    #[test]
+    fn something_that_is_no_image_is_an_error() {
+        let content = Content::new();
+        let nothing = Digest::try_from(format!("sha256:{}", sha256(""))).unwrap();
+        let chart = Descriptor::new(MediaType::from("application/vnd.cncf.helm.chart"), 0, nothing);
+        let error = content.store().candidates(&chart).unwrap_err().to_string();
+        assert_eq!(error, "`application/vnd.cncf.helm.chart` is neither a manifest nor an index");
+        let mut inner = content.add(INDEXES[0], &json!({"schemaVersion": 2, "manifests": []}));
+        for _ in 0..6 {
+            inner = content.add(INDEXES[0], &json!({"schemaVersion": 2, "manifests": [inner]}));
+        }
+        let error = content.store().candidates(&target(&inner)).unwrap_err().to_string();
+        assert_eq!(error, "its indexes lie too deep in each other");
+    }
+}

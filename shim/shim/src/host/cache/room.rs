@@ -67,7 +67,7 @@ impl Cache {
     }
 
     /// Removes the locks, with what is written in them, that nobody holds: their writers died.
-    fn remove_unlocked(&self) -> io::Result<()> {
+    pub(crate) fn remove_unlocked(&self) -> io::Result<()> {
         self.files(PENDING)?.iter().try_for_each(|(path, _)| remove_unlocked(path))
     }
 

@@ -1,0 +1,213 @@
+//! The truth at the end: exit codes, traps and signals, as containerd tells them.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+
+use std::time::{Duration, Instant};
+
+use skiff_test::{Container, Containerd, Image, Outcome};
+use tonic::Code;
+
+/// What a guest that does not end by itself says first.
+const STARTED: [(&str, &[&str], &str); 5] = [
+    ("c-spin", &[], "spinning\n"),
+    ("c-sleep", &[], "sleeping\n"),
+    ("go-sleep", &[], "sleeping\n"),
+    ("rust-p2-hello", &["sleep", "3600000"], "sleeping\n"),
+    ("c-flood", &["4"], "0000"),
+];
+
+fn run(guest: &str, args: &[&str]) -> Outcome {
+    Containerd::shared().job(guest).args(args.iter().copied()).run()
+}
+
+fn run_text(module: &str) -> Outcome {
+    let containerd = Containerd::shared();
+    containerd.job_of(&Image::of_text(containerd, module)).run()
+}
+
+fn started(guest: &str, args: &[&str], says: &str) -> Container<'static> {
+    let container = Containerd::shared().job(guest).args(args.iter().copied()).start();
+    container.streams.wait_for_stdout(says);
+    container
+}
+
+#[test]
+fn proc_exit_and_return_are_told_modulo_256() {
+    let numbers = [0, 1, 2, 64, 100, 125, 126, 127, 128, 129, 134, 137, 143, 200, 254, 255, 256, 300];
+    std::thread::scope(|scope| {
+        for half in numbers.chunks(numbers.len() / 2) {
+            scope.spawn(move || {
+                for number in half {
+                    let expected = u32::try_from(number % 256).unwrap();
+                    assert_eq!(run("c-exit", &[&number.to_string()]).code, expected, "proc_exit({number})");
+                }
+            });
+        }
+    });
+    for (verb, number) in [("return", 0), ("return", 77), ("return", 255), ("exit", 3)] {
+        assert_eq!(run("c-hello", &[verb, &number.to_string()]).code, number, "{verb} {number}");
+    }
+}
+
+#[test]
+fn a_trap_ends_with_134_and_a_backtrace_with_the_names_of_c() {
+    for (kind, message) in [
+        ("unreachable", "unreachable"),
+        ("bounds", "out of bounds memory access"),
+        ("divide", "integer divide by zero"),
+    ] {
+        let outcome = run("c-trap", &[kind]);
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (134, "about to trap\n"), "{kind}");
+        assert!(outcome.stderr.contains(message) && outcome.stderr.contains("/c-trap.wasm"), "{kind}: {}", outcome.stderr);
+        for name in ["innermost", "outermost"] {
+            assert!(outcome.stderr.contains(name), "{kind}: no `{name}` in {}", outcome.stderr);
+        }
+    }
+}
+
+#[test]
+fn a_trap_in_rust_and_go_names_their_functions() {
+    let outcome = run("rust-panic", &[]);
+    assert_eq!(outcome.code, 134);
+    for part in ["index out of bounds", "trapped", "innermost", "outermost", "main"] {
+        assert!(outcome.stderr.contains(part), "no `{part}` in {}", outcome.stderr);
+    }
+    let outcome = Containerd::shared().job("go-reactor").command(["/go-reactor.wasm#fail"]).run();
+    assert_eq!(outcome.code, 134, "{outcome:?}");
+    assert!(outcome.stderr.contains("fail") && outcome.stderr.contains("runtime."), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_component_that_panics_ends_with_134() {
+    let outcome = run("rust-p2-hello", &["panic"]);
+    assert_eq!(outcome.code, 134, "{outcome:?}");
+    assert!(outcome.stderr.contains("on purpose") && outcome.stderr.contains("trapped"), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_stack_that_overflows_is_a_trap() {
+    let outcome = run("c-stackoverflow", &[]);
+    assert_eq!(outcome.code, 134, "{outcome:?}");
+    assert!(outcome.stderr.contains("call stack exhausted") && outcome.stderr.contains("descend"), "{}", outcome.stderr);
+}
+
+#[test]
+fn what_happens_in_a_start_function_is_told_like_what_happens_in_main() {
+    let trap = run_text("(module (func $boom unreachable) (start $boom) (func (export \"_start\")))");
+    assert!(trap.code == 134 && trap.stderr.contains("boom"), "{trap:?}");
+    let exit = run_text(
+        "(module (import \"wasi_snapshot_preview1\" \"proc_exit\" (func $exit (param i32)))
+           (memory (export \"memory\") 1) (func $leave (call $exit (i32.const 21))) (start $leave) (func (export \"_start\")))",
+    );
+    assert_eq!(exit.code, 21, "{exit:?}");
+}
+
+#[test]
+fn sigterm_ends_guests_that_spin_or_wait_with_143_within_a_second() {
+    for (guest, args, says) in STARTED.iter().filter(|(guest, ..)| *guest != "c-flood") {
+        let container = started(guest, args, says);
+        let began = Instant::now();
+        container.kill(libc::SIGTERM).unwrap();
+        assert_eq!(container.wait(), 143, "{guest}");
+        assert!(began.elapsed() < Duration::from_secs(1), "{guest} took {:?}", began.elapsed());
+        drop(container);
+    }
+}
+
+#[test]
+fn a_guest_that_is_about_done_when_sigterm_comes_ends_by_itself() {
+    let container = Containerd::shared().job("c-cat").stdin().start();
+    container.streams.write(b"before");
+    container.streams.wait_for_stdout("before");
+    container.kill(libc::SIGTERM).unwrap();
+    container.streams.close_stdin();
+    container.close_io().unwrap();
+    assert_eq!(container.finish().code, 0);
+}
+
+#[test]
+fn signals_end_a_guest_with_128_and_their_number() {
+    for (signal, code) in [
+        (libc::SIGKILL, 137),
+        (libc::SIGINT, 130),
+        (libc::SIGHUP, 129),
+        (libc::SIGQUIT, 131),
+        (libc::SIGUSR1, 138),
+    ] {
+        let container = started("c-spin", &[], "spinning\n");
+        let began = Instant::now();
+        container.kill(signal).unwrap();
+        assert_eq!(container.finish().code, code, "signal {signal}");
+        assert!(began.elapsed() < Duration::from_secs(20), "signal {signal} took {:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn a_guest_that_waits_in_a_host_call_is_killed_too() {
+    for (guest, args, says) in &STARTED[1..4] {
+        let container = started(guest, args, says);
+        container.kill(libc::SIGKILL).unwrap();
+        assert_eq!(container.finish().code, 137, "{guest}");
+    }
+}
+
+#[test]
+fn a_start_function_without_end_does_not_hold_up_start_and_can_be_ended() {
+    let containerd = Containerd::shared();
+    let image = Image::of_text(
+        containerd,
+        "(module (func $spin (loop $again (br $again))) (start $spin) (func (export \"_start\")))",
+    );
+    let container = containerd.job_of(&image).start();
+    container.kill(libc::SIGTERM).unwrap();
+    assert_eq!(container.finish().code, 143);
+}
+
+#[test]
+fn everybody_who_waits_is_told_the_same() {
+    let container = started("c-spin", &[], "spinning\n");
+    std::thread::scope(|scope| {
+        let waiting: Vec<_> = (0..4).map(|_| scope.spawn(|| container.wait())).collect();
+        container.kill(libc::SIGKILL).unwrap();
+        assert!(waiting.into_iter().all(|waiter| waiter.join().unwrap() == 137));
+    });
+    assert_eq!(container.wait(), 137, "also after the end");
+    assert_eq!(container.state().unwrap().exit_status, 137);
+}
+
+#[test]
+fn what_has_ended_cannot_be_signalled_and_what_runs_cannot_be_deleted() {
+    let container = started("c-spin", &[], "spinning\n");
+    assert_eq!(container.delete_task().unwrap_err().code, Code::FailedPrecondition);
+    container.kill(libc::SIGKILL).unwrap();
+    container.wait();
+    assert_eq!(container.kill(libc::SIGTERM).unwrap_err().code, Code::NotFound);
+    assert!(container.start().is_err(), "it cannot be started again");
+}
+
+#[test]
+fn a_container_that_was_never_started_can_be_killed_and_deleted() {
+    let containerd = Containerd::shared();
+    for job in [containerd.job("c-hello"), containerd.shell("exit 0")] {
+        let mut container = job.create();
+        assert_eq!(container.delete().unwrap(), 137);
+    }
+    let container = containerd.job("c-hello").create();
+    container.kill(libc::SIGKILL).unwrap();
+    assert_eq!(container.finish().code, 137);
+}
+
+#[test]
+fn native_programs_end_as_they_do_elsewhere() {
+    let containerd = Containerd::shared();
+    for (script, code) in [("exit 0", 0), ("exit 3", 3), ("exit 255", 255), ("sh -c 'kill -9 $$'; exit $?", 137)] {
+        assert_eq!(containerd.shell(script).run().code, code, "{script}");
+    }
+    let container = containerd.shell("trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done").start();
+    container.streams.wait_for_stdout("ready\n");
+    container.kill(libc::SIGTERM).unwrap();
+    assert_eq!(container.finish().code, 9);
+    let container = containerd.shell("echo ready; exec sleep 3600").start();
+    container.streams.wait_for_stdout("ready\n");
+    container.kill(libc::SIGKILL).unwrap();
+    assert_eq!(container.finish().code, 137);
+}
