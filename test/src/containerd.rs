@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -131,7 +132,7 @@ impl Containerd {
         command.arg("--config").arg(self.path.join("config.toml")).env("PATH", search_path());
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a descriptor")).stderr(log).process_group(0);
         *self.child.lock().unwrap() = Some(spawn_for_good(command));
-        let answers = until(START_LIMIT, || self.path.join("c.sock").exists() && self.api().version().is_ok());
+        let answers = until(START_LIMIT, || UnixStream::connect(self.address()).is_ok() && self.api().version().is_ok());
         assert!(answers, "containerd did not start:\n{}", self.log_of(""));
     }
 

@@ -242,18 +242,23 @@ impl<'a> Job<'a> {
         self.start().finish()
     }
 
+    /// Makes and starts the container.
+    ///
+    /// # Errors
+    /// containerd's or the shim's refusal; nothing of the container is left then.
+    pub fn try_start(self) -> Result<Container<'a>, Refused> {
+        let container = self.try_create()?;
+        container.start().map(|()| container)
+    }
+
     /// Makes and starts the container, which must fail; what was said. Nothing of it is left.
     pub fn refused(self) -> Refused {
-        match self.try_create() {
+        match self.try_start() {
             Err(refused) => refused,
-            Ok(container) => match container.start() {
-                Err(refused) => refused,
-                Ok(()) => panic!("the container started"),
-            },
+            Ok(_) => panic!("the container started"),
         }
     }
 }
-
 
 impl<'a> Described<'a> {
     /// Makes the task; its pid.

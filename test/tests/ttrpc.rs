@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -769,6 +769,7 @@ async fn a_shim_killed_at_any_moment_of_create_leaves_nothing_behind_delete() {
         let (tasks, request) = (shim.tasks.clone(), bundle.create_request());
         tokio::spawn(async move { tasks.create(call(), &request).await });
         tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+        eprintln!("delay {delay_ms}");
         kill_and_delete(&host, pid, &bundle).await;
     }
 }
@@ -942,7 +943,11 @@ async fn nothing_of_the_shim_is_in_the_containers_process() {
     let environment = String::from_utf8(fs::read(format!("/proc/{pid}/environ")).unwrap()).unwrap();
     assert_eq!(environment.split_terminator('\0').collect::<Vec<_>>(), ["PATH=/bin", "HOME=/", "ONLY=this"]);
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
-    assert!(!maps.contains(SHIM) && maps.contains("skiff-engine"), "{maps}");
+    let maps_file = |name: &str| {
+        let inode = fs::metadata(programs().join(name)).unwrap().ino().to_string();
+        maps.lines().any(|line| line.split_whitespace().nth(4) == Some(inode.as_str()))
+    };
+    assert!(maps_file("skiff-engine") && !maps_file(SHIM) && !maps_file("skiff"), "{maps}");
     shim.end(&bundle).await;
     shim.shutdown().await;
     host.assert_nothing_left().await;

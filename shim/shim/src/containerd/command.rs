@@ -1,7 +1,7 @@
 //! The shim's command line, as containerd uses it: `start`, `delete`, `-info`, `-v`, and serving.
 
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,7 @@ use crate::error::{Context, Error, Result};
 use crate::host::bundle::Record;
 use crate::host::cache::Cache;
 use crate::host::cgroup::Cgroup;
+use crate::host::process::{FIRST_PASSED, pass_descriptors};
 use crate::host::runtime::{Launcher, OciRuntime, PID_FILE};
 use crate::host::{console, log_fifo, mounts, namespaces, pid_namespace};
 use crate::pod::{Identity, unsigned};
@@ -29,8 +30,6 @@ use crate::task::sandbox::pod_of;
 
 /// The name under which containerd knows the runtime.
 const RUNTIME: &str = "io.containerd.skiff.v1";
-/// The descriptor of the listening socket in the serving process.
-const LISTENER: RawFd = 3;
 /// Which type the features of an OCI runtime have in containerd.
 const FEATURES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
@@ -164,20 +163,8 @@ fn spawn(options: &StartOpts, address: &str, listener: &UnixListener) -> Result<
     }
     command.env("TTRPC_ADDRESS", &options.ttrpc_address);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-    let descriptor = listener.as_raw_fd();
-    let pass = move || {
-        // SAFETY: dup2 of an open descriptor, safe between fork and exec; `fcntl` in case both are one.
-        let passed = unsafe {
-            if descriptor == LISTENER {
-                libc::fcntl(LISTENER, libc::F_SETFD, 0)
-            } else {
-                libc::dup2(descriptor, LISTENER)
-            }
-        };
-        if passed < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-    };
-    // SAFETY: the closure makes one system call and allocates nothing.
-    unsafe { command.pre_exec(pass) };
+    let passed = listener.try_clone().doing(|| "could not pass the socket to the shim".into())?;
+    pass_descriptors(&mut command, vec![passed.into()]);
     let mut child = command.spawn().doing(|| "could not start the shim".into())?;
     if let Err(error) = containerd_shim::cgroup::set_cgroup_and_oom_score(child.id(), &settings.shim_cgroup) {
         drop(child.kill());
@@ -190,7 +177,7 @@ fn spawn(options: &StartOpts, address: &str, listener: &UnixListener) -> Result<
 fn serve(flags: Flags) -> Result<()> {
     log_fifo::open(flags.debug);
     // SAFETY: `start` passes the listening socket under this number, and nothing else has touched it yet.
-    let listener = unsafe { OwnedFd::from_raw_fd(LISTENER) };
+    let listener = unsafe { OwnedFd::from_raw_fd(FIRST_PASSED) };
     nix::fcntl::fcntl(&listener, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))
         .doing(|| "the shim serves only when `start` has made its socket".into())?;
     nix::sys::prctl::set_child_subreaper(true).doing(|| "could not become the subreaper".into())?;

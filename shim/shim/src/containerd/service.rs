@@ -50,7 +50,7 @@ pub(crate) async fn serve(listener: UnixListener, identity: Identity, events: St
     let tasks = TaskService { pod, done: done.clone() };
     listener.set_nonblocking(true).doing(|| "could not use the socket".into())?;
     let listener = tokio::net::UnixListener::from_std(listener).doing(|| "could not use the socket".into())?;
-    let listener = Listener::try_from(listener).doing(|| "could not use the socket".into())?;
+    let listener = Listener::from(listener);
     let mut server = Server::new().add_listener(listener).register_service(services(Arc::new(tasks)));
     server.start().await.doing(|| "could not serve".into())?;
     wait_for_the_end(&done).await?;

@@ -10,7 +10,7 @@ use std::process::Stdio;
 
 use tokio::process::Command;
 
-use crate::host::runtime::pass_descriptors;
+use crate::host::process::pass_descriptors;
 use crate::host::stdio::Owner;
 
 /// How addresses of logging programs begin.
@@ -26,7 +26,7 @@ pub(crate) fn start(address: &str, owner: &Owner) -> io::Result<(File, File)> {
     let mut command = Command::new(program);
     command.args(arguments).env("CONTAINER_ID", &owner.container).env("CONTAINER_NAMESPACE", &owner.namespace);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    pass_descriptors(&mut command, vec![stdout.into(), stderr.into(), ready_end.into()]);
+    pass_descriptors(command.as_std_mut(), vec![stdout.into(), stderr.into(), ready_end.into()]);
     let child = command.spawn()?;
     // The command holds the other ends, too.
     drop(command);

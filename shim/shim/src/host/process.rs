@@ -4,7 +4,7 @@
 //! for them, so that a pid stays theirs until [`Process::wait`] has reaped it.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -13,6 +13,9 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use skiff_plan::{exit_code_of_proc_exit, exit_code_of_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+/// The descriptor that the first passed file gets.
+pub(crate) const FIRST_PASSED: RawFd = 3;
 
 /// A process of a container.
 #[derive(Debug)]
@@ -52,6 +55,31 @@ pub(crate) fn end_with_the_shim(command: &mut Command, signal: i32) {
     };
     // SAFETY: the closure makes one system call and allocates nothing.
     unsafe { command.pre_exec(ask) };
+}
+
+/// Gives `files` to the command's process as descriptors 3, 4, ….
+pub(crate) fn pass_descriptors(command: &mut Command, files: Vec<OwnedFd>) {
+    let place = move || {
+        // First out of the way of the wanted numbers, then to them: `dup2` clears close-on-exec.
+        let beyond = FIRST_PASSED + RawFd::try_from(files.len()).map_err(io::Error::other)?;
+        let mut moved = [-1; 8];
+        for (slot, file) in moved.iter_mut().zip(&files) {
+            // SAFETY: fcntl on an open descriptor, with an integer argument; safe between fork and exec.
+            *slot = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, beyond) };
+            if *slot < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        for (wanted, source) in (FIRST_PASSED..beyond).zip(moved) {
+            // SAFETY: both are descriptors of this process; safe between fork and exec.
+            if unsafe { libc::dup2(source, wanted) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes two kinds of system calls and allocates nothing.
+    unsafe { command.pre_exec(place) };
 }
 
 impl Process {

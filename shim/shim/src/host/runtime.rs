@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Mutex;
@@ -13,12 +13,9 @@ use runc::options::{CreateOpts, DeleteOpts, ExecOpts, GlobalOpts};
 use runc::{Command, Io, Runc};
 
 use crate::error::{Context, Error, Kind, Result};
-use crate::host::process::end_with_the_shim;
+use crate::host::process::{end_with_the_shim, pass_descriptors};
 use crate::host::stdio::ChildStdio;
 use crate::settings::Settings;
-
-/// The descriptor that the first preserved file gets in the container.
-const FIRST_PRESERVED: RawFd = 3;
 
 /// The pid of the container's first process, in the bundle.
 pub(crate) const PID_FILE: &str = "init.pid";
@@ -119,7 +116,7 @@ impl OciRuntime {
         }
         command.arg(&self.id).env_remove("NOTIFY_SOCKET");
         command.stdin(stdio.stdin).stdout(stdio.stdout).stderr(stdio.stderr);
-        pass_descriptors(&mut command, preserved);
+        pass_descriptors(command.as_std_mut(), preserved);
         end_with_the_shim(command.as_std_mut(), libc::SIGKILL);
         let status = command.status().await.doing(|| "could not run the OCI runtime".into())?;
         if status.success() {
@@ -217,29 +214,4 @@ impl Io for Passed {
     }
 
     async fn close_after_start(&self) {}
-}
-
-/// Gives `files` to the command's process as descriptors 3, 4, ….
-pub(crate) fn pass_descriptors(command: &mut Command, files: Vec<OwnedFd>) {
-    let place = move || {
-        // First out of the way of the wanted numbers, then to them: `dup2` clears close-on-exec.
-        let beyond = FIRST_PRESERVED + RawFd::try_from(files.len()).map_err(io::Error::other)?;
-        let mut moved = [-1; 8];
-        for (slot, file) in moved.iter_mut().zip(&files) {
-            // SAFETY: fcntl on an open descriptor, with an integer argument; safe between fork and exec.
-            *slot = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, beyond) };
-            if *slot < 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
-        for (wanted, source) in (FIRST_PRESERVED..beyond).zip(moved) {
-            // SAFETY: both are descriptors of this process; safe between fork and exec.
-            if unsafe { libc::dup2(source, wanted) } < 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
-        Ok(())
-    };
-    // SAFETY: the closure makes two kinds of system calls and allocates nothing.
-    unsafe { command.pre_exec(place) };
 }

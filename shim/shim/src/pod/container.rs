@@ -43,9 +43,9 @@ pub(crate) enum Body {
     /// The pod's sandbox: the shim's main thread holds its namespaces.
     Sandbox(Option<Cgroup>),
     /// A container whose program the kernel runs.
-    Native(Made),
+    Native(Box<Made>),
     /// A container whose program the engine runs; the guest is handed over by Start.
-    Wasm(Made, tokio::sync::Mutex<Option<Guest>>),
+    Wasm(Box<Made>, tokio::sync::Mutex<Option<Box<Guest>>>),
 }
 
 /// A container that the OCI runtime made.

@@ -28,7 +28,7 @@ use crate::pod::member::{Attached, Member};
 use crate::pod::{Container, Pod};
 use crate::settings::Settings;
 use crate::task::entrypoint::{candidates, split_function};
-use crate::task::sandbox::{has_own_pids, held_by_the_shim, redirect_pids};
+use crate::task::sandbox::{SandboxNamespaces, has_own_pids, held_by_the_shim, redirect_pids};
 use crate::task::wasm;
 
 /// What containerd asks for.
@@ -100,7 +100,7 @@ impl Pod {
         &self,
         request: &CreateRequest,
         record: Record,
-        namespaces: crate::task::sandbox::SandboxNamespaces,
+        namespaces: SandboxNamespaces,
     ) -> Result<Option<Cgroup>> {
         record.save(&request.bundle).doing(|| "could not write the record of the container".into())?;
         let cgroup = record
@@ -152,14 +152,14 @@ impl Pod {
                 return Err(error);
             }
         };
-        let made = Made {
+        let made = Box::new(Made {
             launcher: Box::new(launcher),
             rootfs: Mutex::new(Some(rootfs)),
             cgroup,
             own_pids: has_own_pids(&config.spec),
-        };
+        });
         let body = match guest {
-            Some(guest) => Body::Wasm(made, tokio::sync::Mutex::new(Some(guest))),
+            Some(guest) => Body::Wasm(made, tokio::sync::Mutex::new(Some(Box::new(guest)))),
             None => Body::Native(made),
         };
         Ok((Member::created("", request.stdio.clone(), process, attached), body))

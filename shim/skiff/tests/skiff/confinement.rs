@@ -1,14 +1,12 @@
 //! The confined compiler seen from the outside, while it waits for the rest of its input: what it may, and what is
 //! left when it ends in any way.
 
-mod common;
-
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use common::{hello, is_root, large, run, sentence, skiff, wait_until};
+use crate::common::{hello, is_root, large, run, sentence, skiff, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

@@ -1,13 +1,11 @@
 //! `skiff compile` from the outside: what it takes, what it refuses and in which words.
 
-mod common;
-
 use std::env;
 use std::fs;
 use std::io::Write;
 use std::process::Stdio;
 
-use common::{hello, is_root, large, run, sentence, skiff};
+use crate::common::{file_with, hello, is_root, large, run, sentence, skiff};
 
 /// How many broken modules are tried.
 const BROKEN: usize = 200;
@@ -70,7 +68,7 @@ fn a_name_that_looks_like_an_option_or_holds_a_line_break_is_just_a_name() {
 #[test]
 fn a_full_disk_is_the_nodes_fault() {
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let output = skiff(&["compile", "--name", "a"]).stdin(common::file_with(&hello())).stdout(full).output().unwrap();
+    let output = skiff(&["compile", "--name", "a"]).stdin(file_with(&hello())).stdout(full).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert_eq!(sentence(&output), "cannot write the compiled code of `a`: No space left on device (os error 28)");
 }

@@ -1,14 +1,12 @@
 //! `skiff pack` and `skiff inspect` from the outside.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
 use std::path::Path;
 use std::process::Output;
 
-use common::{hello, sentence, skiff};
+use crate::common::{hello, sentence, skiff};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;

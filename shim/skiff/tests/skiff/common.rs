@@ -1,7 +1,5 @@
 //! What the tests of the program share: running it, modules for it, and waiting.
 
-#![allow(dead_code, unreachable_pub, reason = "each test program uses a part of it")]
-
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::process::{Command, Output, Stdio};
@@ -11,14 +9,14 @@ use nix::poll::{PollTimeout, poll};
 use nix::unistd::Uid;
 
 /// The program with these arguments.
-pub fn skiff(arguments: &[&str]) -> Command {
+pub(crate) fn skiff(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_skiff"));
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
 /// Runs the program with `input` as a regular file on its standard input.
-pub fn run(arguments: &[&str], input: &[u8]) -> Output {
+pub(crate) fn run(arguments: &[&str], input: &[u8]) -> Output {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(input).unwrap();
     // The offset stays at the end: the program reads the file from its start.
@@ -26,7 +24,7 @@ pub fn run(arguments: &[&str], input: &[u8]) -> Output {
 }
 
 /// The one line of standard error, without the program's name.
-pub fn sentence(output: &Output) -> String {
+pub(crate) fn sentence(output: &Output) -> String {
     let text = String::from_utf8(output.stderr.clone()).unwrap();
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines.len(), 1, "{text:?}");
@@ -34,7 +32,7 @@ pub fn sentence(output: &Output) -> String {
 }
 
 /// A small command.
-pub fn hello() -> Vec<u8> {
+pub(crate) fn hello() -> Vec<u8> {
     wat::parse_str(
         r#"(module
             (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
@@ -47,7 +45,7 @@ pub fn hello() -> Vec<u8> {
 }
 
 /// A module with `functions` functions, each of which gives the compiler something to do.
-pub fn large(functions: u32) -> Vec<u8> {
+pub(crate) fn large(functions: u32) -> Vec<u8> {
     let body: String = (0..40)
         .map(|i| format!("(local.set 0 (i32.mul (local.get 0) (i32.xor (local.get 1) (i32.const {i}))))"))
         .collect();
@@ -58,7 +56,7 @@ pub fn large(functions: u32) -> Vec<u8> {
 }
 
 /// A file with `bytes`, to be read from its start.
-pub fn file_with(bytes: &[u8]) -> File {
+pub(crate) fn file_with(bytes: &[u8]) -> File {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
     file.seek(SeekFrom::Start(0)).unwrap();
@@ -66,7 +64,7 @@ pub fn file_with(bytes: &[u8]) -> File {
 }
 
 /// Waits until `condition` holds.
-pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !condition() {
         assert!(Instant::now() < deadline, "{what} did not happen in time");
@@ -75,7 +73,7 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// Whether confinement can be tried here; says why when it cannot.
-pub fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     let is_root = Uid::effective().is_root();
     if !is_root {
         println!("not run: confining needs root");

@@ -1,0 +1,10 @@
+//! The program as its users see it: real processes, confined where the test is about that.
+
+#[cfg(test)]
+mod common;
+#[cfg(test)]
+mod compile;
+#[cfg(test)]
+mod confinement;
+#[cfg(test)]
+mod pack;
