@@ -7,6 +7,12 @@ export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$cache/target}
 packages=(skiff-plan skiff-config skiff-engine skiff containerd-shim-skiff skiff-test skiff-bench)
 passed=0 failed=0
 
+suites=()
+for file in test/tests/*.rs; do
+  name=$(basename "$file" .rs)
+  [ "$name" = tidy ] || suites+=(--test "$name")
+done
+
 # one NAME COMMAND...: a check that is one test by itself.
 one() {
   local name=$1; shift
@@ -32,8 +38,9 @@ check() {
   local package
   apt_need protobuf-compiler libprotobuf-dev shellcheck
   one formatting cargo fmt --check
-  one "shell scripts" shellcheck -x -e SC1091 test/*.sh test/*/build.sh
+  one "shell scripts" shellcheck -s bash -S error test/*.sh test/*/build.sh
   for package in "${packages[@]}"; do one "lints of $package" lint "$package"; done
+  many tidy cargo test --release --locked --quiet -p skiff-test --test tidy
 }
 
 unit() {
@@ -50,7 +57,7 @@ suites() {
   SKIFF_TOOLS=$(test/tools/build.sh | tail -n 1)
   SKIFF_GUESTS=$(test/guests/build.sh | tail -n 1)
   export SKIFF_BIN SKIFF_TOOLS SKIFF_GUESTS
-  many skiff-test cargo test --release --locked --quiet --no-fail-fast -p skiff-test
+  many skiff-test cargo test --release --locked --quiet --no-fail-fast -p skiff-test --lib "${suites[@]}"
 }
 
 for level in "$@"; do

@@ -56,6 +56,7 @@ linked() {
   cached "$dir" link_all "$@"
 }
 
+# shellcheck disable=SC2145 # the last argument is the directory
 link_all() { ln -s "${@:1:$#-1}" "${@: -1}/"; }
 
 # apt_need PACKAGE...: installs the Debian packages that are missing.

@@ -1,7 +1,7 @@
 #!/bin/bash
 # run.sh: runs a guest under a private containerd, the way a user would: `ctr run --runtime io.containerd.skiff.v1`.
-# WASM=path.wasm, or IMAGE=archive.tar or IMAGE=reference (pulled), ARGS="..." for the guest; by default a C guest that
-# is built here. The exit code is the guest's.
+# WASM=path.wasm with ARGS="..." for the guest, or IMAGE=archive.tar or IMAGE=reference (pulled) with ARGS="..." as the
+# whole command line in place of the image's; by default a C guest that is built here. The exit code is the guest's.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 programs=$("$here/programs.sh" | tail -n 1)
@@ -42,16 +42,17 @@ image=localhost/guest:1
 case ${IMAGE:-} in
   '')
     wasm=${WASM:-$("$here/guests/build.sh" c | tail -n 1)/c-hello.wasm}
-    skiff pack "$wasm" --name "$image" -o "$state/image.tar"
-    ctr images import --local --no-unpack=false "$state/image.tar" > /dev/null 2>&1 ;;
+    skiff pack "$wasm" --name "$image" -o "$state/image.tar" > /dev/null
+    ctr images import --local "$state/image.tar" > /dev/null 2>&1
+    # What follows the image's name is the whole command line.
+    [ -z "${ARGS:-}" ] || ARGS="/$(basename "$wasm") $ARGS" ;;
   *.tar)
     image=$(ctr images import --local "$IMAGE" 2> /dev/null | sed -n 's/^unpacking \([^ ]*\).*/\1/p' | head -n 1) ;;
   *)
     image=$IMAGE; ctr images pull "$image" > /dev/null ;;
 esac
-terminal=()
 status=0
 # shellcheck disable=SC2086 # ARGS is a list of words
-ctr run --rm "${terminal[@]}" --runtime io.containerd.skiff.v1 --runtime-config-path "$state/options.toml" \
+ctr run --rm --runtime io.containerd.skiff.v1 --runtime-config-path "$state/options.toml" \
   "$image" "run-$$" ${ARGS:-} 2> >(grep -v 'DEPRECATION' >&2) || status=$?
 exit "$status"

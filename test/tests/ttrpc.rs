@@ -769,7 +769,6 @@ async fn a_shim_killed_at_any_moment_of_create_leaves_nothing_behind_delete() {
         let (tasks, request) = (shim.tasks.clone(), bundle.create_request());
         tokio::spawn(async move { tasks.create(call(), &request).await });
         tokio::time::sleep(Duration::from_millis(delay_ms)).await;
-        eprintln!("delay {delay_ms}");
         kill_and_delete(&host, pid, &bundle).await;
     }
 }

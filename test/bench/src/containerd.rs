@@ -50,6 +50,8 @@ impl Containerd {
             .arg("--config")
             .arg(home.join("config.toml"))
             .env("PATH", search_path(programs)?)
+            // Shims are looked for in the working directory too.
+            .current_dir(home)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -79,7 +79,7 @@ async fn race(
     // The round before the first fills the caches: skiff's own and the kernel's.
     for round in 0..=rounds {
         for (index, contender) in contenders.iter().enumerate() {
-            let id = containerd.id(&format!("start-{index}-{round}"));
+            let id = containerd.id(&format!("{}-{index}-{round}", name.replace(' ', "-")));
             let measured = once(containerd, contender, &images[index], id).await;
             let measured = measured.with_context(|| format!("{} failed in round {round}", contender.name))?;
             if round > 0 {

@@ -6,6 +6,7 @@ pub(crate) mod cgroup;
 pub(crate) mod compile;
 pub(crate) mod console;
 pub(crate) mod engine;
+pub(crate) mod idmap;
 pub(crate) mod log_fifo;
 pub(crate) mod logger;
 pub(crate) mod metrics;

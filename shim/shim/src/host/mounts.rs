@@ -7,6 +7,7 @@ use containerd_shim::mount::{mount_rootfs, umount_recursive};
 use containerd_shim::protos::types::mount::Mount;
 use nix::mount::MntFlags;
 
+use super::idmap::{self, Idmapped};
 use crate::error::{Context, Error, Result};
 
 /// A mounted root file system; dropping it takes the mounts away.
@@ -36,10 +37,16 @@ impl Rootfs {
         }
         let rootfs = Self { path, is_ours: !mounts.is_empty() };
         for mount in mounts {
-            mount_rootfs(Some(&mount.type_), Some(&mount.source), &mount.options, &rootfs.path)
-                .doing(|| format!("could not mount the root file system of type `{}`", mount.type_))?;
+            rootfs.add(mount).doing(|| format!("could not mount the root file system of type `{}`", mount.type_))?;
         }
         Ok(rootfs)
+    }
+
+    fn add(&self, mount: &Mount) -> io::Result<()> {
+        let idmapped = idmap::prepare(mount, &scratch_of(&self.path))?;
+        let options = idmapped.as_ref().map_or(&mount.options[..], Idmapped::options);
+        mount_rootfs(Some(&mount.type_), Some(&mount.source), options, &self.path).map_err(io::Error::other)?;
+        idmapped.map_or(Ok(()), |idmapped| idmapped.finish(&self.path))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -57,7 +64,16 @@ impl Drop for Rootfs {
     }
 }
 
-/// Takes away every mount at or below `path`.
+/// Where a root file system is prepared before it is mounted at `path`.
+fn scratch_of(path: &Path) -> PathBuf {
+    path.with_extension("idmapped")
+}
+
+/// Takes away every mount at or below `path`, and what a shim that was killed while it mounted left beside it.
 pub(crate) fn unmount(path: &Path) -> io::Result<()> {
+    let scratch = scratch_of(path);
+    if scratch.exists() {
+        umount_recursive(scratch.to_str(), MntFlags::MNT_DETACH.bits()).map_err(io::Error::other)?;
+    }
     umount_recursive(path.to_str(), MntFlags::MNT_DETACH.bits()).map_err(io::Error::other)
 }

@@ -96,7 +96,7 @@ fn broken(bytes: &[u8], number: usize) -> Vec<u8> {
         usize::try_from(state >> 33).unwrap() % below
     };
     let mut bytes = bytes.to_vec();
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         bytes.truncate(random(bytes.len()));
         return bytes;
     }
