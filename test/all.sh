@@ -43,20 +43,24 @@ check() {
   many tidy cargo test --release --locked --quiet -p skiff-test --test tidy
 }
 
+# prepare: builds what tests need besides themselves; it is instant the second time.
+prepare() {
+  SKIFF_BIN=$(test/programs.sh | tail -n 1)
+  SKIFF_TOOLS=$(test/tools/build.sh | tail -n 1)
+  SKIFF_GUESTS=$(test/guests/build.sh | tail -n 1)
+  export SKIFF_BIN SKIFF_TOOLS SKIFF_GUESTS
+}
+
 unit() {
   local package
-  programs=$(test/programs.sh | tail -n 1)
-  export SKIFF_BIN=$programs
+  prepare
   for package in skiff-plan skiff-config skiff-engine skiff containerd-shim-skiff; do
     many "$package" cargo test --release --locked --quiet --no-fail-fast -p "$package"
   done
 }
 
 suites() {
-  SKIFF_BIN=$(test/programs.sh | tail -n 1)
-  SKIFF_TOOLS=$(test/tools/build.sh | tail -n 1)
-  SKIFF_GUESTS=$(test/guests/build.sh | tail -n 1)
-  export SKIFF_BIN SKIFF_TOOLS SKIFF_GUESTS
+  prepare
   many skiff-test cargo test --release --locked --quiet --no-fail-fast -p skiff-test --lib "${suites[@]}"
 }
 

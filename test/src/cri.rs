@@ -201,11 +201,27 @@ impl Node {
     }
 
     /// Runs a pod with the runtime `skiff`.
+    ///
+    /// # Panics
+    /// When there is none.
     pub fn run_pod(&self, pod: &Value) -> Pod<'_> {
+        self.try_pod(pod).unwrap_or_else(|said| panic!("no pod: {said}\n{}", self.log()))
+    }
+
+    /// Runs a pod with the runtime `skiff`.
+    ///
+    /// # Errors
+    /// What `crictl` says.
+    pub fn try_pod(&self, pod: &Value) -> Result<Pod<'_>, String> {
         let config = self.dir.join(format!("{}.json", pod["metadata"]["name"].as_str().unwrap()));
         fs::write(&config, pod.to_string()).unwrap();
         let config = config.to_str().unwrap().to_string();
-        Pod { id: self.ask(&["runp", "--runtime", "skiff", &config]), config, description: pod.clone(), node: self }
+        let output = self.crictl(&["runp", "--runtime", "skiff", &config]);
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        let id = String::from_utf8(output.stdout).unwrap().trim().to_string();
+        Ok(Pod { id, config, description: pod.clone(), node: self })
     }
 
     /// containerd's last words, with the shims'.

@@ -36,7 +36,7 @@ impl Events {
     /// Begins to listen.
     pub fn listen(containerd: &Containerd) -> Self {
         let seen = Arc::<Mutex<Vec<Event>>>::default();
-        let request = SubscribeRequest { filters: vec!["topic~=/tasks/.*".into()] };
+        let request = SubscribeRequest { filters: vec!["topic~=\"/tasks/\"".into()] };
         let mut client = EventsClient::new(containerd.api().channel.clone());
         let stream = runtime().block_on(client.subscribe(in_namespace(request))).expect("events can be subscribed to");
         let (mut stream, sink) = (stream.into_inner(), seen.clone());

@@ -75,7 +75,9 @@ fn a_pod_is_as_its_description_says_without_a_pause_process() {
 #[test]
 fn a_wasm_server_answers_the_node_and_a_native_neighbour() {
     let node = Node::start(&["rust-p2-http"]);
-    let pod = node.run_pod(&node.pod("web"));
+    let mut description = node.pod("web");
+    description["dns_config"] = json!({"servers": ["10.9.8.7"], "searches": ["cluster.test"]});
+    let pod = node.run_pod(&description);
     let limits = json!({"envs": [{"key": "COLOUR", "value": "blue"}], "linux": {"resources": {
         "memory_limit_in_bytes": 64 << 20, "cpu_period": 100_000, "cpu_quota": 80_000, "cpu_shares": 512
     }}});
@@ -84,6 +86,9 @@ fn a_wasm_server_answers_the_node_and_a_native_neighbour() {
     let address = pod.address();
     assert_eq!(answer_of(&node, &address, "/"), "hello\n");
     assert!(answer_of(&node, &address, "/env").contains("COLOUR=blue\n"));
+    assert_eq!(answer_of(&node, &address, "/files?path=/etc/hostname"), "web\n");
+    let resolver = answer_of(&node, &address, "/files?path=/etc/resolv.conf");
+    assert!(resolver.contains("nameserver 10.9.8.7") && resolver.contains("search cluster.test"), "{resolver}");
     let from_side = node.ask(&["exec", &side, "/busybox", "wget", "-qO-", "http://127.0.0.1:8080/"]);
     assert_eq!(from_side, "hello");
 
@@ -127,6 +132,76 @@ fn check_stats(node: &Node, id: &str) {
     let figure = |path: &str| stats.pointer(path).and_then(Value::as_str).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
     assert!(figure("/cpu/usageCoreNanoSeconds/value") > 0, "{stats}");
     assert!(figure("/memory/workingSetBytes/value") > 0, "{stats}");
+}
+
+#[test]
+fn what_a_wasm_container_does_not_have_is_said_aloud() {
+    let node = Node::start(&["c-sleep"]);
+    let pod = node.run_pod(&node.pod("limits"));
+    let guest = pod.run("guest", &image_of("c-sleep"), &[], &NOTHING);
+    let limit = json!({"linux": {"resources": {"memory_limit_in_bytes": 32 << 20}}});
+    let side = pod.run("side", BUSYBOX, &PATIENT, &limit);
+    let said = |output: std::process::Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let exec = said(node.crictl(&["exec", &guest, "/busybox", "true"]));
+    assert!(exec.contains("exec is not implemented for a wasm container"), "{exec}");
+    let update = said(node.crictl(&["update", "--memory", &(48 << 20).to_string(), &guest]));
+    assert!(update.contains("update is not implemented for a wasm container"), "a resize must not be lost: {update}");
+    node.ask(&["update", "--memory", &(48 << 20).to_string(), &side]);
+    let file = format!("/sys/fs/cgroup/memory/skiff-test-{}/limits/{side}/memory.limit_in_bytes", node.token);
+    if Path::new(&file).exists() {
+        assert_eq!(fs::read_to_string(file).unwrap().trim(), (48 << 20).to_string());
+    }
+    pod.remove();
+    node.assert_nothing_left();
+}
+
+#[test]
+fn a_restricted_pod_serves() {
+    let node = Node::start(&["rust-p2-http"]);
+    let restrictions = json!({
+        "run_as_user": {"value": 1000}, "run_as_group": {"value": 1000}, "no_new_privs": true, "readonly_rootfs": true,
+        "capabilities": {"drop_capabilities": ["ALL"]}, "seccomp": {"profile_type": 0},
+        "masked_paths": ["/proc/kcore", "/proc/keys"], "readonly_paths": ["/proc/sys"]
+    });
+    let mut description = node.pod("restricted");
+    merge(&mut description["linux"]["security_context"], &restrictions);
+    let pod = node.run_pod(&description);
+    let server = pod.run("server", &image_of("rust-p2-http"), &[], &json!({"linux": {"security_context": restrictions}}));
+    let address = pod.address();
+    assert_eq!(answer_of(&node, &address, "/"), "hello\n");
+    let pid = pid_in(&node.ask_json(&["inspect", &server]));
+    for (name, expected) in [("Uid", "1000"), ("Gid", "1000"), ("CapBnd", "0000000000000000"), ("NoNewPrivs", "1"), ("Seccomp", "2")] {
+        assert_eq!(status_field(pid, name).unwrap().split_whitespace().next(), Some(expected), "{name}");
+    }
+    let written = answer_of(&node, &address, "/write?path=/here");
+    assert!(!written.contains("written"), "{written}");
+    node.ask(&["stop", "--timeout", "10", &server]);
+    assert_eq!(node.ask_json(&["inspect", &server])["status"]["exitCode"], 0);
+    pod.remove();
+    node.assert_nothing_left();
+}
+
+#[test]
+fn what_cannot_be_made_leaves_nothing() {
+    let node = Node::start(&["c-sleep"]);
+    let mut description = node.pod("impossible");
+    description["linux"]["sysctls"] = json!({"kernel.no_such_thing": "1"});
+    let said = node.try_pod(&description).err().expect("there is no such sysctl");
+    assert!(said.contains("kernel.no_such_thing"), "{said}");
+    node.assert_nothing_left();
+
+    let pod = node.run_pod(&node.pod("possible"));
+    let missing = pod.create("missing", &image_of("c-sleep"), &[], &json!({"command": ["/missing.wasm"]}));
+    let output = node.crictl(&["start", &missing]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("/missing.wasm"), "{said}");
+    let left: Vec<_> = node.leftovers().into_iter().filter(|line| line.contains(&missing)).filter(|line| !line.contains("cri/")).collect();
+    assert!(left.is_empty(), "{left:?}");
+    node.ask(&["rm", &missing]);
+    let guest = pod.run("guest", &image_of("c-sleep"), &[], &NOTHING);
+    node.ask(&["rm", "--force", &guest]);
+    pod.remove();
+    node.assert_nothing_left();
 }
 
 #[test]

@@ -48,7 +48,8 @@ fn refused<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (Code, String) {
 }
 
 fn assert_is_sentence(text: &str) {
-    assert!(text.len() > 10 && text.starts_with(|c: char| c.is_lowercase() || c == '`') || text.starts_with("OCI"), "{text}");
+    let begins_well = text.starts_with(|c: char| c.is_lowercase() || c == '`') || text.starts_with("OCI");
+    assert!(text.len() > 10 && begins_well, "{text}");
     assert!(!text.contains('\n') && !text.contains("Error {") && !text.contains("Some("), "{text}");
 }
 
@@ -516,14 +517,62 @@ async fn of_many_creates_of_one_id_exactly_one_succeeds() {
     host.assert_nothing_left().await;
 }
 
+/// The specification of a pod's sandbox on the node's network.
+fn sandbox(pod: &str) -> Value {
+    let mut spec = spec(&["/pause"]);
+    spec["annotations"] = annotations(pod, "sandbox");
+    spec["hostname"] = json!("pod-1");
+    spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "network");
+    spec
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sandbox_of_a_pod_is_the_shim_itself() {
+    let host = Host::new().await;
+    let bundle = host.bundle("pod", &sandbox(&host.id("pod")), |_| {});
+    let shim = host.start(&bundle).await;
+    let pid = shim.pid().await;
+    let uts = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/uts")).unwrap();
+    assert_eq!(shim.create(&bundle).await.unwrap(), pid);
+    assert_eq!(shim.run(&bundle).await.unwrap(), pid);
+    assert_ne!(uts(&pid.to_string()), uts("self"));
+    assert!(host.leftovers().iter().any(|line| line.starts_with("cgroup") && line.contains(&bundle.id)), "it has a cgroup");
+    let request = PidsRequest { id: bundle.id.clone(), ..PidsRequest::default() };
+    assert_eq!(shim.tasks.pids(call(), &request).await.unwrap().processes.len(), 1);
+    shim.kill(&bundle, Signal::SIGTERM).await.unwrap();
+    assert_eq!(shim.wait(&bundle).await, 0, "as the pause program ends");
+    shim.delete(&bundle).await.unwrap();
+    assert_eq!(uts(&pid.to_string()), uts("self"));
+    host.events.are(&bundle.id, &["create", "start", "exit", "delete"]).await;
+    shim.shutdown().await;
+    host.assert_nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_that_cannot_be_made_leaves_nothing() {
+    let host = Host::new().await;
+    let bundle = host.bundle("pod", &sandbox(&host.id("pod")), |_| {});
+    let good = fs::read(bundle.path.join("config.json")).unwrap();
+    let mut bad: Value = serde_json::from_slice(&good).unwrap();
+    bad["linux"]["sysctl"] = json!({"kernel.no_such_thing": "1"});
+    let shim = host.start(&bundle).await;
+    fs::write(bundle.path.join("config.json"), bad.to_string()).unwrap();
+    let (_, said) = refused(shim.create(&bundle).await);
+    assert!(said.contains("`kernel.no_such_thing`"), "{said}");
+    assert!(!host.leftovers().iter().any(|line| line.starts_with("cgroup")), "{:#?}", host.leftovers());
+    fs::write(bundle.path.join("config.json"), good).unwrap();
+    shim.create(&bundle).await.unwrap();
+    kill_and_delete(&host, shim.pid().await, &bundle).await;
+}
+
 // What goes wrong.
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_bundle_is_refused_in_a_sentence_and_leaves_nothing() {
     let host = Host::new().await;
     type Break = fn(&Bundle);
-    let cases: [(&str, Break, &str); 7] = [
-        ("without-rootfs", |bundle| fs::remove_dir(bundle.path.join("rootfs")).unwrap(), "app-"),
+    let cases: [(&str, Break, &str); 8] = [
+        ("without-rootfs", |bundle| fs::remove_dir(bundle.path.join("rootfs")).unwrap(), "root file system"),
         ("without-config", |bundle| fs::remove_file(bundle.path.join("config.json")).unwrap(), "config.json"),
         ("not-json", |bundle| fs::write(bundle.path.join("config.json"), "{\"ociVersion\": ").unwrap(), "config.json"),
         ("not-a-spec", |bundle| fs::write(bundle.path.join("config.json"), "[1, 2]").unwrap(), "config.json"),
@@ -533,6 +582,7 @@ async fn a_broken_bundle_is_refused_in_a_sentence_and_leaves_nothing() {
                 fs::write(file, b"\0asm\x01\0\0\0\x01\x7f garbage").unwrap();
             }
         }, "app-"),
+        ("without-image", |bundle| fs::remove_dir_all(&bundle.image).unwrap(), "root file system"),
         ("without-fifo", |bundle| fs::remove_file(&bundle.stdout.path).unwrap(), "stdout"),
     ];
     let keeper = host.wasm("keeper", "c-hello", &[]);

@@ -115,6 +115,7 @@ impl Containerd {
             self.process.kill().await?;
         }
         processes::kill_all(&self.tag);
+        processes::remove_cgroups(&self.tag).await;
         unmount_below(self.directory());
         self.directory.close().context("could not remove the temporary directory")
     }

@@ -1,10 +1,16 @@
 //! All processes that belong to containers, and what memory they hold.
 
 use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Result;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+const CGROUPS: &str = "/sys/fs/cgroup";
+const PATIENCE: Duration = Duration::from_secs(5);
+const OFTEN: Duration = Duration::from_millis(10);
 
 /// What a set of processes uses.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,6 +41,31 @@ pub(crate) fn kill_all(word: &str) {
     for pid in belonging(word) {
         kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap_or_default();
     }
+}
+
+/// Removes the control groups of containers whose identifiers begin with the word; some are gone only once their last
+/// process is.
+pub(crate) async fn remove_cgroups(word: &str) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let left: Vec<_> = cgroups(word).into_iter().filter(|group| std::fs::remove_dir(group).is_err()).collect();
+        if left.is_empty() || tokio::time::Instant::now() > deadline {
+            return;
+        }
+        tokio::time::sleep(OFTEN).await;
+    }
+}
+
+/// In the one hierarchy of version 2, and in each hierarchy of version 1.
+fn cgroups(word: &str) -> Vec<PathBuf> {
+    let below = |directory: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+    };
+    let roots = below(Path::new(CGROUPS));
+    let all = roots.iter().flat_map(|root| below(root)).chain(roots.iter().cloned());
+    let is_ours = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(word));
+    all.filter(is_ours).collect()
 }
 
 /// A shim names its container on the command line, a container's process is in the container's cgroup, and what either

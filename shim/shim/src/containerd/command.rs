@@ -1,5 +1,6 @@
 //! The shim's command line, as containerd uses it: `start`, `delete`, `-info`, `-v`, and serving.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -126,12 +127,13 @@ fn socket_path(address: &str) -> &Path {
 
 /// Binds the socket; none when a shim serves there already. What a dead shim left is removed.
 fn listen(path: &Path) -> Result<Option<UnixListener>> {
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).doing(|| format!("could not make `{}`", parent.display()))?;
-    }
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(directory).doing(|| format!("could not make `{}`", directory.display()))?;
+    // Of several starts of one pod, none may take the socket that another has just bound for a dead shim's.
+    let lock = File::open(directory).and_then(|file| file.lock().map(|()| file));
+    let _lock = lock.doing(|| format!("could not lock `{}`", directory.display()))?;
     let bind = || UnixListener::bind(path);
     match bind() {
-        Ok(listener) => Ok(Some(listener)),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             if UnixStream::connect(path).is_ok() {
                 return Ok(None);
@@ -139,7 +141,7 @@ fn listen(path: &Path) -> Result<Option<UnixListener>> {
             std::fs::remove_file(path).doing(|| format!("could not remove the stale socket `{}`", path.display()))?;
             bind().map(Some).doing(|| format!("could not listen at `{}`", path.display()))
         }
-        Err(error) => Err(Error::host(format!("could not listen at `{}`", path.display()), error)),
+        bound => bound.map(Some).doing(|| format!("could not listen at `{}`", path.display())),
     }
 }
 
