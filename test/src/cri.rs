@@ -77,7 +77,8 @@ impl Node {
             tools().display(),
         );
         fs::write(self.dir.join("containerd.toml"), configuration).unwrap();
-        fs::write(self.dir.join("crictl.yaml"), format!("runtime-endpoint: unix://{dir}/c.sock\ntimeout: 30\n")).unwrap();
+        fs::write(self.dir.join("crictl.yaml"), format!("runtime-endpoint: unix://{dir}/c.sock\ntimeout: 30\n"))
+            .unwrap();
         let network = json!({"cniVersion": "1.0.0", "name": self.token, "plugins": [{
             "type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true,
             "ipam": {"type": "host-local", "dataDir": format!("{dir}/addresses"), "ranges": [[{"subnet": "10.88.0.0/16"}]],
@@ -97,7 +98,12 @@ impl Node {
             None => command.args(["unshare", "--net"]),
         };
         command.arg(tools().join("busybox")).args(["sh", "-c", script]).arg(tools().join("containerd")).arg(config);
-        command.env("PATH", self.path()).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
+        command
+            .env("PATH", self.path())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .process_group(0);
         // SAFETY: the closure makes one system call and allocates nothing.
         unsafe { command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into)) };
         self.containerd = Some(command.spawn().unwrap());
@@ -153,7 +159,13 @@ impl Node {
         let archive = self.dir.join(format!("{name}.tar"));
         fs::write(&archive, Archive::ordinary(&files, &[&format!("/{name}")]).pack(reference)).unwrap();
         let mut command = Command::new(tools().join("ctr"));
-        command.arg("--address").arg(self.dir.join("c.sock")).args(["--namespace", NAMESPACE, "images", "import", "--local"]);
+        command.arg("--address").arg(self.dir.join("c.sock")).args([
+            "--namespace",
+            NAMESPACE,
+            "images",
+            "import",
+            "--local",
+        ]);
         let output = command.arg(&archive).output().unwrap();
         assert!(output.status.success(), "`ctr images import`: {}", String::from_utf8_lossy(&output.stderr));
     }
@@ -271,10 +283,13 @@ impl Node {
         left.extend(mounts_with(&self.token).into_iter().map(|path| format!("mount {}", path.display())));
         // The pods' own groups are the kubelet's to make and to remove.
         let is_container = |path: &PathBuf| path.file_name().is_some_and(|name| name.len() == 64);
-        left.extend(cgroups_of(&self.token).into_iter().filter(is_container).map(|path| format!("cgroup {}", path.display())));
+        left.extend(
+            cgroups_of(&self.token).into_iter().filter(is_container).map(|path| format!("cgroup {}", path.display())),
+        );
         for place in ["runc", "state/io.containerd.runtime.v2.task", "state/io.containerd.grpc.v1.cri", "addresses"] {
             let files = files_below(&self.dir.join(place)).into_iter();
-            let files = files.filter(|path| !path.ends_with("lock") && !path.to_string_lossy().contains("last_reserved_ip"));
+            let files =
+                files.filter(|path| !path.ends_with("lock") && !path.to_string_lossy().contains("last_reserved_ip"));
             left.extend(files.map(|path| format!("file {}", path.display())));
         }
         left

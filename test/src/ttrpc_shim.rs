@@ -269,7 +269,8 @@ impl Host {
 
     /// Everything of this host that a shim should have taken away.
     pub fn leftovers(&self) -> Vec<String> {
-        let mut left: Vec<String> = self.processes().into_iter().map(|(pid, what)| format!("process {pid}: {what}")).collect();
+        let mut left: Vec<String> =
+            self.processes().into_iter().map(|(pid, what)| format!("process {pid}: {what}")).collect();
         left.extend(mounts_with(&self.token).into_iter().map(|path| format!("mount {}", path.display())));
         // The parent of the containers' cgroups is the test's own.
         let parent = format!("skiff-test-{}", self.token);
@@ -278,7 +279,8 @@ impl Host {
         let sockets = self.sockets.lock().unwrap();
         left.extend(sockets.iter().filter(|path| path.exists()).map(|path| format!("socket {}", path.display())));
         for (what, dir) in [("runc's state", self.dir.join("runc").join(NAMESPACE)), ("cache", self.cache())] {
-            let files = files_below(&dir).into_iter().filter(|path| path.extension().is_none_or(|kind| kind != "cwasm"));
+            let files =
+                files_below(&dir).into_iter().filter(|path| path.extension().is_none_or(|kind| kind != "cwasm"));
             left.extend(files.map(|path| format!("{what} {}", path.display())));
         }
         left

@@ -1,4 +1,5 @@
 //! Pods through a real containerd's CRI: what a kubelet would ask for, asked by `crictl`.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "what goes wrong in a test fails it")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -50,7 +51,8 @@ fn a_pod_is_as_its_description_says_without_a_pause_process() {
     let pod = node.run_pod(&description);
     let pid = pod.pid();
     assert!(is_shim(pid), "{}", command_line_of(u32::try_from(pid).unwrap()));
-    let processes: Vec<_> = processes_with(&node.token).into_iter().filter(|(_, line)| line.contains(&pod.id)).collect();
+    let processes: Vec<_> =
+        processes_with(&node.token).into_iter().filter(|(_, line)| line.contains(&pod.id)).collect();
     assert_eq!(processes.len(), 1, "{processes:?}");
 
     assert_eq!(inside(pid, &["--uts"], &["hostname"]), "plain");
@@ -111,7 +113,11 @@ fn a_wasm_server_answers_the_node_and_a_native_neighbour() {
 
     answer_of(&node, &address, "/log");
     let expected = ["stdout on stdout", "stderr on stderr"].map(str::to_string);
-    assert!(until(Duration::from_secs(5), || expected.iter().all(|line| pod.log("server").contains(line))), "{:?}", pod.log("server"));
+    assert!(
+        until(Duration::from_secs(5), || expected.iter().all(|line| pod.log("server").contains(line))),
+        "{:?}",
+        pod.log("server")
+    );
     assert_eq!(node.ask(&["logs", &side]), "waiting");
     check_stats(&node, &server);
     check_stats(&node, &side);
@@ -129,7 +135,8 @@ fn a_wasm_server_answers_the_node_and_a_native_neighbour() {
 
 fn check_stats(node: &Node, id: &str) {
     let stats = &node.ask_json(&["stats", "-o", "json", id])["stats"][0];
-    let figure = |path: &str| stats.pointer(path).and_then(Value::as_str).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    let figure =
+        |path: &str| stats.pointer(path).and_then(Value::as_str).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
     assert!(figure("/cpu/usageCoreNanoSeconds/value") > 0, "{stats}");
     assert!(figure("/memory/workingSetBytes/value") > 0, "{stats}");
 }
@@ -166,11 +173,14 @@ fn a_restricted_pod_serves() {
     let mut description = node.pod("restricted");
     merge(&mut description["linux"]["security_context"], &restrictions);
     let pod = node.run_pod(&description);
-    let server = pod.run("server", &image_of("rust-p2-http"), &[], &json!({"linux": {"security_context": restrictions}}));
+    let server =
+        pod.run("server", &image_of("rust-p2-http"), &[], &json!({"linux": {"security_context": restrictions}}));
     let address = pod.address();
     assert_eq!(answer_of(&node, &address, "/"), "hello\n");
     let pid = pid_in(&node.ask_json(&["inspect", &server]));
-    for (name, expected) in [("Uid", "1000"), ("Gid", "1000"), ("CapBnd", "0000000000000000"), ("NoNewPrivs", "1"), ("Seccomp", "2")] {
+    for (name, expected) in
+        [("Uid", "1000"), ("Gid", "1000"), ("CapBnd", "0000000000000000"), ("NoNewPrivs", "1"), ("Seccomp", "2")]
+    {
         assert_eq!(status_field(pid, name).unwrap().split_whitespace().next(), Some(expected), "{name}");
     }
     let written = answer_of(&node, &address, "/write?path=/here");
@@ -195,7 +205,12 @@ fn what_cannot_be_made_leaves_nothing() {
     let output = node.crictl(&["start", &missing]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("/missing.wasm"), "{said}");
-    let left: Vec<_> = node.leftovers().into_iter().filter(|line| line.contains(&missing)).filter(|line| !line.contains("cri/")).collect();
+    let left: Vec<_> = node
+        .leftovers()
+        .into_iter()
+        .filter(|line| line.contains(&missing))
+        .filter(|line| !line.contains("cri/"))
+        .collect();
     assert!(left.is_empty(), "{left:?}");
     node.ask(&["rm", &missing]);
     let guest = pod.run("guest", &image_of("c-sleep"), &[], &NOTHING);
@@ -225,7 +240,9 @@ fn commands_end_with_their_codes() {
     for id in [&exit, &stopped, &killed] {
         node.ask(&["rm", id]);
     }
-    assert!(node.leftovers().iter().all(|line| ![&exit, &stopped, &killed].iter().any(|id| line.contains(id.as_str()))));
+    assert!(
+        node.leftovers().iter().all(|line| ![&exit, &stopped, &killed].iter().any(|id| line.contains(id.as_str())))
+    );
     pod.remove();
     node.assert_nothing_left();
 }
@@ -293,7 +310,8 @@ fn a_pod_on_the_nodes_network_has_the_nodes_address() {
     let server = pod.run("server", &image_of("rust-p2-http"), &[], &NOTHING);
     assert_eq!(answer_of(&node, "127.0.0.1", "/"), "hello\n");
     let pid = pid_in(&node.ask_json(&["inspect", &server]));
-    let containerd = processes_with(&node.token).into_iter().find(|(_, line)| line.contains("containerd.toml")).unwrap().0;
+    let containerd =
+        processes_with(&node.token).into_iter().find(|(_, line)| line.contains("containerd.toml")).unwrap().0;
     for kind in ["net", "uts"] {
         assert_eq!(namespace(pid, kind), namespace(containerd, kind), "{kind}");
     }
@@ -332,7 +350,12 @@ fn ten_pods_at_once_come_and_go() {
             scope.spawn(move || {
                 let pod = node.run_pod(&node.pod(&format!("pod{number}")));
                 let name = format!("I={number}");
-                let server = pod.run("server", &image_of("rust-p2-http"), &[], &json!({"envs": [{"key": "I", "value": number.to_string()}]}));
+                let server = pod.run(
+                    "server",
+                    &image_of("rust-p2-http"),
+                    &[],
+                    &json!({"envs": [{"key": "I", "value": number.to_string()}]}),
+                );
                 let answer = answer_of(node, &pod.address(), "/env");
                 assert!(answer.lines().any(|line| line == name), "{answer}");
                 node.ask(&["stop", "--timeout", "10", &server]);
@@ -355,7 +378,8 @@ fn a_killed_shim_is_noticed_and_cleaned_up() {
     kill(Process::from_raw(pod.pid()), Signal::SIGKILL).unwrap();
     for id in [&guest, &side] {
         let state = || node.ask_json(&["inspect", id])["status"].clone();
-        let status = eventually("containerd notices", || Some(state()).filter(|status| status["state"] == "CONTAINER_EXITED"));
+        let status =
+            eventually("containerd notices", || Some(state()).filter(|status| status["state"] == "CONTAINER_EXITED"));
         // containerd's own word for an exit that nobody can tell it of, or the answer of `delete`.
         assert!(status["exitCode"] == 255 || status["exitCode"] == 137, "{status}");
     }

@@ -1,5 +1,6 @@
 //! Level 2: the real shim binary, started and called as containerd does it, without containerd. What it answers, which
 //! events it publishes, and what is left of it when it is killed at any step.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "what goes wrong in a test fails it")]
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
@@ -10,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::{
     CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, DeleteRequest, ExecProcessRequest,
-    KillRequest, PauseRequest, PidsRequest, ResizePtyRequest, ResumeRequest, StartRequest,
-    StateRequest, StateResponse, StatsRequest, Status, UpdateTaskRequest, WaitRequest,
+    KillRequest, PauseRequest, PidsRequest, ResizePtyRequest, ResumeRequest, StartRequest, StateRequest, StateResponse,
+    StatsRequest, Status, UpdateTaskRequest, WaitRequest,
 };
 use containerd_shim_protos::bootstrap_api::BootstrapParams;
 use containerd_shim_protos::cgroups::metrics::Metrics;
@@ -36,10 +37,11 @@ fn alive(pid: i32) -> bool {
     is_alive(u32::try_from(pid).unwrap())
 }
 
-/// Sends SIGKILL and waits until the process is gone.
+/// Sends SIGKILL and waits until the process is gone, with the last of its threads: the first one may be it earlier.
 async fn kill_now(pid: i32) {
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    eventually("the process is gone", || !alive(pid)).await;
+    let threads = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    eventually("the process is gone", || !alive(pid) && threads() <= 1).await;
 }
 
 /// The refusal that a call must end with.
@@ -148,7 +150,9 @@ async fn the_version_is_printed() {
 async fn containers_of_one_pod_share_a_shim_and_others_have_their_own() {
     let host = Host::new().await;
     let pod = host.id("pod");
-    let in_pod = |name: &str| host.wasm_with(name, &guest("c-hello"), &[], |spec| spec["annotations"] = annotations(&pod, "container"));
+    let in_pod = |name: &str| {
+        host.wasm_with(name, &guest("c-hello"), &[], |spec| spec["annotations"] = annotations(&pod, "container"))
+    };
     let (first, second, alone) = (in_pod("first"), in_pod("second"), host.wasm("alone", "c-hello", &[]));
     let shims = [host.start(&first).await, host.start_with_parameters(&second).await, host.start(&alone).await];
     let pids = [shims[0].pid().await, shims[1].pid().await, shims[2].pid().await];
@@ -170,7 +174,11 @@ async fn concurrent_starts_of_one_pod_give_one_shim() {
     let host = Host::new().await;
     let pod = host.id("pod");
     let bundles: Vec<Bundle> = (0..8)
-        .map(|number| host.native_with(&format!("c{number}"), &["true"], |spec| spec["annotations"] = annotations(&pod, "container")))
+        .map(|number| {
+            host.native_with(&format!("c{number}"), &["true"], |spec| {
+                spec["annotations"] = annotations(&pod, "container")
+            })
+        })
         .collect();
     for round in ["no socket", "the socket of a dead shim"] {
         let commands: Vec<_> = bundles.iter().map(|bundle| host.command(bundle, "start").spawn().unwrap()).collect();
@@ -238,7 +246,10 @@ async fn live(host: &Host, bundle: &Bundle) {
     let state = shim.state(bundle).await.unwrap();
     assert_eq!((state.status.unwrap(), state.pid), (Status::CREATED, u32::try_from(pid).unwrap()));
     assert_eq!(state.bundle, bundle.path.to_str().unwrap());
-    assert_eq!((state.stdout, state.stderr, state.terminal), (bundle.stdout.path.clone(), bundle.stderr.path.clone(), false));
+    assert_eq!(
+        (state.stdout, state.stderr, state.terminal),
+        (bundle.stdout.path.clone(), bundle.stderr.path.clone(), false)
+    );
     assert_eq!(shim.run(bundle).await.unwrap(), pid);
     assert_eq!(shim.state(bundle).await.unwrap().status.unwrap(), Status::RUNNING);
     ask_while_running(&shim, bundle, pid).await;
@@ -252,7 +263,8 @@ async fn live(host: &Host, bundle: &Bundle) {
     let state = shim.state(bundle).await.unwrap();
     assert_eq!((state.status.unwrap(), state.exit_status, state.exited_at), (Status::STOPPED, 137, ended.exited_at));
     assert_eq!(shim.wait(bundle).await, 137, "a late waiter gets the same");
-    let deleted = shim.tasks.delete(call(), &DeleteRequest { id: bundle.id.clone(), ..DeleteRequest::default() }).await.unwrap();
+    let deleted =
+        shim.tasks.delete(call(), &DeleteRequest { id: bundle.id.clone(), ..DeleteRequest::default() }).await.unwrap();
     assert_eq!((deleted.exit_status, deleted.pid), (137, u32::try_from(pid).unwrap()));
     assert_eq!(refused(shim.state(bundle).await).0, Code::NOT_FOUND);
     let shim_pid = shim.pid().await;
@@ -268,8 +280,16 @@ async fn ask_while_running(shim: &Shim, bundle: &Bundle, pid: i32) {
     let pids = shim.tasks.pids(call(), &PidsRequest { id: bundle.id.clone(), ..PidsRequest::default() }).await.unwrap();
     assert_eq!(pids.processes.iter().map(|process| process.pid).collect::<Vec<_>>(), [u32::try_from(pid).unwrap()]);
     let connected = connect(shim, bundle).await;
-    assert_eq!((connected.shim_pid, connected.task_pid), (u32::try_from(shim.pid().await).unwrap(), u32::try_from(pid).unwrap()));
-    let stats = shim.tasks.stats(call(), &StatsRequest { id: bundle.id.clone(), ..StatsRequest::default() }).await.unwrap().stats;
+    assert_eq!(
+        (connected.shim_pid, connected.task_pid),
+        (u32::try_from(shim.pid().await).unwrap(), u32::try_from(pid).unwrap())
+    );
+    let stats = shim
+        .tasks
+        .stats(call(), &StatsRequest { id: bundle.id.clone(), ..StatsRequest::default() })
+        .await
+        .unwrap()
+        .stats;
     if stats.type_url.contains("v1") {
         let metrics = Metrics::parse_from_bytes(&stats.value).unwrap();
         assert!(metrics.memory.usage.usage > 0 && metrics.pids.current > 0 && metrics.cpu.usage.total > 0, "{metrics}");
@@ -356,14 +376,16 @@ async fn an_unknown_id_is_not_found_for_every_rpc_under_both_names() {
     let native = host.native("native", &["true"]);
     shim.create(&native).await.unwrap();
     let of_processes = ["State", "Start", "Delete", "Kill", "ResizePty", "CloseIO", "Wait"];
-    for (method, payload) in requests(&native.id, "nothing").iter().filter(|(method, _)| of_processes.contains(method)) {
+    for (method, payload) in requests(&native.id, "nothing").iter().filter(|(method, _)| of_processes.contains(method))
+    {
         let (code, said) = refused(encoded(&shim, VERSION_3, method, payload).await);
         assert_eq!(code, Code::NOT_FOUND, "{method}: {said}");
         assert!(said.contains("`nothing`"), "{method}: {said}");
     }
     shim.delete(&native).await.unwrap();
     // The shim itself is there: containerd asks after a restart, also for ids that are not there yet.
-    let connected = shim.tasks.connect(call(), &ConnectRequest { id: "nobody".into(), ..ConnectRequest::default() }).await.unwrap();
+    let connected =
+        shim.tasks.connect(call(), &ConnectRequest { id: "nobody".into(), ..ConnectRequest::default() }).await.unwrap();
     assert_eq!(connected.task_pid, 0);
     shim.delete(&bundle).await.unwrap();
     shim.shutdown().await;
@@ -382,7 +404,8 @@ async fn what_a_wasm_container_does_not_have_is_unimplemented_by_name() {
             assert!(said.starts_with(&method.to_lowercase()), "{method}: {said}");
         }
     }
-    let (code, said) = refused(shim.tasks.resize_pty(call(), &ResizePtyRequest { id: bundle.id.clone(), ..Default::default() }).await);
+    let (code, said) =
+        refused(shim.tasks.resize_pty(call(), &ResizePtyRequest { id: bundle.id.clone(), ..Default::default() }).await);
     assert!([Code::UNIMPLEMENTED, Code::FAILED_PRECONDITION].contains(&code), "{code:?} {said}");
     let second = host.wasm("b", "c-hello", &[]);
     let mut request = second.create_request();
@@ -412,7 +435,11 @@ async fn illegal_transitions_are_refused_in_a_sentence() {
             }
         };
         shim.create(&bundle).await.unwrap();
-        check(&[("Pause", "cannot pause a container that is created"), ("Resume", "cannot resume a container that is created")]).await;
+        check(&[
+            ("Pause", "cannot pause a container that is created"),
+            ("Resume", "cannot resume a container that is created"),
+        ])
+        .await;
         shim.run(&bundle).await.unwrap();
         check(&[
             ("Start", "cannot start a container that is running"),
@@ -445,7 +472,8 @@ async fn illegal_transitions_are_refused_in_a_sentence() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_that_was_never_started_can_be_killed_and_deleted() {
     let host = Host::new().await;
-    for (killed, bundle) in [(true, host.wasm("killed", "c-sleep", &[])), (false, host.wasm("deleted", "c-sleep", &[]))] {
+    for (killed, bundle) in [(true, host.wasm("killed", "c-sleep", &[])), (false, host.wasm("deleted", "c-sleep", &[]))]
+    {
         let shim = host.start(&bundle).await;
         shim.create(&bundle).await.unwrap();
         if killed {
@@ -536,7 +564,10 @@ async fn the_sandbox_of_a_pod_is_the_shim_itself() {
     assert_eq!(shim.create(&bundle).await.unwrap(), pid);
     assert_eq!(shim.run(&bundle).await.unwrap(), pid);
     assert_ne!(uts(&pid.to_string()), uts("self"));
-    assert!(host.leftovers().iter().any(|line| line.starts_with("cgroup") && line.contains(&bundle.id)), "it has a cgroup");
+    assert!(
+        host.leftovers().iter().any(|line| line.starts_with("cgroup") && line.contains(&bundle.id)),
+        "it has a cgroup"
+    );
     let request = PidsRequest { id: bundle.id.clone(), ..PidsRequest::default() };
     assert_eq!(shim.tasks.pids(call(), &request).await.unwrap().processes.len(), 1);
     shim.kill(&bundle, Signal::SIGTERM).await.unwrap();
@@ -577,11 +608,15 @@ async fn a_broken_bundle_is_refused_in_a_sentence_and_leaves_nothing() {
         ("not-json", |bundle| fs::write(bundle.path.join("config.json"), "{\"ociVersion\": ").unwrap(), "config.json"),
         ("not-a-spec", |bundle| fs::write(bundle.path.join("config.json"), "[1, 2]").unwrap(), "config.json"),
         ("not-utf8", |bundle| fs::write(bundle.path.join("config.json"), [0xff, 0xfe, 0, 0]).unwrap(), "config.json"),
-        ("corrupt-wasm", |bundle| {
-            for file in files_below(&bundle.image) {
-                fs::write(file, b"\0asm\x01\0\0\0\x01\x7f garbage").unwrap();
-            }
-        }, "app-"),
+        (
+            "corrupt-wasm",
+            |bundle| {
+                for file in files_below(&bundle.image) {
+                    fs::write(file, b"\0asm\x01\0\0\0\x01\x7f garbage").unwrap();
+                }
+            },
+            "app-",
+        ),
         ("without-image", |bundle| fs::remove_dir_all(&bundle.image).unwrap(), "root file system"),
         ("without-fifo", |bundle| fs::remove_file(&bundle.stdout.path).unwrap(), "stdout"),
     ];
@@ -749,7 +784,8 @@ async fn a_shim_killed_after_start_leaves_nothing_behind_delete() {
             spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "pid");
         };
         let script = "sleep 1000 & setsid sleep 1000 & wait";
-        let bundle = if native { host.native_with("a", &["sh", "-c", script], share) } else { host.wasm("a", "c-spin", &[]) };
+        let bundle =
+            if native { host.native_with("a", &["sh", "-c", script], share) } else { host.wasm("a", "c-spin", &[]) };
         let shim = host.run(&bundle).await;
         kill_and_delete(&host, shim.pid().await, &bundle).await;
     }
@@ -788,7 +824,13 @@ async fn a_shim_killed_while_the_oci_runtime_works_leaves_nothing_behind_delete(
     // Before the runtime does anything, and after it has made the container.
     for (moment, script) in [
         ("before", "case \"$*\" in *' create '*) sleep 0.5;; esac".to_string()),
-        ("after", format!("case \"$*\" in *' create '*) {} \"$@\"; code=$?; sleep 0.5; exit $code;; esac", tools().join("runc").display())),
+        (
+            "after",
+            format!(
+                "case \"$*\" in *' create '*) {} \"$@\"; code=$?; sleep 0.5; exit $code;; esac",
+                tools().join("runc").display()
+            ),
+        ),
     ] {
         let host = Host::new().await;
         let mut bundle = host.native(moment, &["sleep", "1000"]);
@@ -907,7 +949,10 @@ async fn the_options_choose_the_oci_runtime_its_state_and_its_cgroup_driver() {
         let state = format!("--root {}/{NAMESPACE} ", root.display());
         for verb in ["create", "start", "delete"] {
             let calls = calls(&host);
-            let call = calls.lines().find(|line| line.contains(&format!(" {verb} "))).unwrap_or_else(|| panic!("no {verb} in {calls}"));
+            let call = calls
+                .lines()
+                .find(|line| line.contains(&format!(" {verb} ")))
+                .unwrap_or_else(|| panic!("no {verb} in {calls}"));
             assert!(call.contains(&state), "{call}");
             assert_eq!(call.contains("--systemd-cgroup"), is_systemd, "{call}");
         }
@@ -1006,14 +1051,30 @@ async fn nothing_of_the_shim_is_in_the_containers_process() {
 fn confinement(pid: i32, id: &str) -> BTreeMap<String, String> {
     let proc = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
     let mut found = BTreeMap::new();
-    for name in ["Uid", "Gid", "Groups", "Umask", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "NSpid"] {
+    for name in [
+        "Uid",
+        "Gid",
+        "Groups",
+        "Umask",
+        "CapInh",
+        "CapPrm",
+        "CapEff",
+        "CapBnd",
+        "CapAmb",
+        "NoNewPrivs",
+        "Seccomp",
+        "NSpid",
+    ] {
         let value = status_field(pid, name).unwrap();
         // The pid outside differs, the one inside is 1.
         let value = if name == "NSpid" { value.split_whitespace().skip(1).collect() } else { value };
         found.insert(name.to_string(), value);
     }
     for line in proc("limits").lines() {
-        found.insert(format!("limit {}", &line[..26].trim()), line[26..].split_whitespace().collect::<Vec<_>>().join(" "));
+        found.insert(
+            format!("limit {}", &line[..26].trim()),
+            line[26..].split_whitespace().collect::<Vec<_>>().join(" "),
+        );
     }
     found.insert("oom_score_adj".into(), proc("oom_score_adj"));
     found.insert("cgroup".into(), proc("cgroup").replace(id, "ID"));
@@ -1066,12 +1127,21 @@ async fn the_engine_is_confined_as_a_native_process_of_the_same_specification_is
     for bundle in [&native, &wasm] {
         let shim = host.run(bundle).await;
         let pid = i32::try_from(shim.state(bundle).await.unwrap().pid).unwrap();
-        eventually("the program runs", || !fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().starts_with("runc")).await;
+        eventually("the program runs", || {
+            !fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().starts_with("runc")
+        })
+        .await;
         let cgroup = |controller: &str, file: &str| {
-            fs::read_to_string(format!("/sys/fs/cgroup/{controller}{}/{file}", host.cgroup(&bundle.id))).unwrap_or_default()
+            fs::read_to_string(format!("/sys/fs/cgroup/{controller}{}/{file}", host.cgroup(&bundle.id)))
+                .unwrap_or_default()
         };
-        let limits = [("memory", "memory.limit_in_bytes"), ("pids", "pids.max"), ("cpu", "cpu.shares"), ("devices", "devices.list")]
-            .map(|(controller, file)| cgroup(controller, file));
+        let limits = [
+            ("memory", "memory.limit_in_bytes"),
+            ("pids", "pids.max"),
+            ("cpu", "cpu.shares"),
+            ("devices", "devices.list"),
+        ]
+        .map(|(controller, file)| cgroup(controller, file));
         seen.push((confinement(pid, &bundle.id), limits, mount_options(pid)));
         shim.end(bundle).await;
         shim.shutdown().await;

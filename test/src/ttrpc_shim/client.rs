@@ -3,9 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use containerd_shim_protos::api::{
-    DeleteRequest, KillRequest, StartRequest, StateRequest, StateResponse, WaitRequest,
-};
+use containerd_shim_protos::api::{DeleteRequest, KillRequest, StartRequest, StateRequest, StateResponse, WaitRequest};
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::shim_async::{Client, TaskClient};
 use nix::sys::signal::Signal;
@@ -71,7 +69,11 @@ impl Shim {
     /// # Errors
     /// The shim's.
     pub async fn kill(&self, bundle: &Bundle, signal: Signal) -> ttrpc::Result<()> {
-        let request = KillRequest { id: bundle.id.clone(), signal: u32::try_from(signal as i32).unwrap(), ..KillRequest::default() };
+        let request = KillRequest {
+            id: bundle.id.clone(),
+            signal: u32::try_from(signal as i32).unwrap(),
+            ..KillRequest::default()
+        };
         self.tasks.kill(call(), &request).await.map(drop)
     }
 
@@ -126,4 +128,3 @@ pub fn refusal(error: &ttrpc::Error) -> (ttrpc::Code, String) {
         other => panic!("not an answer of the shim: {other}"),
     }
 }
-

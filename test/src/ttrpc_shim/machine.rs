@@ -50,7 +50,8 @@ fn describe(pid: i32, token: &str) -> Option<String> {
     if let Some(line) = cgroup.lines().find(|line| line.contains(token)) {
         return Some(format!("{command} in {line}"));
     }
-    let mut files: Vec<_> = fs::read_dir(proc.join("fd")).into_iter().flatten().flatten().map(|file| file.path()).collect();
+    let mut files: Vec<_> =
+        fs::read_dir(proc.join("fd")).into_iter().flatten().flatten().map(|file| file.path()).collect();
     files.push(proc.join("cwd"));
     let targets = files.iter().filter_map(|file| fs::read_link(file).ok());
     let found = targets.map(|target| target.to_string_lossy().into_owned()).find(|target| target.contains(token));
@@ -66,7 +67,12 @@ pub fn status_field(pid: i32, name: &str) -> Option<String> {
 /// The mount points whose paths hold `token`, outer ones first.
 pub fn mounts_with(token: &str) -> Vec<PathBuf> {
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).filter(|path| path.contains(token)).map(PathBuf::from).collect()
+    mountinfo
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .filter(|path| path.contains(token))
+        .map(PathBuf::from)
+        .collect()
 }
 
 /// The cgroup directories of all hierarchies whose paths hold `token`, outer ones first.
@@ -97,4 +103,3 @@ pub fn files_below(dir: &Path) -> Vec<PathBuf> {
     }
     found
 }
-

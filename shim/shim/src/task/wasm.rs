@@ -83,6 +83,8 @@ fn view_of(
     let dev = format!("{VIEW}/dev");
     let access = if read_only { "ro" } else { "rw" };
     let mut view = vec![bind(&root, rootfs, &["bind", "rprivate", access])];
+    // What the engine holds to be read-only is so to the bottom: a writable volume inside is left to the kernel's flags.
+    let mut root_is_read_only = read_only;
     let mut preopens = vec![preopen(&root, "/", read_only), preopen(&dev, "/dev", false)];
     for mount in mounts {
         let destination = resolve(Path::new(mount["destination"].as_str().unwrap_or_default()));
@@ -92,7 +94,10 @@ fn view_of(
         if is_bind && !is_hidden {
             let place = match destination.strip_prefix("/dev") {
                 Ok(inside) => Path::new(&dev).join(inside),
-                Err(_) => Path::new(&root).join(destination.strip_prefix("/").unwrap_or(&destination)),
+                Err(_) => {
+                    root_is_read_only &= options.iter().any(|option| option == "ro");
+                    Path::new(&root).join(destination.strip_prefix("/").unwrap_or(&destination))
+                }
             };
             let mut again = mount.clone();
             again["destination"] = json!(place);
@@ -105,6 +110,7 @@ fn view_of(
             }
         }
     }
+    preopens[0].read_only = root_is_read_only;
     (view, preopens)
 }
 
@@ -216,6 +222,17 @@ mod tests {
         let (spec, plan) = rewrite(&given);
         assert_eq!(spec["mounts"][3]["options"], json!(["bind", "rprivate", "ro"]));
         assert!(plan.preopens[0].read_only);
+    }
+
+    #[test]
+    fn a_writable_volume_in_a_read_only_root_stays_writable() {
+        for (access, expected) in [("ro", true), ("rw", false)] {
+            let mut given =
+                spec(json!([{"destination": "/data", "type": "bind", "source": "/v", "options": ["rbind", access]}]));
+            given["root"]["readonly"] = json!(true);
+            let (_, plan) = rewrite(&given);
+            assert_eq!(plan.preopens[0].read_only, expected, "{access}");
+        }
     }
 
     #[test]
