@@ -3,6 +3,8 @@
 //! containerd has a network namespace of its own, so that bridges and addresses are nobody else's, and its pods'
 //! cgroups lie below one that carries the node's random token.
 
+mod pod;
+
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -15,11 +17,13 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::image::{self, Archive, sha256};
+use crate::image::{self, Archive};
 use crate::places::{guest, programs, shared_code, tools};
 use crate::process::is_alive;
 use crate::ttrpc_shim::{cgroups_of, clean_up, files_below, mounts_with, processes_with, token};
 use crate::wait::until;
+
+pub use pod::{Pod, merge, pid_in};
 
 /// containerd's namespace of everything that comes through the CRI.
 const NAMESPACE: &str = "k8s.io";
@@ -318,88 +322,4 @@ impl Drop for Node {
 /// The image of a guest.
 pub fn image_of(guest: &str) -> String {
     format!("localhost/{guest}:1")
-}
-
-/// A running pod.
-pub struct Pod<'a> {
-    /// Its id: the sandbox container's.
-    pub id: String,
-    node: &'a Node,
-    config: String,
-    description: Value,
-}
-
-impl Pod<'_> {
-    /// What `crictl inspectp` says.
-    pub fn inspect(&self) -> Value {
-        self.node.ask_json(&["inspectp", &self.id])
-    }
-
-    /// The pid of its sandbox.
-    pub fn pid(&self) -> i32 {
-        pid_in(&self.inspect())
-    }
-
-    /// Its address.
-    pub fn address(&self) -> String {
-        self.inspect()["status"]["network"]["ip"].as_str().unwrap().to_string()
-    }
-
-    /// The socket of its shim.
-    pub fn socket(&self) -> PathBuf {
-        let name = sha256(format!("{}/c.sock/{NAMESPACE}/{}", self.node.dir.display(), self.id).as_bytes());
-        Path::new("/run/containerd/s").join(name)
-    }
-
-    /// Creates and starts a container of `image`; `more` is merged into its description.
-    pub fn run(&self, name: &str, image: &str, args: &[&str], more: &Value) -> String {
-        let id = self.create(name, image, args, more);
-        self.node.ask(&["start", &id]);
-        id
-    }
-
-    /// Creates it only.
-    pub fn create(&self, name: &str, image: &str, args: &[&str], more: &Value) -> String {
-        let mut container = json!({
-            "metadata": {"name": name, "attempt": 0}, "image": {"image": image}, "args": args,
-            "log_path": format!("{name}.log"),
-            "linux": {"security_context": {"namespace_options": self.description["linux"]["security_context"]["namespace_options"]}},
-        });
-        merge(&mut container, more);
-        let file = self.node.dir.join(format!("{}-{name}.json", self.id));
-        fs::write(&file, container.to_string()).unwrap();
-        self.node.ask(&["create", "--no-pull", &self.id, file.to_str().unwrap(), &self.config])
-    }
-
-    /// The lines of a container's log, each as `STREAM TEXT`.
-    pub fn log(&self, name: &str) -> Vec<String> {
-        let path = Path::new(self.description["log_directory"].as_str().unwrap()).join(format!("{name}.log"));
-        let text = fs::read_to_string(path).unwrap_or_default();
-        // TIME STREAM F TEXT
-        let line = |line: &str| {
-            let mut fields = line.splitn(4, ' ').skip(1);
-            format!("{} {}", fields.next().unwrap_or_default(), fields.nth(1).unwrap_or_default())
-        };
-        text.lines().map(line).collect()
-    }
-
-    /// Stops and removes the pod with all that is in it.
-    pub fn remove(self) {
-        self.node.ask(&["stopp", &self.id]);
-        self.node.ask(&["rmp", &self.id]);
-    }
-}
-
-/// The pid in what `crictl inspect` or `crictl inspectp` says.
-pub fn pid_in(inspected: &Value) -> i32 {
-    i32::try_from(inspected["info"]["pid"].as_i64().unwrap()).unwrap()
-}
-
-/// Puts the fields of `more` into `value`, deeply.
-pub fn merge(value: &mut Value, more: &Value) {
-    match more {
-        Value::Object(fields) => fields.iter().for_each(|(name, more)| merge(&mut value[name], more)),
-        Value::Null => {}
-        more => *value = more.clone(),
-    }
 }

@@ -37,7 +37,7 @@ impl Rootfs {
         }
         let rootfs = Self { path, is_ours: !mounts.is_empty() };
         for mount in mounts {
-            rootfs.add(mount).doing(|| format!("could not mount the root file system of type `{}`", mount.type_))?;
+            rootfs.add(mount).doing(|| format!("could not mount `{}` as the root file system", mount.source))?;
         }
         Ok(rootfs)
     }
@@ -45,7 +45,7 @@ impl Rootfs {
     fn add(&self, mount: &Mount) -> io::Result<()> {
         let idmapped = idmap::prepare(mount, &scratch_of(&self.path))?;
         let options = idmapped.as_ref().map_or(&mount.options[..], Idmapped::options);
-        mount_rootfs(Some(&mount.type_), Some(&mount.source), options, &self.path).map_err(io::Error::other)?;
+        mount_rootfs(Some(&mount.type_), Some(&mount.source), options, &self.path).map_err(reason)?;
         idmapped.map_or(Ok(()), |idmapped| idmapped.finish(&self.path))
     }
 
@@ -61,6 +61,14 @@ impl Drop for Rootfs {
         {
             log::error!("could not unmount `{}`: {error}", self.path.display());
         }
+    }
+}
+
+/// The kernel's reason, without the library's words around it.
+fn reason(error: containerd_shim::Error) -> io::Error {
+    match error {
+        containerd_shim::Error::MountError { err, .. } => err.into(),
+        other => io::Error::other(other),
     }
 }
 

@@ -59,10 +59,6 @@ pub(crate) fn for_engine(
     let mut engine_args = vec![format!("/proc/self/fd/{ENGINE_FD}")];
     engine_args.extend(args.iter().cloned());
     spec["process"]["args"] = json!(engine_args);
-    if cwd != "/" && !strings(&spec["process"]["env"]).iter().any(|variable| variable.starts_with("PWD=")) {
-        // WASI 0.1 has no working directory; Go's run time, for one, takes it from here.
-        append(&mut spec["process"]["env"], [json!(format!("PWD={cwd}"))]);
-    }
     append(&mut spec["mounts"], view);
     append(&mut spec["linux"]["devices"], devices);
     spec["root"]["path"] = json!(rootfs);
@@ -186,7 +182,7 @@ mod tests {
     fn the_engine_is_the_process_and_the_guest_keeps_its_arguments() {
         let (spec, plan) = rewrite(&spec(json!([])));
         assert_eq!(spec["process"]["args"], json!(["/proc/self/fd/3", "/app.wasm", "x"]));
-        assert_eq!(spec["process"]["env"], json!(["A=1", "PWD=/work"]));
+        assert_eq!(spec["process"]["env"], json!(["A=1"]));
         assert_eq!(spec["root"]["path"], "/b/rootfs");
         assert_eq!((plan.args, plan.cwd.as_str()), (vec!["/app.wasm".to_string(), "x".to_string()], "/work"));
     }
