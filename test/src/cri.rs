@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use crate::image::{self, Archive};
 use crate::places::{guest, programs, shared_code, tools};
 use crate::process::is_alive;
-use crate::ttrpc_shim::{cgroups_of, clean_up, files_below, mounts_with, processes_with, token};
+use crate::ttrpc_shim::{cgroups_of, clean_up, files_below, processes_with, token};
 use crate::wait::until;
 
 pub use pod::{Pod, merge, pid_in};
@@ -76,6 +76,7 @@ impl Node {
              [{cri}.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n\
              [{cri}.containerd.runtimes.skiff]\nruntime_type = 'io.containerd.skiff.v1'\n\
              [{cri}.containerd.runtimes.skiff.options]\nRoot = '{dir}/runc'\nCacheDir = '{}'\n\
+             [{cri}.containerd.runtimes.skiff-plain]\nruntime_type = 'io.containerd.skiff.v1'\n\
              [{cri}.cni]\nbin_dirs = ['{}']\nconf_dir = '{dir}/cni'\n",
             shared_code().display(),
             tools().display(),
@@ -91,23 +92,28 @@ impl Node {
         fs::write(self.dir.join("cni/10-bridge.conflist"), network.to_string()).unwrap();
     }
 
-    /// Starts containerd: in a new network namespace, or in the one in which the pods of an earlier one are.
+    /// Starts containerd: in new namespaces, or in those in which the pods of an earlier one are. The directories that
+    /// neither containerd's nor the runtime's options name are the node's own there.
     fn start_containerd(&mut self) {
         let log = File::options().append(true).create(true).open(self.dir.join("containerd.log")).unwrap();
-        let config = self.dir.join("containerd.toml");
-        let script = "ip link set lo up && exec \"$0\" --config \"$1\"";
+        let words = self.keeper().map(|pid| vec!["nsenter".into(), "--target".into(), pid.to_string()]);
+        let is_new = words.is_none();
+        let mut script = String::new();
+        if is_new {
+            script += "mount --make-rprivate / && ip link set lo up &&";
+            for place in ["/run/skiff", "/var/lib/skiff", "/var/lib/cni"] {
+                let own = self.dir.join(&place[1..]);
+                fs::create_dir_all(&own).unwrap();
+                script += &format!(" mkdir -p {place} && mount --bind {} {place} &&", own.display());
+            }
+        }
+        script += " exec \"$0\" --config \"$1\"";
         let mut command = Command::new(tools().join("busybox"));
-        match self.keeper() {
-            Some(keeper) => command.args(["nsenter", "--net", "--target", &keeper.to_string(), "--"]),
-            None => command.args(["unshare", "--net"]),
-        };
-        command.arg(tools().join("busybox")).args(["sh", "-c", script]).arg(tools().join("containerd")).arg(config);
-        command
-            .env("PATH", self.path())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .process_group(0);
+        command.args(words.unwrap_or_else(|| vec!["unshare".into()])).args(["--net", "--mount"]);
+        command.arg(tools().join("busybox")).args(["sh", "-c", &script]);
+        command.arg(tools().join("containerd")).arg(self.dir.join("containerd.toml"));
+        command.env("PATH", self.path()).stdin(Stdio::null());
+        command.stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
         // SAFETY: the closure makes one system call and allocates nothing.
         unsafe { command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into)) };
         self.containerd = Some(command.spawn().unwrap());
@@ -115,7 +121,7 @@ impl Node {
         assert!(until(START_LIMIT, ready), "containerd did not start:\n{}", self.log());
     }
 
-    /// A process that holds the node's network namespace while containerd is down.
+    /// A process that holds the node's namespaces while containerd is down.
     fn keeper(&self) -> Option<u32> {
         let text = fs::read_to_string(self.dir.join("keeper")).ok()?;
         text.trim().parse().ok().filter(|pid| is_alive(*pid))
@@ -123,7 +129,7 @@ impl Node {
 
     /// Ends containerd with SIGKILL and starts it again on the same state; pods live on meanwhile.
     pub fn restart_containerd(&mut self, while_down: impl FnOnce(&Self)) {
-        let mut keeper = self.in_network(&tools().join("busybox"), &["sleep", "1000"]).spawn().unwrap();
+        let mut keeper = self.inside(&tools().join("busybox"), &["sleep", "1000"]).spawn().unwrap();
         fs::write(self.dir.join("keeper"), keeper.id().to_string()).unwrap();
         assert!(until(REQUEST_LIMIT, || fs::read_link(format!("/proc/{}/ns/net", keeper.id())).ok() == self.network()));
         let mut containerd = self.containerd.take().unwrap();
@@ -144,10 +150,11 @@ impl Node {
         self.containerd.as_ref().map(Child::id).or_else(|| self.keeper()).unwrap()
     }
 
-    /// A command in the node's network.
-    pub fn in_network(&self, program: &Path, args: &[&str]) -> Command {
+    /// A command in the node's namespaces.
+    pub fn inside(&self, program: &Path, args: &[&str]) -> Command {
         let mut command = Command::new(tools().join("busybox"));
-        command.args(["nsenter", "--net", "--target", &self.pid().to_string(), "--"]).arg(program).args(args);
+        let pid = self.pid().to_string();
+        command.args(["nsenter", "--net", "--mount", "--target", &pid, "--"]).arg(program).args(args);
         command
     }
 
@@ -178,7 +185,7 @@ impl Node {
     pub fn crictl(&self, args: &[&str]) -> Output {
         let config = self.dir.join("crictl.yaml");
         let args = [&["--config", config.to_str().unwrap()], args].concat();
-        self.in_network(&tools().join("crictl"), &args).output().unwrap()
+        self.inside(&tools().join("crictl"), &args).output().unwrap()
     }
 
     /// What `crictl` answers.
@@ -221,18 +228,18 @@ impl Node {
     /// # Panics
     /// When there is none.
     pub fn run_pod(&self, pod: &Value) -> Pod<'_> {
-        self.try_pod(pod).unwrap_or_else(|said| panic!("no pod: {said}\n{}", self.log()))
+        self.try_pod("skiff", pod).unwrap_or_else(|said| panic!("no pod: {said}\n{}", self.log()))
     }
 
-    /// Runs a pod with the runtime `skiff`.
+    /// Runs a pod with the runtime `handler`: `skiff`, or `skiff-plain` which has no options.
     ///
     /// # Errors
     /// What `crictl` says.
-    pub fn try_pod(&self, pod: &Value) -> Result<Pod<'_>, String> {
+    pub fn try_pod(&self, handler: &str, pod: &Value) -> Result<Pod<'_>, String> {
         let config = self.dir.join(format!("{}.json", pod["metadata"]["name"].as_str().unwrap()));
         fs::write(&config, pod.to_string()).unwrap();
         let config = config.to_str().unwrap().to_string();
-        let output = self.crictl(&["runp", "--runtime", "skiff", &config]);
+        let output = self.crictl(&["runp", "--runtime", handler, &config]);
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).into_owned());
         }
@@ -279,18 +286,32 @@ impl Node {
         assert!(left.is_empty(), "left behind:\n  {}\n{}", left.join("\n  "), self.log());
     }
 
+    /// The mount points of pods, as containerd sees them.
+    fn mounts(&self) -> Vec<String> {
+        let text = fs::read_to_string(format!("/proc/{}/mountinfo", self.pid())).unwrap();
+        let points = text.lines().filter_map(|line| line.split(' ').nth(4));
+        points.filter(|path| path.contains(&self.token)).map(str::to_string).collect()
+    }
+
     /// Everything of pods that is there.
     pub fn leftovers(&self) -> Vec<String> {
         let own = i32::try_from(self.pid()).unwrap();
         let processes = processes_with(&self.token).into_iter().filter(|(pid, _)| *pid != own);
         let mut left: Vec<String> = processes.map(|(pid, what)| format!("process {pid}: {what}")).collect();
-        left.extend(mounts_with(&self.token).into_iter().map(|path| format!("mount {}", path.display())));
+        left.extend(self.mounts().into_iter().map(|path| format!("mount {path}")));
         // The pods' own groups are the kubelet's to make and to remove.
         let is_container = |path: &PathBuf| path.file_name().is_some_and(|name| name.len() == 64);
         left.extend(
             cgroups_of(&self.token).into_iter().filter(is_container).map(|path| format!("cgroup {}", path.display())),
         );
-        for place in ["runc", "state/io.containerd.runtime.v2.task", "state/io.containerd.grpc.v1.cri", "addresses"] {
+        for place in [
+            "runc",
+            "state/io.containerd.runtime.v2.task",
+            "state/io.containerd.grpc.v1.cri",
+            "addresses",
+            "run/skiff",
+            "var/lib/cni/results",
+        ] {
             let files = files_below(&self.dir.join(place)).into_iter();
             let files =
                 files.filter(|path| !path.ends_with("lock") && !path.to_string_lossy().contains("last_reserved_ip"));
@@ -310,11 +331,6 @@ impl Drop for Node {
             containerd.wait().ok();
         }
         clean_up(&self.token);
-        for entry in fs::read_dir("/var/lib/cni/results").into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(&self.token) {
-                fs::remove_file(entry.path()).ok();
-            }
-        }
         fs::remove_dir_all(&self.dir).ok();
     }
 }

@@ -17,7 +17,7 @@ use containerd_shim::protos::api::{
     ProcessInfo, ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest, StartResponse, StateRequest,
     StateResponse, StatsRequest, StatsResponse, Status, UpdateTaskRequest, WaitRequest, WaitResponse,
 };
-use containerd_shim::protos::shim::oci::ProcessDetails;
+use containerd_shim::protos::shim::oci::{CheckpointOptions, ProcessDetails};
 use containerd_shim::protos::shim_async::{Task, create_task};
 use containerd_shim::protos::ttrpc::asynchronous::transport::Listener;
 use containerd_shim::protos::ttrpc::asynchronous::{Server, Service, TtrpcContext};
@@ -204,8 +204,11 @@ impl Task for TaskService {
     }
 
     async fn checkpoint(&self, _context: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
-        self.pod.container(&request.id)?;
-        Err(Error::new(Kind::Unsupported, format!("checkpoint is not implemented (container `{}`)", request.id)).into())
+        let container = self.pod.container(&request.id)?;
+        let options = CheckpointOptions::parse_from_bytes(&request.options.value)
+            .map_err(|error| Error::invalid(format!("the options are not understood: {error}")))?;
+        to_the_end(async move { container.checkpoint(Path::new(&request.path), &options).await }).await?;
+        Ok(Empty::default())
     }
 
     async fn exec(&self, _context: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {

@@ -8,8 +8,9 @@ use std::process::Stdio;
 use std::sync::Mutex;
 
 use async_trait::async_trait;
+use containerd_shim::protos::shim::oci::CheckpointOptions;
 use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
-use runc::options::{CreateOpts, DeleteOpts, ExecOpts, GlobalOpts};
+use runc::options::{DeleteOpts, ExecOpts, GlobalOpts};
 use runc::{Command, Io, Runc};
 
 use crate::error::{Context, Error, Kind, Result};
@@ -37,6 +38,10 @@ pub(crate) trait Launcher: Send + Sync {
     /// Makes the container of `bundle`; its process waits to be started and gets `preserved` as descriptors 3, 4, ….
     /// Gives the pid of the process, which becomes a child of the shim.
     async fn create(&self, bundle: &Path, attachment: Attachment, preserved: Vec<OwnedFd>) -> Result<i32>;
+    /// Makes the container of `bundle` from the checkpoint in the directory `image`; its process runs. Gives its pid.
+    async fn restore(&self, bundle: &Path, attachment: Attachment, image: &Path) -> Result<i32>;
+    /// Writes a checkpoint of the container's processes into the directory `image`.
+    async fn checkpoint(&self, image: &Path, options: &CheckpointOptions) -> Result<()>;
     /// Starts the container's process.
     async fn start(&self) -> Result<()>;
     /// Ends whatever is left of the container and removes it; a container that is not there is fine.
@@ -78,6 +83,11 @@ impl OciRuntime {
         Ok(Self { id: id.into(), client, directory: bundle.into(), settings: settings.clone(), state_root })
     }
 
+    /// Whether its containers' cgroups are made by systemd.
+    pub(crate) fn is_systemd(&self) -> bool {
+        self.settings.systemd_cgroup
+    }
+
     /// The runtime's own words for its last failure, or those of the call.
     fn failed(&self, doing: &str, error: &dyn std::error::Error) -> Error {
         let said = fs::read_to_string(self.directory.join(LOG_FILE)).unwrap_or_default();
@@ -89,13 +99,8 @@ impl OciRuntime {
         Error::new(Kind::Host, format!("OCI runtime {doing} failed: {words}"))
     }
 
-    async fn create_preserving(
-        &self,
-        bundle: &Path,
-        stdio: ChildStdio,
-        preserved: Vec<OwnedFd>,
-        pid_file: &Path,
-    ) -> Result<()> {
+    /// A command of the runtime that the client does not know, or not with all its options.
+    fn command(&self, name: &str) -> Command {
         let mut command = Command::new(&self.settings.binary_name);
         command
             .arg("--root")
@@ -106,44 +111,85 @@ impl OciRuntime {
         if self.settings.systemd_cgroup {
             command.arg("--systemd-cgroup");
         }
-        command.arg("create").arg("--bundle").arg(bundle).arg("--pid-file").arg(pid_file);
-        command.arg("--preserve-fds").arg(preserved.len().to_string());
+        command.arg(name).env_remove("NOTIFY_SOCKET");
+        command
+    }
+
+    /// A command that makes a container.
+    fn making(&self, name: &str, bundle: &Path, attachment: Attachment, preserved: Vec<OwnedFd>) -> Command {
+        let mut command = self.command(name);
+        command.arg("--bundle").arg(bundle).arg("--pid-file").arg(self.directory.join(PID_FILE));
         if self.settings.no_pivot_root {
             command.arg("--no-pivot");
         }
-        if self.settings.no_new_keyring {
-            command.arg("--no-new-keyring");
+        match attachment {
+            Attachment::Files(stdio) => {
+                command.stdin(stdio.stdin).stdout(stdio.stdout).stderr(stdio.stderr);
+            }
+            Attachment::Console(socket) => {
+                command.arg("--console-socket").arg(socket);
+                command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            }
         }
-        command.arg(&self.id).env_remove("NOTIFY_SOCKET");
-        command.stdin(stdio.stdin).stdout(stdio.stdout).stderr(stdio.stderr);
-        pass_descriptors(command.as_std_mut(), preserved);
+        if !preserved.is_empty() {
+            command.arg("--preserve-fds").arg(preserved.len().to_string());
+            pass_descriptors(command.as_std_mut(), preserved);
+        }
         end_with_the_shim(command.as_std_mut(), libc::SIGKILL);
-        let status = command.status().await.doing(|| "could not run the OCI runtime".into())?;
+        command
+    }
+
+    async fn run(&self, name: &str, mut command: Command) -> Result<()> {
+        let status = command.arg(&self.id).status().await.doing(|| "could not run the OCI runtime".into())?;
         if status.success() {
             return Ok(());
         }
-        Err(self.failed("create", &io::Error::other(format!("it ended with {status}"))))
+        Err(self.failed(name, &io::Error::other(format!("it ended with {status}"))))
     }
 }
 
 #[async_trait]
 impl Launcher for OciRuntime {
     async fn create(&self, bundle: &Path, attachment: Attachment, preserved: Vec<OwnedFd>) -> Result<i32> {
-        let pid_file = self.directory.join(PID_FILE);
-        let mut options = CreateOpts::new()
-            .pid_file(&pid_file)
-            .no_pivot(self.settings.no_pivot_root)
-            .no_new_keyring(self.settings.no_new_keyring);
-        match attachment {
-            Attachment::Files(stdio) if !preserved.is_empty() => {
-                self.create_preserving(bundle, stdio, preserved, &pid_file).await?;
-                return read_pid(&pid_file);
-            }
-            Attachment::Files(stdio) => options = options.io(passed(stdio)),
-            Attachment::Console(socket) => options = options.console_socket(socket),
+        // The client knows nothing of descriptors to preserve.
+        let mut command = self.making("create", bundle, attachment, preserved);
+        if self.settings.no_new_keyring {
+            command.arg("--no-new-keyring");
         }
-        self.client.create(&self.id, bundle, Some(&options)).await.map_err(|error| self.failed("create", &error))?;
-        read_pid(&pid_file)
+        self.run("create", command).await?;
+        read_pid(&self.directory.join(PID_FILE))
+    }
+
+    async fn restore(&self, bundle: &Path, attachment: Attachment, image: &Path) -> Result<i32> {
+        let mut command = self.making("restore", bundle, attachment, Vec::new());
+        command.arg("--detach").arg("--image-path").arg(image).arg("--work-path").arg(&self.directory);
+        self.run("restore", command).await?;
+        read_pid(&self.directory.join(PID_FILE))
+    }
+
+    async fn checkpoint(&self, image: &Path, options: &CheckpointOptions) -> Result<()> {
+        let mut command = self.command("checkpoint");
+        let work = if options.work_path.is_empty() { self.directory.as_path() } else { Path::new(&options.work_path) };
+        command.arg("--image-path").arg(image).arg("--work-path").arg(work);
+        for (flag, set) in [
+            ("--leave-running", !options.exit),
+            ("--tcp-established", options.open_tcp),
+            ("--ext-unix-sk", options.external_unix_sockets),
+            ("--shell-job", options.terminal),
+            ("--file-locks", options.file_locks),
+        ] {
+            if set {
+                command.arg(flag);
+            }
+        }
+        for namespace in &options.empty_namespaces {
+            command.arg("--empty-ns").arg(namespace);
+        }
+        if !options.cgroups_mode.is_empty() {
+            command.arg("--manage-cgroups-mode").arg(&options.cgroups_mode);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        self.run("checkpoint", command).await
     }
 
     async fn start(&self) -> Result<()> {
@@ -209,7 +255,6 @@ impl Io for Passed {
         let taken = self.0.lock().map_err(|_| io::Error::other("a lock is poisoned"))?.take();
         let stdio = taken.ok_or_else(|| io::Error::other("the streams were used already"))?;
         command.stdin(stdio.stdin).stdout(Stdio::from(stdio.stdout)).stderr(Stdio::from(stdio.stderr));
-        end_with_the_shim(command.as_std_mut(), libc::SIGKILL);
         Ok(())
     }
 

@@ -1,11 +1,12 @@
 //! A container of the pod: its life after it was made.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use containerd_shim::protos::events::task::{TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart};
+use containerd_shim::protos::events::task::{TaskCheckpointed, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart};
+use containerd_shim::protos::shim::oci::CheckpointOptions;
 use oci_spec::runtime::LinuxResources;
 use protobuf::well_known_types::any::Any;
 use skiff_plan::exit_code_of_signal;
@@ -17,8 +18,10 @@ use crate::host::cgroup::Cgroup;
 use crate::host::metrics;
 use crate::host::mounts::Rootfs;
 use crate::host::namespaces::Holder;
+use crate::host::process::Process;
 use crate::host::runtime::Launcher;
 use crate::host::stdio::Owner;
+use crate::pod::exec::attachment_for;
 use crate::pod::guest::Guest;
 use crate::pod::{Deleted, Member};
 use crate::task::state::{Exit, State};
@@ -55,6 +58,8 @@ pub(crate) struct Made {
     pub(crate) cgroup: Cgroup,
     /// The kernel ends all processes of the container with the first one.
     pub(crate) own_pids: bool,
+    /// Where the checkpoint lies that Start makes the process from.
+    pub(crate) checkpoint: Option<PathBuf>,
 }
 
 impl Body {
@@ -112,7 +117,10 @@ impl Container {
         self.init.state().check_start()?;
         match &self.body {
             Body::Sandbox(_) => {}
-            Body::Native(made) => made.launcher.start().await?,
+            Body::Native(made) => match &made.checkpoint {
+                Some(image) => self.restore(made, image).await?,
+                None => made.launcher.start().await?,
+            },
             Body::Wasm(made, guest) => {
                 let guest = guest.lock().await.take();
                 let guest = guest.ok_or_else(|| Error::new(Kind::Conflict, "the guest was started before"))?;
@@ -124,6 +132,31 @@ impl Container {
         let pid = self.init.pid();
         self.events.publish(TaskStart { container_id: self.id.clone(), pid: unsigned(pid), ..TaskStart::default() });
         Ok(pid)
+    }
+
+    async fn restore(self: &Arc<Self>, made: &Made, image: &Path) -> Result<()> {
+        let (attachment, pending) = attachment_for(&self.init.stdio, &self.owner)?;
+        let pid = made.launcher.restore(&self.bundle, attachment, image).await?;
+        let process = Process::of_child(pid).doing(|| "could not watch the container's process".into())?;
+        self.init.attach(process, pending.complete(&self.init.stdio).await?);
+        self.supervise(self.init.clone());
+        Ok(())
+    }
+
+    /// Writes a checkpoint of a native container into the directory `image`.
+    pub(crate) async fn checkpoint(&self, image: &Path, options: &CheckpointOptions) -> Result<()> {
+        match &self.body {
+            Body::Native(made) => made.launcher.checkpoint(image, options).await?,
+            Body::Wasm(..) => return Err(self.unsupported("checkpoint", "a wasm container")),
+            Body::Sandbox(_) => return Err(self.unsupported("checkpoint", "the sandbox of a pod")),
+        }
+        let checkpoint = image.to_string_lossy().into_owned();
+        self.events.publish(TaskCheckpointed {
+            container_id: self.id.clone(),
+            checkpoint,
+            ..TaskCheckpointed::default()
+        });
+        Ok(())
     }
 
     /// Owns the waiting for `member`: publishes its exit, once.
@@ -240,7 +273,10 @@ impl Container {
 
     /// Removes what is left of the container. The first process must have ended or never have been started.
     pub(super) async fn delete(&self, holder: &Holder) -> Result<Deleted> {
-        if self.init.state() == State::Created {
+        if self.init.state() == State::Created && self.init.pid() == 0 {
+            let _changing = self.changing.lock().await;
+            self.ended(&self.init, Exit { code: exit_code_of_signal(libc::SIGKILL), at: SystemTime::now() });
+        } else if self.init.state() == State::Created {
             match self.kill(&self.init, libc::SIGKILL, false).await {
                 Err(error) if error.kind() != Kind::NotFound => return Err(error),
                 _ended_or_about_to => {}

@@ -59,9 +59,6 @@ enum Program {
 impl Pod {
     /// Makes a container and gives the pid of its process. Nothing is left behind when that fails.
     pub(crate) async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<i32> {
-        if !request.checkpoint.is_empty() {
-            return Err(Error::new(Kind::Unsupported, "restore from a checkpoint is not implemented"));
-        }
         let reservation = self.reserve(&request.id)?;
         let settings = Settings::from_any(request.options.as_ref())?;
         let config = Config::read(&request.bundle)?;
@@ -81,12 +78,11 @@ impl Pod {
             None => self.create_process(&request, config, record).await?,
         };
         let pid = init.pid();
-        let is_process = !matches!(body, Body::Sandbox(_));
         let container =
             Arc::new(Container::new(request.bundle.clone(), self.owner_of(&request), init, body, self.events.clone()));
         self.events.publish(created(&request, pid));
         reservation.fill(container.clone());
-        if is_process {
+        if container.init.has_process() {
             container.supervise(container.init.clone());
         }
         Ok(pid)
@@ -138,6 +134,11 @@ impl Pod {
         let config = Arc::new(config);
         let program = self.find_program(request, &config, &rootfs, &record.settings).await?;
         let launcher = OciRuntime::new(&request.id, &record.namespace, &record.settings, &request.bundle)?;
+        if let Program::Native = program
+            && !request.checkpoint.is_empty()
+        {
+            return checkpointed(request, &config, rootfs, launcher);
+        }
         let made = make(request, &self.owner_of(request), &config, &rootfs, &launcher, program).await;
         let (process, attached, cgroup, guest) = match made {
             Ok(made) => made,
@@ -157,6 +158,7 @@ impl Pod {
             rootfs: Mutex::new(Some(rootfs)),
             cgroup,
             own_pids: has_own_pids(&config.spec),
+            checkpoint: None,
         });
         let body = match guest {
             Some(guest) => Body::Wasm(made, tokio::sync::Mutex::new(Some(Box::new(guest)))),
@@ -195,6 +197,12 @@ impl Pod {
                 (name.to_string(), function.map(str::to_string), file, Some(layer.digest))
             }
         };
+        if !request.checkpoint.is_empty() {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!("restore is not implemented for a wasm container (`{name}`)"),
+            ));
+        }
         if request.stdio.terminal {
             return Err(Error::new(
                 Kind::Unsupported,
@@ -253,6 +261,25 @@ async fn mount(request: &CreateRequest, config: &Config) -> Result<Rootfs> {
     // A thread of its own: mounting many layers changes the thread's working directory for good.
     std::thread::spawn(move || drop(done.send(Rootfs::mount(path, &mounts))));
     mounted.await.doing(|| "could not mount the root file system".into())?
+}
+
+/// A native container whose process Start makes from a checkpoint.
+fn checkpointed(
+    request: &CreateRequest,
+    config: &Config,
+    rootfs: Rootfs,
+    launcher: OciRuntime,
+) -> Result<(Member, Body)> {
+    let path = config.cgroups_path().unwrap_or_default();
+    let cgroup = Cgroup::from_spec(&path, launcher.is_systemd(), &request.id);
+    let made = Made {
+        launcher: Box::new(launcher),
+        rootfs: Mutex::new(Some(rootfs)),
+        cgroup: cgroup.doing(|| "could not find the container's cgroup".into())?,
+        own_pids: has_own_pids(&config.spec),
+        checkpoint: Some(request.checkpoint.clone().into()),
+    };
+    Ok((Member::checkpointed(request.stdio.clone()), Body::Native(Box::new(made))))
 }
 
 type MadeProcess = (Process, Attached, Cgroup, Option<Guest>);

@@ -42,6 +42,13 @@ impl Member {
         member
     }
 
+    /// A process that Start makes from a checkpoint.
+    pub(crate) fn checkpointed(stdio: StdioPaths) -> Self {
+        let member = Self::added("", stdio);
+        member.state.send_replace(State::Created);
+        member
+    }
+
     fn added(exec_id: &str, stdio: StdioPaths) -> Self {
         Self {
             exec_id: exec_id.into(),
@@ -90,6 +97,11 @@ impl Member {
     /// The pid, 0 when there is none yet.
     pub(crate) fn pid(&self) -> i32 {
         self.process.get().map(Process::pid).or(self.shown_pid).unwrap_or(0)
+    }
+
+    /// Whether there is a process to wait for.
+    pub(crate) fn has_process(&self) -> bool {
+        self.process.get().is_some()
     }
 
     /// Waits for the exit.

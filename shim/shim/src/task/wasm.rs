@@ -53,8 +53,12 @@ pub(crate) fn for_engine(
         return Err(Error::invalid("a wasm container needs a `tmpfs` of its own at `/dev` among its mounts"));
     }
     let read_only = spec["root"]["readonly"].as_bool().unwrap_or(false);
-    let (view, preopens) = view_of(&mounts, rootfs, read_only, resolve);
-    let devices = devices_of(&spec["linux"]["devices"]);
+    let (mut view, preopens) = view_of(&mounts, rootfs, read_only, resolve);
+    let mut devices = devices_of(&spec["linux"]["devices"]);
+    if has_user_namespace(&spec) {
+        // Nobody makes devices in a user namespace: the OCI runtime binds the node's, which it looks for at the same path.
+        view.extend(devices.drain(..).filter_map(|device| bind_of(&device)));
+    }
 
     let mut engine_args = vec![format!("/proc/self/fd/{ENGINE_FD}")];
     engine_args.extend(args.iter().cloned());
@@ -129,6 +133,17 @@ fn devices_of(devices: &Value) -> Vec<Value> {
         }
     }
     found
+}
+
+fn has_user_namespace(spec: &Value) -> bool {
+    spec["linux"]["namespaces"].as_array().into_iter().flatten().any(|namespace| namespace["type"] == "user")
+}
+
+/// The node's device in the place of one of [`devices_of`].
+fn bind_of(device: &Value) -> Option<Value> {
+    let place = device["path"].as_str()?;
+    let source = Path::new("/dev").join(place.strip_prefix(VIEW)?.strip_prefix("/dev/")?);
+    Some(bind(place, &source, &["bind", "rprivate", "rw"]))
 }
 
 fn bind(destination: &str, source: &Path, options: &[&str]) -> Value {
@@ -241,6 +256,20 @@ mod tests {
                 && paths.contains(&"/dev/.skiff/dev/fuse")
                 && paths.contains(&"/dev/.skiff/dev/null")
         );
+    }
+
+    #[test]
+    fn in_a_user_namespace_the_nodes_devices_are_bound_into_the_view() {
+        let mut given = spec(json!([]));
+        given["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "user", "path": "/proc/1/ns/user"}]);
+        let (spec, _) = rewrite(&given);
+        assert_eq!(spec["linux"]["devices"], given["linux"]["devices"]);
+        let places = destinations(&spec);
+        for name in ["null", "zero", "full", "random", "urandom", "fuse"] {
+            let place = format!("/dev/.skiff/dev/{name}");
+            let position = places.iter().position(|destination| *destination == place).unwrap();
+            assert_eq!(spec["mounts"][position + 3]["source"], format!("/dev/{name}"));
+        }
     }
 
     #[test]
