@@ -13,6 +13,6 @@ test: ## everything that is tested, ending with `N passed, N failed`
 run: ## run a guest in a private containerd: WASM=path.wasm or IMAGE=archive.tar or IMAGE=reference, ARGS="..."
 	@test/run.sh
 bench: ## measure skiff beside runc, a shim of the usual kind and wasmtime
-	@test/bench.sh
+	@cargo run --release --locked --quiet -p skiff-bench --
 clean: ## remove what was built and cached
 	rm -rf $(CARGO_TARGET_DIR) $(HOME)/.cache/skiff

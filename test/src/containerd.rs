@@ -183,6 +183,11 @@ impl Containerd {
         Image::find(self, reference)
     }
 
+    /// The image that containerd has under this name.
+    pub fn image(&self, reference: &str) -> Image {
+        Image::find(self, reference)
+    }
+
     /// The image `name`, which `make` imports when it is asked for first.
     pub(crate) fn image_once(&self, name: &str, make: impl FnOnce() -> Image) -> Image {
         let slot = self.images.lock().unwrap().entry(name.to_string()).or_default().clone();

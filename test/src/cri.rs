@@ -11,6 +11,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
@@ -43,6 +44,8 @@ pub struct Node {
     /// The directory that holds everything.
     pub dir: PathBuf,
     containerd: Option<Child>,
+    /// Where the shims of its pods have listened.
+    sockets: Mutex<Vec<PathBuf>>,
 }
 
 impl Node {
@@ -51,7 +54,7 @@ impl Node {
         let token = token();
         let dir = std::env::temp_dir().join(format!("skiff-{token}"));
         fs::create_dir_all(dir.join("cni")).unwrap();
-        let mut node = Self { token, dir, containerd: None };
+        let mut node = Self { token, dir, containerd: None, sockets: Mutex::default() };
         node.write_configuration();
         node.start_containerd();
         node.import(PAUSE, "pause", &tools().join("pause"));
@@ -244,7 +247,9 @@ impl Node {
             return Err(String::from_utf8_lossy(&output.stderr).into_owned());
         }
         let id = String::from_utf8(output.stdout).unwrap().trim().to_string();
-        Ok(Pod { id, config, description: pod.clone(), node: self })
+        let pod = Pod { id, config, description: pod.clone(), node: self };
+        self.sockets.lock().unwrap().push(pod.socket());
+        Ok(pod)
     }
 
     /// containerd's last words, with the shims'.
@@ -299,6 +304,8 @@ impl Node {
         let processes = processes_with(&self.token).into_iter().filter(|(pid, _)| *pid != own);
         let mut left: Vec<String> = processes.map(|(pid, what)| format!("process {pid}: {what}")).collect();
         left.extend(self.mounts().into_iter().map(|path| format!("mount {path}")));
+        let sockets = self.sockets.lock().unwrap();
+        left.extend(sockets.iter().filter(|path| path.exists()).map(|path| format!("socket {}", path.display())));
         // The pods' own groups are the kubelet's to make and to remove.
         let is_container = |path: &PathBuf| path.file_name().is_some_and(|name| name.len() == 64);
         left.extend(
@@ -331,6 +338,9 @@ impl Drop for Node {
             containerd.wait().ok();
         }
         clean_up(&self.token);
+        for socket in self.sockets.lock().unwrap().iter() {
+            fs::remove_file(socket).ok();
+        }
         fs::remove_dir_all(&self.dir).ok();
     }
 }

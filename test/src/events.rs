@@ -6,13 +6,16 @@ use std::time::Duration;
 use containerd_client::events::{
     TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOom, TaskPaused, TaskResumed, TaskStart,
 };
-use containerd_client::services::v1::SubscribeRequest;
 use containerd_client::services::v1::events_client::EventsClient;
+use containerd_client::services::v1::{PublishRequest, SubscribeRequest};
 use prost_types::Any;
 
 use crate::api::{in_namespace, runtime};
 use crate::containerd::Containerd;
 use crate::wait::until;
+
+/// The container of events that the harness makes itself.
+const PROBE: &str = "probe";
 
 /// Something that happened to a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,16 +41,26 @@ impl Events {
         let seen = Arc::<Mutex<Vec<Event>>>::default();
         let request = SubscribeRequest { filters: vec!["topic~=\"/tasks/\"".into()] };
         let mut client = EventsClient::new(containerd.api().channel.clone());
-        let stream = runtime().block_on(client.subscribe(in_namespace(request))).expect("events can be subscribed to");
-        let (mut stream, sink) = (stream.into_inner(), seen.clone());
+        let (mut subscriber, sink) = (client.clone(), seen.clone());
         runtime().spawn(async move {
+            let subscribed = subscriber.subscribe(in_namespace(request)).await;
+            let mut stream = subscribed.expect("events can be subscribed to").into_inner();
             while let Ok(Some(envelope)) = stream.message().await {
                 if let Some(payload) = envelope.event {
                     sink.lock().unwrap().push(parse(&envelope.topic, payload));
                 }
             }
         });
-        Self { seen }
+        // containerd says nothing before the first event: make one until it arrives.
+        let events = Self { seen };
+        let heard = until(Duration::from_secs(10), || {
+            let probe = TaskStart { container_id: PROBE.into(), pid: 0 };
+            let request = PublishRequest { topic: "/tasks/probe".into(), event: Some(containerd_client::to_any(&probe)) };
+            containerd.api().call(client.publish(in_namespace(request))).expect("events can be published");
+            until(Duration::from_millis(20), || !events.of(PROBE).is_empty())
+        });
+        assert!(heard, "containerd's events do not come");
+        events
     }
 
     /// The events of a container so far.

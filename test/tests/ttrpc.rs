@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::{
@@ -958,6 +958,47 @@ async fn the_options_choose_the_oci_runtime_its_state_and_its_cgroup_driver() {
         }
     }
     host.assert_nothing_left().await;
+}
+
+fn is_v1() -> bool {
+    !Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
+/// The directories in which cgroups can be made.
+fn hierarchies() -> Vec<PathBuf> {
+    let root = PathBuf::from("/sys/fs/cgroup");
+    if !is_v1() {
+        return vec![root];
+    }
+    let entries = fs::read_dir(root).unwrap().flatten();
+    entries.filter(|entry| entry.file_type().unwrap().is_dir()).map(|entry| entry.path()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shim_can_have_a_cgroup_of_its_own() {
+    let host = Host::new().await;
+    let bundle = host.native("a", &["sleep", "1000"]);
+    let group = host.cgroup("shim");
+    for hierarchy in hierarchies() {
+        let dir = hierarchy.join(&group[1..]);
+        fs::create_dir_all(&dir).unwrap();
+        for file in ["cpuset.cpus", "cpuset.mems"].iter().filter(|file| dir.join(file).exists() && is_v1()) {
+            let value = fs::read(hierarchy.join(file)).unwrap();
+            fs::write(dir.parent().unwrap().join(file), &value).unwrap();
+            fs::write(dir.join(file), &value).unwrap();
+        }
+    }
+    let options = host.options(&format!("ShimCgroup = \"{group}\"")).write_to_bytes().unwrap();
+    let output = with_input(host.command(&bundle, "start"), &options).await;
+    let answer: Value = serde_json::from_slice(&succeeded(&output).stdout).unwrap();
+    let shim = host.connect(answer["address"].as_str().unwrap()).await;
+    let cgroups = |pid: i32| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    assert!(cgroups(shim.pid().await).contains(&group), "{}", cgroups(shim.pid().await));
+    let pid = shim.create(&bundle).await.unwrap();
+    assert!(!cgroups(pid).contains(&group), "{}", cgroups(pid));
+    shim.delete(&bundle).await.unwrap();
+    shim.shutdown().await;
+    eventually("the shim has ended", || host.processes().is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

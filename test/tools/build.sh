@@ -6,6 +6,7 @@
 #   cni         bridge, loopback, host-local, portmap         crictl      the CRI's command line
 #   native      hello, pause (static C) and busybox           wasmtime    the reference runtime (`run`, `serve`)
 #   wrk         the HTTP load generator, from the distribution
+#   criu        what runc makes checkpoints with, from Debian's newest: older ones do not know newer kernels
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../cache.sh"
 
@@ -55,6 +56,23 @@ build_wasmtime() {
 
 build_wrk() { cp "$(type -P wrk)" "$1/wrk"; }
 
+# It is run where it was unpacked, by its own loader: nothing is installed.
+build_criu() {
+  local site
+  site=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | sed 1q)
+  mmdebstrap --quiet --variant=extract --include=criu \
+    --aptopt='Acquire::Check-Valid-Until "false"' --aptopt='APT::Install-Recommends "false"' \
+    sid "$1/.sid" "deb $site sid main"
+  rm -rf "$1"/.sid/{var,dev,tmp,etc,usr/share}
+  cat > "$1/criu" << 'EOF'
+#!/bin/sh
+root=$(dirname "$(readlink -f "$0")")/.sid
+for lib in "$root"/usr/lib/*-linux-gnu*; do break; done
+exec "$lib"/ld-linux-*.so.* --library-path "$lib" --argv0 criu "$root/usr/sbin/criu" "$@"
+EOF
+  chmod 755 "$1/criu"
+}
+
 # in_module NAME VARIABLE=VALUE... COMMAND...: runs the command in the module that pins the tool.
 in_module() (
   cd "$here/$1"
@@ -81,13 +99,14 @@ packages() {
     runc) echo gcc libc6-dev pkg-config libseccomp-dev ;;
     native) echo gcc libc6-dev ;;
     wrk) echo wrk ;;
+    criu) echo mmdebstrap ;;
   esac
 }
 
 main() {
   local name needed dir
   local -a dirs=() files=()
-  [ $# -gt 0 ] || set -- containerd runc cni crictl native wasmtime wrk
+  [ $# -gt 0 ] || set -- containerd runc cni crictl native wasmtime wrk criu
   needed=$(for name in "$@"; do packages "$name"; done | tr ' ' '\n' | sort -u)
   [ -z "$needed" ] || apt_need $needed
   for name in "$@"; do

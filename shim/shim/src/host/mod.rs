@@ -3,6 +3,7 @@
 pub(crate) mod bundle;
 pub(crate) mod cache;
 pub(crate) mod cgroup;
+mod checkpoint;
 pub(crate) mod compile;
 pub(crate) mod console;
 pub(crate) mod engine;

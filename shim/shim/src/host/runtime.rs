@@ -14,8 +14,9 @@ use runc::options::{DeleteOpts, ExecOpts, GlobalOpts};
 use runc::{Command, Io, Runc};
 
 use crate::error::{Context, Error, Kind, Result};
+use crate::host::checkpoint;
 use crate::host::process::{end_with_the_shim, pass_descriptors};
-use crate::host::stdio::ChildStdio;
+use crate::host::stdio::{ChildStdio, StdioPaths};
 use crate::settings::Settings;
 
 /// The pid of the container's first process, in the bundle.
@@ -40,8 +41,8 @@ pub(crate) trait Launcher: Send + Sync {
     async fn create(&self, bundle: &Path, attachment: Attachment, preserved: Vec<OwnedFd>) -> Result<i32>;
     /// Makes the container of `bundle` from the checkpoint in the directory `image`; its process runs. Gives its pid.
     async fn restore(&self, bundle: &Path, attachment: Attachment, image: &Path) -> Result<i32>;
-    /// Writes a checkpoint of the container's processes into the directory `image`.
-    async fn checkpoint(&self, image: &Path, options: &CheckpointOptions) -> Result<()>;
+    /// Writes a checkpoint of the container's processes, whose streams are `stdio`, into the directory `image`.
+    async fn checkpoint(&self, image: &Path, stdio: &StdioPaths, options: &CheckpointOptions) -> Result<()>;
     /// Starts the container's process.
     async fn start(&self) -> Result<()>;
     /// Ends whatever is left of the container and removes it; a container that is not there is fine.
@@ -163,12 +164,17 @@ impl Launcher for OciRuntime {
     async fn restore(&self, bundle: &Path, attachment: Attachment, image: &Path) -> Result<i32> {
         let mut command = self.making("restore", bundle, attachment, Vec::new());
         command.arg("--detach").arg("--image-path").arg(image).arg("--work-path").arg(&self.directory);
-        self.run("restore", command).await?;
+        let config = checkpoint::prepare_restore(image, &self.directory);
+        command.env(checkpoint::CONFIG_VARIABLE, config.doing(|| "could not prepare the restore".into())?);
+        self.run("restore", command).await.map_err(|error| checkpoint::explain(error, &self.directory))?;
         read_pid(&self.directory.join(PID_FILE))
     }
 
-    async fn checkpoint(&self, image: &Path, options: &CheckpointOptions) -> Result<()> {
+    async fn checkpoint(&self, image: &Path, stdio: &StdioPaths, options: &CheckpointOptions) -> Result<()> {
+        let config = checkpoint::prepare(image, &self.directory, stdio)
+            .doing(|| format!("could not prepare a checkpoint in `{}`", image.display()))?;
         let mut command = self.command("checkpoint");
+        command.env(checkpoint::CONFIG_VARIABLE, config);
         let work = if options.work_path.is_empty() { self.directory.as_path() } else { Path::new(&options.work_path) };
         command.arg("--image-path").arg(image).arg("--work-path").arg(work);
         for (flag, set) in [
@@ -189,7 +195,7 @@ impl Launcher for OciRuntime {
             command.arg("--manage-cgroups-mode").arg(&options.cgroups_mode);
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        self.run("checkpoint", command).await
+        self.run("checkpoint", command).await.map_err(|error| checkpoint::explain(error, work))
     }
 
     async fn start(&self) -> Result<()> {

@@ -58,8 +58,16 @@ pub(crate) struct Made {
     pub(crate) cgroup: Cgroup,
     /// The kernel ends all processes of the container with the first one.
     pub(crate) own_pids: bool,
-    /// Where the checkpoint lies that Start makes the process from.
-    pub(crate) checkpoint: Option<PathBuf>,
+    /// What Start makes the process from, if it is restored.
+    pub(crate) checkpoint: Option<Checkpoint>,
+}
+
+/// A checkpoint that a container is restored from.
+pub(crate) struct Checkpoint {
+    /// The directory that it lies in.
+    pub(crate) image: PathBuf,
+    /// The bundle for the OCI runtime.
+    pub(crate) bundle: PathBuf,
 }
 
 impl Body {
@@ -118,7 +126,7 @@ impl Container {
         match &self.body {
             Body::Sandbox(_) => {}
             Body::Native(made) => match &made.checkpoint {
-                Some(image) => self.restore(made, image).await?,
+                Some(checkpoint) => self.restore(made, checkpoint).await?,
                 None => made.launcher.start().await?,
             },
             Body::Wasm(made, guest) => {
@@ -134,9 +142,9 @@ impl Container {
         Ok(pid)
     }
 
-    async fn restore(self: &Arc<Self>, made: &Made, image: &Path) -> Result<()> {
+    async fn restore(self: &Arc<Self>, made: &Made, from: &Checkpoint) -> Result<()> {
         let (attachment, pending) = attachment_for(&self.init.stdio, &self.owner)?;
-        let pid = made.launcher.restore(&self.bundle, attachment, image).await?;
+        let pid = made.launcher.restore(&from.bundle, attachment, &from.image).await?;
         let process = Process::of_child(pid).doing(|| "could not watch the container's process".into())?;
         self.init.attach(process, pending.complete(&self.init.stdio).await?);
         self.supervise(self.init.clone());
@@ -145,11 +153,14 @@ impl Container {
 
     /// Writes a checkpoint of a native container into the directory `image`.
     pub(crate) async fn checkpoint(&self, image: &Path, options: &CheckpointOptions) -> Result<()> {
-        match &self.body {
-            Body::Native(made) => made.launcher.checkpoint(image, options).await?,
+        let made = match &self.body {
+            Body::Native(made) => made,
             Body::Wasm(..) => return Err(self.unsupported("checkpoint", "a wasm container")),
             Body::Sandbox(_) => return Err(self.unsupported("checkpoint", "the sandbox of a pod")),
-        }
+        };
+        let _changing = self.changing.lock().await;
+        self.init.state().check_checkpoint()?;
+        made.launcher.checkpoint(image, &self.init.stdio, options).await?;
         let checkpoint = image.to_string_lossy().into_owned();
         self.events.publish(TaskCheckpointed {
             container_id: self.id.clone(),

@@ -21,7 +21,7 @@ use crate::host::process::Process;
 use crate::host::rootfs::{FileKind, kind_of, open_file, resolve};
 use crate::host::runtime::{Launcher, OciRuntime};
 use crate::host::stdio::{Owner, StdioPaths};
-use crate::pod::container::{Body, Made, remove_cgroup, unsigned};
+use crate::pod::container::{Body, Checkpoint, Made, remove_cgroup, unsigned};
 use crate::pod::exec::attachment_for;
 use crate::pod::guest::{Guest, Module, control_socket};
 use crate::pod::member::{Attached, Member};
@@ -270,6 +270,7 @@ fn checkpointed(
     rootfs: Rootfs,
     launcher: OciRuntime,
 ) -> Result<(Member, Body)> {
+    let bundle = bundle_of_native(request, config, &rootfs)?;
     let path = config.cgroups_path().unwrap_or_default();
     let cgroup = Cgroup::from_spec(&path, launcher.is_systemd(), &request.id);
     let made = Made {
@@ -277,7 +278,7 @@ fn checkpointed(
         rootfs: Mutex::new(Some(rootfs)),
         cgroup: cgroup.doing(|| "could not find the container's cgroup".into())?,
         own_pids: has_own_pids(&config.spec),
-        checkpoint: Some(request.checkpoint.clone().into()),
+        checkpoint: Some(Checkpoint { image: request.checkpoint.clone().into(), bundle }),
     };
     Ok((Member::checkpointed(request.stdio.clone()), Body::Native(Box::new(made))))
 }
@@ -294,12 +295,10 @@ async fn make(
 ) -> Result<MadeProcess> {
     let (attachment, pending) = attachment_for(&request.stdio, owner)?;
     let (pid, handed) = match program {
-        Program::Native if config.is_rewritten => {
-            let mut spec = config.text.clone();
-            spec["root"]["path"] = serde_json::json!(rootfs.path());
-            (launcher.create(&write_bundle(request, &spec)?, attachment, Vec::new()).await?, None)
+        Program::Native => {
+            let bundle = bundle_of_native(request, config, rootfs)?;
+            (launcher.create(&bundle, attachment, Vec::new()).await?, None)
         }
-        Program::Native => (launcher.create(&request.bundle, attachment, Vec::new()).await?, None),
         Program::Wasm { module, name, function } => {
             let guest = wasm::Guest { module: &name, function: function.as_deref() };
             let (spec, plan) =
@@ -322,6 +321,16 @@ async fn make(
     };
     let attached = pending.complete(&request.stdio).await?;
     Ok((process, attached, cgroup, guest))
+}
+
+/// The bundle of a native container: containerd's, unless the specification is no longer what stands there.
+fn bundle_of_native(request: &CreateRequest, config: &Config, rootfs: &Rootfs) -> Result<PathBuf> {
+    if !config.is_rewritten {
+        return Ok(request.bundle.clone());
+    }
+    let mut spec = config.text.clone();
+    spec["root"]["path"] = serde_json::json!(rootfs.path());
+    write_bundle(request, &spec)
 }
 
 /// Writes a bundle for the OCI runtime whose specification is not containerd's; the root file system is.

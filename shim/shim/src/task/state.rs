@@ -57,6 +57,11 @@ impl State {
         self.allow("resume", self == State::Paused)
     }
 
+    /// May a checkpoint of it be made?
+    pub(crate) fn check_checkpoint(self) -> Result<()> {
+        self.allow("checkpoint", matches!(self, State::Running | State::Paused))
+    }
+
     /// May it be deleted? What was made and never started is ended first.
     pub(crate) fn check_delete(self) -> Result<()> {
         self.allow("delete", matches!(self, State::Added | State::Created | State::Stopped(_)))

@@ -476,33 +476,3 @@ fn a_digest_is_that_of_the_whole_file_wherever_its_offset_is() {
     check(b"abc", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     check(&[b'a'; 1_000_000], "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
 }
-
-/// Prints what a hit and a digest cost: `cargo test --release -- --ignored --nocapture cost_of`.
-#[test]
-#[ignore = "a measurement"]
-fn cost_of_a_hit_and_of_a_digest() {
-    let scratch = Scratch::new();
-    let cache = scratch.cache();
-    for megabytes in [1_usize, 8, 64] {
-        let number = u8::try_from(megabytes).unwrap();
-        let code: Vec<u8> =
-            (0..megabytes << 17).flat_map(|at| at.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect();
-        let begun = Instant::now();
-        cache.get_or_compile(&key(number), writes(&code)).unwrap();
-        println!("{megabytes} MiB: publish {:?}", begun.elapsed());
-        let time = |work: &dyn Fn()| {
-            let mut times: Vec<Duration> = (0..30)
-                .map(|_| {
-                    let begun = Instant::now();
-                    work();
-                    begun.elapsed()
-                })
-                .collect();
-            times.sort();
-            (times[0], times[15])
-        };
-        println!("  lookup (min, median) {:?}", time(&|| drop(cache.lookup(&key(number)).unwrap().unwrap())));
-        let file = cache.lookup(&key(number)).unwrap().unwrap();
-        println!("  sha256 (min, median) {:?}", time(&|| drop(digest_of(&file).unwrap())));
-    }
-}
