@@ -152,10 +152,15 @@ pub(crate) fn runtime() -> &'static Runtime {
 }
 
 /// Waits for an answer for no longer than `limit`.
-pub(crate) fn wait_for<T>(limit: Duration, answer: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Refused> {
+pub(crate) fn wait_for<T>(
+    limit: Duration,
+    answer: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, Refused> {
     match runtime().block_on(async { tokio::time::timeout(limit, answer).await }) {
         Ok(answer) => Ok(answer?.into_inner()),
-        Err(_) => Err(Refused { code: Code::DeadlineExceeded, message: format!("no answer for {} s", limit.as_secs()) }),
+        Err(_) => {
+            Err(Refused { code: Code::DeadlineExceeded, message: format!("no answer for {} s", limit.as_secs()) })
+        }
     }
 }
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use containerd_client::services::v1::{
-    CloseIoRequest, DeleteTaskRequest, GetRequest, KillRequest, ListPidsRequest, MetricsRequest,
-    PauseTaskRequest, ResizePtyRequest, ResumeTaskRequest, StartRequest, UpdateTaskRequest, WaitRequest,
+    CloseIoRequest, DeleteTaskRequest, GetRequest, KillRequest, ListPidsRequest, MetricsRequest, PauseTaskRequest,
+    ResizePtyRequest, ResumeTaskRequest, StartRequest, UpdateTaskRequest, WaitRequest,
 };
 use containerd_client::types::v1::Process;
 use prost_types::Any;
@@ -14,6 +14,7 @@ use crate::api::{Refused, exit_of, in_namespace, wait_for};
 use crate::containerd::Containerd;
 use crate::left::assert_nothing_left;
 use crate::streams::Streams;
+use crate::wait::eventually;
 
 /// How long a process may take to end.
 pub(crate) const EXIT_LIMIT: Duration = Duration::from_secs(60);
@@ -60,7 +61,12 @@ impl<'a> Container<'a> {
     /// Waits for its end; the exit code.
     pub fn wait(&self) -> u32 {
         self.wait_for(EXIT_LIMIT).unwrap_or_else(|refused| {
-            panic!("container `{}` did not end: {refused}; stdout: {:?}, stderr: {:?}", self.id, self.streams.stdout(), self.streams.stderr())
+            panic!(
+                "container `{}` did not end: {refused}; stdout: {:?}, stderr: {:?}",
+                self.id,
+                self.streams.stdout(),
+                self.streams.stderr()
+            )
         })
     }
 
@@ -75,7 +81,8 @@ impl<'a> Container<'a> {
     pub fn finish(mut self) -> Outcome {
         let code = self.wait();
         self.streams.wait_for_the_end();
-        let deleted = self.delete().unwrap_or_else(|refused| panic!("container `{}` was not deleted: {refused}", self.id));
+        let deleted =
+            self.delete().unwrap_or_else(|refused| panic!("container `{}` was not deleted: {refused}", self.id));
         assert_eq!(deleted, code, "Wait and Delete tell the same exit code");
         Outcome { code, stdout: self.streams.stdout(), stderr: self.streams.stderr() }
     }
@@ -146,6 +153,15 @@ impl<'a> Container<'a> {
         api.call(api.tasks().pause(in_namespace(request))).map(drop)
     }
 
+    /// Pauses it; on a busy machine the OCI runtime gives up early and is asked again.
+    pub fn pause_patiently(&self) {
+        eventually("the container can be frozen", || match self.pause() {
+            Err(refused) if refused.message.contains("unable to freeze") => None,
+            paused => Some(paused),
+        })
+        .unwrap_or_else(|refused| panic!("container `{}` was not paused: {refused}", self.id));
+    }
+
     /// Lets it go on.
     pub fn resume(&self) -> Result<(), Refused> {
         let request = ResumeTaskRequest { container_id: self.id.clone() };
@@ -183,7 +199,12 @@ impl<'a> Container<'a> {
         let request = MetricsRequest { filters: vec![format!("id=={}", self.id)] };
         let api = self.containerd.api();
         let answer = api.call(api.tasks().metrics(in_namespace(request)))?;
-        Ok(answer.metrics.into_iter().find(|metric| metric.id == self.id).and_then(|metric| metric.data).unwrap_or_default())
+        Ok(answer
+            .metrics
+            .into_iter()
+            .find(|metric| metric.id == self.id)
+            .and_then(|metric| metric.data)
+            .unwrap_or_default())
     }
 
     /// Ends whatever is there, and removes it.
@@ -199,7 +220,12 @@ impl<'a> Container<'a> {
 impl Drop for Container<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("container `{}`: stdout {:?}, stderr {:?}", self.id, self.streams.stdout(), self.streams.stderr());
+            eprintln!(
+                "container `{}`: stdout {:?}, stderr {:?}",
+                self.id,
+                self.streams.stdout(),
+                self.streams.stderr()
+            );
             eprintln!("{}", self.containerd.log_of(&self.id));
         }
         if self.is_deleted {
@@ -211,4 +237,3 @@ impl Drop for Container<'_> {
         }
     }
 }
-

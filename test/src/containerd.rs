@@ -129,10 +129,11 @@ impl Containerd {
     fn spawn(&self) {
         let log = File::options().append(true).create(true).open(self.log_file()).expect("the log can be opened");
         let mut command = Command::new(places::tools().join("containerd"));
-        command.arg("--config").arg(self.path.join("config.toml")).env("PATH", search_path());
+        command.arg("--config").arg(self.path.join("config.toml")).env("PATH", places::search_path());
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a descriptor")).stderr(log).process_group(0);
         *self.child.lock().unwrap() = Some(spawn_for_good(command));
-        let answers = until(START_LIMIT, || UnixStream::connect(self.address()).is_ok() && self.api().version().is_ok());
+        let answers =
+            until(START_LIMIT, || UnixStream::connect(self.address()).is_ok() && self.api().version().is_ok());
         assert!(answers, "containerd did not start:\n{}", self.log_of(""));
     }
 
@@ -208,7 +209,7 @@ impl Containerd {
     pub fn ctr_command<S: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(places::tools().join("ctr"));
         command.arg("--address").arg(self.address()).args(["--namespace", NAMESPACE]).args(arguments);
-        command.env("PATH", search_path()).stdin(Stdio::null());
+        command.env("PATH", places::search_path()).stdin(Stdio::null());
         command
     }
 
@@ -311,7 +312,11 @@ impl Containerd {
             }
         }
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let below = mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)).filter(|at| Path::new(at).starts_with(&self.path));
+        let below = mounts
+            .lines()
+            .rev()
+            .filter_map(|line| line.split(' ').nth(4))
+            .filter(|at| Path::new(at).starts_with(&self.path));
         for mount in below {
             nix::mount::umount2(mount, nix::mount::MntFlags::MNT_DETACH).ok();
         }
@@ -333,11 +338,6 @@ impl Drop for Containerd {
 }
 
 /// The programs under test first, then the tools.
-fn search_path() -> String {
-    let rest = std::env::var("PATH").unwrap_or_default();
-    format!("{}:{}:{rest}", places::programs().display(), places::tools().display())
-}
-
 fn remove_cgroups(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {

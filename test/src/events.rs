@@ -55,7 +55,8 @@ impl Events {
         let events = Self { seen };
         let heard = until(Duration::from_secs(10), || {
             let probe = TaskStart { container_id: PROBE.into(), pid: 0 };
-            let request = PublishRequest { topic: "/tasks/probe".into(), event: Some(containerd_client::to_any(&probe)) };
+            let request =
+                PublishRequest { topic: "/tasks/probe".into(), event: Some(containerd_client::to_any(&probe)) };
             containerd.api().call(client.publish(in_namespace(request))).expect("events can be published");
             until(Duration::from_millis(20), || !events.of(PROBE).is_empty())
         });

@@ -61,7 +61,8 @@ impl Exec<'_> {
 
     /// Sets the size of its terminal.
     pub fn resize(&self, width: u32, height: u32) -> Result<(), Refused> {
-        let request = ResizePtyRequest { container_id: self.container.id.clone(), exec_id: self.id.clone(), width, height };
+        let request =
+            ResizePtyRequest { container_id: self.container.id.clone(), exec_id: self.id.clone(), width, height };
         let api = self.container.containerd().api();
         api.call(api.tasks().resize_pty(in_namespace(request))).map(drop)
     }

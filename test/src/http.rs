@@ -41,7 +41,10 @@ pub fn get(port: u16, path: &str) -> std::io::Result<Answer> {
 
 /// Makes one request on a connection of its own.
 pub fn request(port: u16, method: &str, path: &str, body: &[u8]) -> std::io::Result<Answer> {
-    let head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
     let mut connection = Connection::open(port)?;
     connection.send(head.as_bytes())?;
     connection.send(body)?;

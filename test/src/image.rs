@@ -18,8 +18,8 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const TITLE: &str = "org.opencontainers.image.title";
 /// The names under which the image of native programs has busybox.
 const APPLETS: [&str; 22] = [
-    "sh", "cat", "sleep", "echo", "true", "false", "id", "kill", "ps", "ls", "env", "stty", "tail", "head", "dd", "pwd",
-    "hostname", "touch", "test", "yes", "mkdir", "grep",
+    "sh", "cat", "sleep", "echo", "true", "false", "id", "kill", "ps", "ls", "env", "stty", "tail", "head", "dd",
+    "pwd", "hostname", "touch", "test", "yes", "mkdir", "grep",
 ];
 
 /// An image in containerd.
@@ -217,18 +217,23 @@ impl Archive {
     pub(crate) fn pack(&self, reference: &str) -> Vec<u8> {
         let mut tar = Builder::new(Vec::new());
         let config = self.config.to_string().into_bytes();
-        let layers: Vec<Value> = self.layers.iter().map(|layer| {
-            let mut descriptor = descriptor(&layer.media_type, &layer.bytes);
-            if let Some(title) = &layer.title {
-                descriptor["annotations"] = json!({TITLE: title});
-            }
-            descriptor
-        }).collect();
+        let layers: Vec<Value> = self
+            .layers
+            .iter()
+            .map(|layer| {
+                let mut descriptor = descriptor(&layer.media_type, &layer.bytes);
+                if let Some(title) = &layer.title {
+                    descriptor["annotations"] = json!({TITLE: title});
+                }
+                descriptor
+            })
+            .collect();
         let manifest = json!({
             "schemaVersion": 2, "mediaType": MANIFEST, "config": descriptor(&self.config_type, &config), "layers": layers,
         }).to_string().into_bytes();
         let mut target = descriptor(MANIFEST, &manifest);
-        target["annotations"] = json!({"io.containerd.image.name": reference, "org.opencontainers.image.ref.name": "1"});
+        target["annotations"] =
+            json!({"io.containerd.image.name": reference, "org.opencontainers.image.ref.name": "1"});
         let index = json!({"schemaVersion": 2, "manifests": [target]}).to_string().into_bytes();
         let mut blobs = vec![manifest, config];
         blobs.extend(self.layers.iter().map(|layer| layer.bytes.clone()));

@@ -47,7 +47,17 @@ impl Containerd {
         let mut env = vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_string()];
         env.extend(image.env.clone());
         let spec = spec::default(&image.entrypoint, &env, &format!("/{}/{id}", self.cgroup()));
-        Job { containerd: self, image: image.clone(), id, spec, terminal: false, has_stdin: false, streams: None, log: None, has_rootfs: true }
+        Job {
+            containerd: self,
+            image: image.clone(),
+            id,
+            spec,
+            terminal: false,
+            has_stdin: false,
+            streams: None,
+            log: None,
+            has_rootfs: true,
+        }
     }
 
     /// A container of native programs that runs `sh -c script`.

@@ -28,12 +28,12 @@ pub mod ttrpc_shim;
 mod wait;
 
 pub use api::{Api, Refused};
+pub use container::{Container, Outcome};
 pub use containerd::{Containerd, Ctr};
 pub use events::{Event, Events};
+pub use exec::Exec;
 pub use http::{Answer, Connection, free_port, get, request};
 pub use image::{Archive, CONFIG, File, Image, Layer, TAR, sha256};
-pub use container::{Container, Outcome};
-pub use exec::Exec;
 pub use job::{Described, Job};
 pub use left::{assert_nothing_left, left_of};
 pub use places::{guest, guests, programs, tools};

@@ -45,6 +45,12 @@ pub fn guest(name: &str) -> PathBuf {
     file
 }
 
+/// A `PATH` with the programs and the tools before everything else.
+pub(crate) fn search_path() -> String {
+    let rest = std::env::var("PATH").unwrap_or_default();
+    format!("{}:{}:{rest}", programs().display(), tools().display())
+}
+
 /// The compiled code that the suites share, so that a large guest is compiled once and not once per suite.
 pub(crate) fn shared_code() -> PathBuf {
     cache().join("test-code")

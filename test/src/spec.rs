@@ -3,8 +3,20 @@
 use serde_json::{Value, json};
 
 const CAPABILITIES: [&str; 14] = [
-    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID",
-    "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
 ];
 const DEVICES: [(u32, u32); 8] = [(1, 3), (1, 8), (1, 7), (5, 0), (1, 5), (1, 9), (5, 1), (5, 2)];
 
@@ -43,9 +55,9 @@ pub(crate) fn mount(destination: &str, kind: &str, source: &str, options: &[&str
 }
 
 fn devices() -> Vec<Value> {
-    let allowed = DEVICES.iter().map(|(major, minor)| {
-        json!({"allow": true, "type": "c", "major": major, "minor": minor, "access": "rwm"})
-    });
+    let allowed = DEVICES
+        .iter()
+        .map(|(major, minor)| json!({"allow": true, "type": "c", "major": major, "minor": minor, "access": "rwm"}));
     let terminals = json!({"allow": true, "type": "c", "major": 136, "access": "rwm"});
     std::iter::once(json!({"allow": false, "access": "rwm"})).chain(allowed).chain([terminals]).collect()
 }

@@ -54,7 +54,8 @@ impl Streams {
     pub fn unread() -> Self {
         let directory = tempfile::Builder::new().prefix("skiff-io-").tempdir().expect("a temporary directory");
         for name in ["stdin", "stdout", "stderr"] {
-            nix::unistd::mkfifo(&directory.path().join(name), Mode::S_IRUSR | Mode::S_IWUSR).expect("a fifo can be made");
+            nix::unistd::mkfifo(&directory.path().join(name), Mode::S_IRUSR | Mode::S_IWUSR)
+                .expect("a fifo can be made");
         }
         Self { directory, stdin: Mutex::default(), stdout: None, stderr: None }
     }

@@ -25,7 +25,7 @@ use containerd_shim_protos::shim_async::{Client, TaskClient, create_events};
 use serde_json::{Value, json};
 use ttrpc::asynchronous::Server;
 
-use crate::places::{guest, programs, tools};
+use crate::places::{guest, programs, search_path, tools};
 
 pub use bundle::{Bundle, Fifo, annotations, any, capabilities, field, runtime_options, spec};
 pub use client::{Shim, call, refusal};
@@ -193,6 +193,7 @@ impl Host {
         command.arg(action).current_dir(&bundle.path);
         command.env("TTRPC_ADDRESS", self.events_address()).env("GRPC_ADDRESS", self.grpc_address());
         command.env("NAMESPACE", NAMESPACE).env("MAX_SHIM_VERSION", "2").env("GOMAXPROCS", "2");
+        command.env("PATH", search_path());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         command
     }

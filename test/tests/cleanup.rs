@@ -8,10 +8,7 @@ use nix::mount::{MntFlags, MsFlags};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use skiff_test::{
-    Container, Containerd, Job, children_of, command_line_of, eventually, is_alive,
-    random_name, until,
-};
+use skiff_test::{Container, Containerd, Job, children_of, command_line_of, eventually, is_alive, random_name, until};
 use tonic::Code;
 
 const A_MOMENT: Duration = Duration::from_secs(10);
@@ -71,21 +68,13 @@ const FAULTS: [Fault; 12] = [
         |spec| spec["process"]["rlimits"][0]["type"] = json!("RLIMIT_NONSENSE"),
         "RLIMIT_NONSENSE",
     ),
-    (
-        "a hook that fails",
-        |spec| spec["hooks"] = json!({"createRuntime": [{"path": "/bin/false"}]}),
-        "hook",
-    ),
+    ("a hook that fails", |spec| spec["hooks"] = json!({"createRuntime": [{"path": "/bin/false"}]}), "hook"),
     (
         "a hook that is missing",
         |spec| spec["hooks"] = json!({"createRuntime": [{"path": "/does/not/exist"}]}),
         "/does/not/exist",
     ),
-    (
-        "a memory limit that is a word",
-        |spec| spec["linux"]["resources"]["memory"] = json!({"limit": "much"}),
-        "limit",
-    ),
+    ("a memory limit that is a word", |spec| spec["linux"]["resources"]["memory"] = json!({"limit": "much"}), "limit"),
     (
         "a cgroup that cannot be made",
         |spec| spec["linux"]["cgroupsPath"] = json!("/cgroup.procs/below"),
@@ -167,7 +156,8 @@ impl SmallDisk {
     fn new(size: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let options = format!("size={size},mode=700");
-        nix::mount::mount(Some("tmpfs"), directory.path(), Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).unwrap();
+        nix::mount::mount(Some("tmpfs"), directory.path(), Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
+            .unwrap();
         Self { directory }
     }
 
@@ -223,7 +213,7 @@ fn nothing_is_left_when_the_shim_of_a_container_is_killed_before_its_start() {
 #[test]
 fn nothing_is_left_when_the_shim_of_a_paused_container_is_killed() {
     let mut container = Containerd::shared().job("c-spin").start();
-    container.pause().unwrap();
+    container.pause_patiently();
     kill_shim_and_delete(&mut container);
 }
 
@@ -309,7 +299,9 @@ fn a_shim_that_is_killed_while_it_compiles_leaves_nothing_and_the_next_one_compi
 fn no_control_group_of_a_compiler_is_left() {
     let containerd = Containerd::with_own_cache();
     assert_eq!(containerd.job("c-hello").run().code, 0);
-    let left: Vec<_> = std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten()
+    let left: Vec<_> = std::fs::read_dir("/sys/fs/cgroup")
+        .unwrap()
+        .flatten()
         .flat_map(|hierarchy| std::fs::read_dir(hierarchy.path().join("skiff-compile")).into_iter().flatten().flatten())
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
         .filter(|entry| std::fs::read_to_string(entry.path().join("cgroup.procs")).is_ok_and(|pids| pids.is_empty()))

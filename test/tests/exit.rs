@@ -57,7 +57,11 @@ fn a_trap_ends_with_134_and_a_backtrace_with_the_names_of_c() {
     ] {
         let outcome = run("c-trap", &[kind]);
         assert_eq!((outcome.code, outcome.stdout.as_str()), (134, "about to trap\n"), "{kind}");
-        assert!(outcome.stderr.contains(message) && outcome.stderr.contains("/c-trap.wasm"), "{kind}: {}", outcome.stderr);
+        assert!(
+            outcome.stderr.contains(message) && outcome.stderr.contains("/c-trap.wasm"),
+            "{kind}: {}",
+            outcome.stderr
+        );
         for name in ["innermost", "outermost"] {
             assert!(outcome.stderr.contains(name), "{kind}: no `{name}` in {}", outcome.stderr);
         }
@@ -87,7 +91,11 @@ fn a_component_that_panics_ends_with_134() {
 fn a_stack_that_overflows_is_a_trap() {
     let outcome = run("c-stackoverflow", &[]);
     assert_eq!(outcome.code, 134, "{outcome:?}");
-    assert!(outcome.stderr.contains("call stack exhausted") && outcome.stderr.contains("descend"), "{}", outcome.stderr);
+    assert!(
+        outcome.stderr.contains("call stack exhausted") && outcome.stderr.contains("descend"),
+        "{}",
+        outcome.stderr
+    );
 }
 
 #[test]
@@ -126,13 +134,9 @@ fn a_guest_that_is_about_done_when_sigterm_comes_ends_by_itself() {
 
 #[test]
 fn signals_end_a_guest_with_128_and_their_number() {
-    for (signal, code) in [
-        (libc::SIGKILL, 137),
-        (libc::SIGINT, 130),
-        (libc::SIGHUP, 129),
-        (libc::SIGQUIT, 131),
-        (libc::SIGUSR1, 138),
-    ] {
+    for (signal, code) in
+        [(libc::SIGKILL, 137), (libc::SIGINT, 130), (libc::SIGHUP, 129), (libc::SIGQUIT, 131), (libc::SIGUSR1, 138)]
+    {
         let container = started("c-spin", &[], "spinning\n");
         let began = Instant::now();
         container.kill(signal).unwrap();

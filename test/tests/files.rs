@@ -11,7 +11,8 @@ use tempfile::TempDir;
 /// Lets `c-files` do its steps; what came of each.
 fn outcomes(job: Job<'_>, steps: &[&str]) -> Vec<String> {
     let outcome = job.args(steps.iter().copied()).run();
-    let lines: Vec<_> = outcome.stdout.lines().map(|line| line.split_once(": ").unwrap_or((line, "")).1.to_string()).collect();
+    let lines: Vec<_> =
+        outcome.stdout.lines().map(|line| line.split_once(": ").unwrap_or((line, "")).1.to_string()).collect();
     assert_eq!(lines.len(), steps.len(), "{outcome:?}");
     lines
 }
@@ -128,10 +129,12 @@ fn mounts_lie_in_mounts() {
     let (outer, inner) = (volume("outer"), volume("inner"));
     fs::create_dir(outer.path().join("inner")).unwrap();
     check(
-        files()
-            .bind(outer.path(), "/data", &["rw"])
-            .bind(inner.path(), "/data/inner", &["ro"])
-            .mount("/data/scratch", "tmpfs", "tmpfs", &["mode=1777"]),
+        files().bind(outer.path(), "/data", &["rw"]).bind(inner.path(), "/data/inner", &["ro"]).mount(
+            "/data/scratch",
+            "tmpfs",
+            "tmpfs",
+            &["mode=1777"],
+        ),
         &[
             ("read:/data/note", "outer"),
             ("read:/data/inner/note", "inner"),
@@ -150,10 +153,7 @@ fn a_tmpfs_is_the_guests_own() {
         files().mount("/scratch", "tmpfs", "tmpfs", &["mode=1777", "size=1m"]).read_only(),
         &[("write:/scratch/a=b", ""), ("read:/scratch/a", "b"), ("list:/scratch", "a"), ("write:/run/pid=1", "")],
     );
-    check(
-        files().mount("/scratch", "tmpfs", "tmpfs", &["mode=1777", "ro"]),
-        &[("write:/scratch/a=b", READ_ONLY)],
-    );
+    check(files().mount("/scratch", "tmpfs", "tmpfs", &["mode=1777", "ro"]), &[("write:/scratch/a=b", READ_ONLY)]);
 }
 
 #[test]
@@ -183,7 +183,8 @@ fn a_go_program_begins_in_the_working_directory() {
     let volume = volume("here");
     let containerd = Containerd::shared();
     let given: serde_json::Value =
-        serde_json::from_str(&containerd.job("go-env").bind(volume.path(), "/data", &["rw"]).cwd("/data").run().stdout).unwrap();
+        serde_json::from_str(&containerd.job("go-env").bind(volume.path(), "/data", &["rw"]).cwd("/data").run().stdout)
+            .unwrap();
     assert_eq!(given["cwd"], "/data");
     let go = containerd.job("go-files").bind(volume.path(), "/data", &["rw"]).cwd("/data");
     assert_eq!(go.args(["read", "note"]).run().stdout, "here\n");

@@ -127,11 +127,17 @@ fn wasm_is_told_by_its_content_and_not_by_its_name() {
 fn the_features_that_are_on_run() {
     let containerd = Containerd::shared();
     for (feature, module) in [
-        ("multi-memory", "(module (memory 1) (memory 1) (func (export \"_start\") (i32.store 1 (i32.const 0) (i32.const 7))))"),
+        (
+            "multi-memory",
+            "(module (memory 1) (memory 1) (func (export \"_start\") (i32.store 1 (i32.const 0) (i32.const 7))))",
+        ),
         ("memory64", "(module (memory i64 1) (func (export \"_start\") (i32.store (i64.const 0) (i32.const 7))))"),
         ("tail calls", "(module (func $f) (func (export \"_start\") (return_call $f)))"),
         ("reference types", "(module (table 1 externref) (func (export \"_start\") (drop (table.get (i32.const 0)))))"),
-        ("garbage collection", "(module (type $p (struct (field i32))) (func (export \"_start\") (drop (struct.new $p (i32.const 1)))))"),
+        (
+            "garbage collection",
+            "(module (type $p (struct (field i32))) (func (export \"_start\") (drop (struct.new $p (i32.const 1)))))",
+        ),
         ("exceptions", "(module (tag $e) (func (export \"_start\") (block $h (try_table (catch_all $h) (throw $e)))))"),
         ("saturating conversions", "(module (func (export \"_start\") (drop (i32.trunc_sat_f32_s (f32.const 1)))))"),
     ] {
@@ -250,7 +256,10 @@ fn sigterm_lets_the_requests_under_way_finish_and_ends_with_0() {
         // Once another request is answered, the one before has arrived as well.
         assert_eq!(get(port, "/").unwrap().status, 200);
         server.kill(libc::SIGTERM).unwrap();
-        assert!(until(Duration::from_secs(1), || Connection::open(port).is_err()), "{guest}: no new connections are taken");
+        assert!(
+            until(Duration::from_secs(1), || Connection::open(port).is_err()),
+            "{guest}: no new connections are taken"
+        );
         let answer = under_way.answer().unwrap();
         assert_eq!((answer.status, answer.text().as_str()), (200, "slow\n"), "{guest}");
         assert_eq!(server.finish().code, 0, "{guest}");

@@ -37,9 +37,14 @@ fn check_sentence(refused: &Refused, parts: &[&str]) {
 #[test]
 fn an_image_runs_whatever_platform_it_names() {
     let containerd = Containerd::shared();
-    for (os, architecture) in
-        [("linux", "amd64"), ("linux", "wasm"), ("wasi", "wasm"), ("wasip1", "wasm"), ("wasip2", "wasm"), ("wasi", "wasm32")]
-    {
+    for (os, architecture) in [
+        ("linux", "amd64"),
+        ("linux", "wasm"),
+        ("wasi", "wasm"),
+        ("wasip1", "wasm"),
+        ("wasip2", "wasm"),
+        ("wasi", "wasm32"),
+    ] {
         let mut archive = Archive::ordinary(&[File::program("app.wasm", bytes_of("c-hello"))], &["/app.wasm"]);
         archive.config["os"] = json!(os);
         archive.config["architecture"] = json!(architecture);
@@ -110,7 +115,10 @@ fn the_entrypoint_names_the_layer() {
     let image = artifact(layers);
     assert_eq!(job(&image, "/hello.wasm").args(["args", "x"]).run().stdout, "/hello.wasm\nargs\nx\n");
     assert_eq!(job(&image, "exit.wasm").args(["6"]).run().code, 6);
-    check_sentence(&job(&image, "/other.wasm").refused(), &["`other.wasm`", "`hello.wasm`", "`exit.wasm`", &image.name]);
+    check_sentence(
+        &job(&image, "/other.wasm").refused(),
+        &["`other.wasm`", "`hello.wasm`", "`exit.wasm`", &image.name],
+    );
     let untitled = artifact(vec![Layer::new(WASM, bytes_of("c-hello"), None)]);
     assert_eq!(job(&untitled, "/whatever").run().stdout, "hello\n");
     let library = artifact(vec![Layer::new(MODULE, bytes_of("c-reactor"), Some("lib.wasm"))]);
@@ -188,7 +196,11 @@ fn broken_modules_are_refused_with_a_sentence() {
     let mut corrupt = whole.clone();
     corrupt[8..40].fill(0xff);
     check_refused("corrupt", corrupt, &[]);
-    check_refused("ill-typed", [b"\0asm\x01\0\0\0", &[1, 4, 1, 0x60, 0, 0, 3, 2, 1, 0, 10, 5, 1, 3, 0, 0x6a, 0x0b][..]].concat(), &["type mismatch"]);
+    check_refused(
+        "ill-typed",
+        [b"\0asm\x01\0\0\0", &[1, 4, 1, 0x60, 0, 0, 3, 2, 1, 0, 10, 5, 1, 3, 0, 0x6a, 0x0b][..]].concat(),
+        &["type mismatch"],
+    );
 }
 
 #[test]
@@ -221,7 +233,11 @@ fn imports_that_are_missing_or_of_the_wrong_kind_are_named() {
 fn exports_that_are_missing_or_of_the_wrong_kind_are_named() {
     check_refused("no entry", text("(module)"), &["`_start`"]);
     check_refused("entry is a memory", text("(module (memory (export \"_start\") 1))"), &["`_start`", "memory"]);
-    check_refused("entry with parameters", text("(module (func (export \"_start\") (param i32)))"), &["`_start`", "parameter"]);
+    check_refused(
+        "entry with parameters",
+        text("(module (func (export \"_start\") (param i32)))"),
+        &["`_start`", "parameter"],
+    );
     check_refused("component without exports", text("(component)"), &["wasi:cli/run", "wasi:http/incoming-handler"]);
     let containerd = Containerd::shared();
     let refused = containerd.job("c-reactor").command(["/c-reactor.wasm#nothing"]).refused();

@@ -73,7 +73,10 @@ fn a_further_process_that_cannot_be_started_says_why_and_the_container_lives() {
     assert!(refused.message.contains("/no/such/program"), "{refused}");
     drop(exec);
     assert!(is_alive(container.pid));
-    assert_eq!(container.exec(&["/bin/true"], false).map(|exec| exec.start().map(|_| exec.finish().code)).unwrap().unwrap(), 0);
+    assert_eq!(
+        container.exec(&["/bin/true"], false).map(|exec| exec.start().map(|_| exec.finish().code)).unwrap().unwrap(),
+        0
+    );
 }
 
 #[test]
@@ -90,7 +93,8 @@ fn further_processes_end_with_the_container() {
 #[test]
 fn a_terminal_has_a_size_that_can_be_changed() {
     let containerd = Containerd::shared();
-    let container = containerd.shell("stty -echo; echo ready; while read line; do stty size; done").terminal().stdin().start();
+    let container =
+        containerd.shell("stty -echo; echo ready; while read line; do stty size; done").terminal().stdin().start();
     container.streams.wait_for_stdout("ready\r\n");
     for (width, height) in [(80, 24), (132, 43)] {
         container.resize(width, height).unwrap();
@@ -123,7 +127,7 @@ fn a_paused_container_stands_still() {
     let containerd = Containerd::shared();
     for job in [containerd.job("c-spin"), containerd.shell("while :; do :; done")] {
         let container = job.start();
-        container.pause().unwrap();
+        container.pause_patiently();
         assert_eq!(container.state().unwrap().status(), containerd_client::types::v1::Status::Paused);
         let before = ticks_of(container.pid);
         assert!(!until(Duration::from_millis(300), || ticks_of(container.pid) > before + 2), "it goes on");
@@ -141,7 +145,7 @@ fn a_paused_container_can_be_killed() {
     let containerd = Containerd::shared();
     for job in [containerd.job("c-spin"), containerd.shell("sleep 3600")] {
         let container = job.start();
-        container.pause().unwrap();
+        container.pause_patiently();
         container.kill(libc::SIGKILL).unwrap();
         assert_eq!(container.finish().code, 137);
     }
@@ -158,11 +162,9 @@ fn ticks_of(pid: u32) -> u64 {
 fn limits_can_be_changed_while_it_runs() {
     let container = running("sleep 3600");
     container.update(&json!({"memory": {"limit": 50 << 20}, "cpu": {"shares": 512}, "pids": {"limit": 77}})).unwrap();
-    for (file, value) in [
-        ("memory/memory.limit_in_bytes", "52428800"),
-        ("cpu/cpu.shares", "512"),
-        ("pids/pids.max", "77"),
-    ] {
+    for (file, value) in
+        [("memory/memory.limit_in_bytes", "52428800"), ("cpu/cpu.shares", "512"), ("pids/pids.max", "77")]
+    {
         assert_eq!(cgroup_file(&container, file), value, "{file}");
     }
 }
@@ -191,20 +193,20 @@ fn a_container_has_figures() {
     let containerd = Containerd::shared();
     for job in [containerd.shell("while :; do :; done"), containerd.job("c-spin")] {
         let container = job.memory(64 << 20).start();
+        // For a moment the threads of the OCI runtime, from which the process came, are counted too.
         let metrics = eventually("processor time is counted", || {
             let metrics = container.metrics().unwrap();
             assert_eq!(metrics.type_url, "io.containerd.cgroups.v1.Metrics");
             let metrics = Metrics::parse_from_bytes(&metrics.value).unwrap();
-            Some(metrics).filter(|metrics| metrics.cpu.usage.total > 10_000_000)
+            Some(metrics).filter(|metrics| metrics.cpu.usage.total > 10_000_000 && metrics.pids.current == 1)
         });
         assert!(metrics.memory.usage.usage > 0 && metrics.memory.usage.limit == 64 << 20, "{:?}", metrics.memory);
-        assert_eq!(metrics.pids.current, 1);
     }
 }
 
 #[test]
 fn a_container_with_the_nodes_pids_takes_its_children_along() {
-    let job = Containerd::shared().shell("sleep 3600 & echo ready; sleep 3600").edit(|spec| {
+    let job = Containerd::shared().shell("sleep 3600 & sleep 3600 & echo ready; wait").edit(|spec| {
         spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "pid");
     });
     let container = job.start();

@@ -22,7 +22,8 @@ fn check_lines(bytes: &[u8], first: usize) {
 
 #[test]
 fn what_is_written_to_stdin_comes_out_of_a_guest_that_copies_it() {
-    let bytes: Vec<u8> = (0..1 << 20).map(|index: u32| index.to_le_bytes()[index as usize % 3]).map(|byte| byte & 0x7f).collect();
+    let bytes: Vec<u8> =
+        (0..1 << 20).map(|index: u32| index.to_le_bytes()[index as usize % 3]).map(|byte| byte & 0x7f).collect();
     let container = Containerd::shared().job("c-cat").stdin().start();
     container.streams.write(&bytes);
     container.streams.close_stdin();
@@ -68,7 +69,8 @@ fn python_reads_stdin_to_its_end() {
 
 #[test]
 fn a_slow_reader_blocks_the_writer_and_loses_nothing() {
-    let container = Containerd::shared().job("c-flood").args([FLOOD_MIB.to_string()]).streams(Streams::unread()).create();
+    let container =
+        Containerd::shared().job("c-flood").args([FLOOD_MIB.to_string()]).streams(Streams::unread()).create();
     let mut stdout = open(&container.streams);
     container.start().unwrap();
     let mut all = Vec::new();
@@ -137,7 +139,10 @@ fn a_log_program_gets_both_outputs_and_the_containers_name() {
     let containerd = Containerd::shared();
     let directory = tempfile::tempdir().unwrap();
     let (program, log) = (directory.path().join("logger"), directory.path().join("log"));
-    let script = format!("#!/bin/sh\nexec 5>&-\n{{ echo \"$CONTAINER_ID $CONTAINER_NAMESPACE\"; cat <&3; cat <&4; }} > {}\n", log.display());
+    let script = format!(
+        "#!/bin/sh\nexec 5>&-\n{{ echo \"$CONTAINER_ID $CONTAINER_NAMESPACE\"; cat <&3; cat <&4; }} > {}\n",
+        log.display()
+    );
     fs::write(&program, script).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     for job in [containerd.job("c-hello"), containerd.shell("echo hello")] {

@@ -56,7 +56,7 @@ build_wasmtime() {
 
 build_wrk() { cp "$(type -P wrk)" "$1/wrk"; }
 
-# It is run where it was unpacked, by its own loader: nothing is installed.
+# It is run where it was unpacked, by its own loader: nothing is installed. Networks are locked without iptables' programs.
 build_criu() {
   local site
   site=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | sed 1q)
@@ -68,7 +68,7 @@ build_criu() {
 #!/bin/sh
 root=$(dirname "$(readlink -f "$0")")/.sid
 for lib in "$root"/usr/lib/*-linux-gnu*; do break; done
-exec "$lib"/ld-linux-*.so.* --library-path "$lib" --argv0 criu "$root/usr/sbin/criu" "$@"
+exec "$lib"/ld-linux-*.so.* --library-path "$lib" --argv0 criu "$root/usr/sbin/criu" --network-lock nftables "$@"
 EOF
   chmod 755 "$1/criu"
 }

@@ -1,13 +1,13 @@
 //! The shim's command line, as containerd uses it: `start`, `delete`, `-info`, `-v`, and serving.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use containerd_shim::protos::api::DeleteResponse;
 use containerd_shim::protos::types::introspection::{RuntimeInfo, RuntimeVersion};
@@ -31,6 +31,8 @@ use crate::task::sandbox::pod_of;
 
 /// The name under which containerd knows the runtime.
 const RUNTIME: &str = "io.containerd.skiff.v1";
+/// How long a shim that is being killed may take to hang up.
+const HANG_UP_LIMIT: Duration = Duration::from_millis(100);
 /// Which type the features of an OCI runtime have in containerd.
 const FEATURES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
@@ -209,9 +211,12 @@ fn delete(flags: &Flags) -> Result<()> {
         given => PathBuf::from(given),
     };
     let record = Record::load(&bundle).doing(|| "could not read the record of the container".into())?;
-    if let Some(record) = record {
-        clean_up(&flags.id, &bundle, &record)?;
-    }
+    let record = match record {
+        Some(record) => record,
+        // The bundle may be gone already; the shim's socket lies elsewhere.
+        None => Record { socket: socket_of(flags, &bundle), ..Record::default() },
+    };
+    clean_up(&flags.id, &bundle, &record)?;
     let pid = std::fs::read_to_string(bundle.join(PID_FILE)).ok().and_then(|text| text.trim().parse().ok());
     let response = DeleteResponse {
         pid: unsigned(pid.unwrap_or(0)),
@@ -220,6 +225,21 @@ fn delete(flags: &Flags) -> Result<()> {
         ..DeleteResponse::default()
     };
     print(&response.write_to_bytes().doing(|| "could not encode the answer".into())?)
+}
+
+/// Where the shim of a container listens that has left no record.
+fn socket_of(flags: &Flags, bundle: &Path) -> String {
+    let options =
+        StartOpts { address: flags.address.clone(), namespace: flags.namespace.clone(), ..StartOpts::default() };
+    // Without a readable specification no shim was started for a pod.
+    options.socket_address(&group_of(bundle, &flags.id).unwrap_or_else(|_| flags.id.clone()))
+}
+
+/// Whether a shim serves at `socket`: one that is being killed may still accept, but then hangs up.
+fn is_served(socket: &Path) -> bool {
+    let Ok(mut stream) = UnixStream::connect(socket) else { return false };
+    let waits = stream.set_read_timeout(Some(HANG_UP_LIMIT)).and_then(|()| stream.read(&mut [0]));
+    waits.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
 fn clean_up(id: &str, bundle: &Path, record: &Record) -> Result<()> {
@@ -242,7 +262,7 @@ fn clean_up(id: &str, bundle: &Path, record: &Record) -> Result<()> {
     mounts::unmount(&bundle.join("rootfs")).doing(|| "could not unmount the root file system".into())?;
     console::remove_sockets_of(record.shim_pid).doing(|| "could not remove sockets of terminals".into())?;
     let socket = socket_path(&record.socket);
-    if !record.socket.is_empty() && UnixStream::connect(socket).is_err() {
+    if !record.socket.is_empty() && !is_served(socket) {
         match std::fs::remove_file(socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(Error::host("could not remove the shim's socket", error));

@@ -24,6 +24,9 @@ pub(crate) const PID_FILE: &str = "init.pid";
 /// What the OCI runtime says, in the bundle.
 const LOG_FILE: &str = "runtime.log";
 
+/// How often a pause is tried.
+const PAUSE_TRIES: u32 = 5;
+
 /// How a process is connected.
 #[derive(Debug)]
 pub(crate) enum Attachment {
@@ -147,6 +150,13 @@ impl OciRuntime {
         }
         Err(self.failed(name, &io::Error::other(format!("it ended with {status}"))))
     }
+
+    /// The same for a command that leaves the work to criu, which writes `log`.
+    async fn run_criu(&self, name: &str, command: Command, log: &Path) -> Result<()> {
+        // What an earlier attempt left there must not explain this one.
+        drop(fs::remove_file(log));
+        self.run(name, command).await.map_err(|error| checkpoint::explain(error, log))
+    }
 }
 
 #[async_trait]
@@ -166,7 +176,7 @@ impl Launcher for OciRuntime {
         command.arg("--detach").arg("--image-path").arg(image).arg("--work-path").arg(&self.directory);
         let config = checkpoint::prepare_restore(image, &self.directory);
         command.env(checkpoint::CONFIG_VARIABLE, config.doing(|| "could not prepare the restore".into())?);
-        self.run("restore", command).await.map_err(|error| checkpoint::explain(error, &self.directory))?;
+        self.run_criu("restore", command, &self.directory.join("restore.log")).await?;
         read_pid(&self.directory.join(PID_FILE))
     }
 
@@ -195,7 +205,7 @@ impl Launcher for OciRuntime {
             command.arg("--manage-cgroups-mode").arg(&options.cgroups_mode);
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        self.run("checkpoint", command).await.map_err(|error| checkpoint::explain(error, work))
+        self.run_criu("checkpoint", command, &work.join("dump.log")).await
     }
 
     async fn start(&self) -> Result<()> {
@@ -212,6 +222,12 @@ impl Launcher for OciRuntime {
     }
 
     async fn pause(&self) -> Result<()> {
+        // With the freezer of cgroup v1, runc gives up on processes that are too busy to be caught.
+        for _ in 1..PAUSE_TRIES {
+            if self.client.pause(&self.id).await.is_ok() {
+                return Ok(());
+            }
+        }
         self.client.pause(&self.id).await.map_err(|error| self.failed("pause", &error))
     }
 

@@ -92,18 +92,19 @@ mod tests {
     #[test]
     fn each_state_allows_what_it_should() {
         let stopped = State::Stopped(Exit { code: 0, at: SystemTime::UNIX_EPOCH });
-        //                       start  pause  resume delete exec   pids
+        //                       start  pause  resume checkpoint delete exec pids
         for (state, expected) in [
-            (State::Added, [true, false, false, true, false, true]),
-            (State::Created, [true, false, false, true, false, true]),
-            (State::Running, [false, true, false, false, true, true]),
-            (State::Paused, [false, false, true, false, false, true]),
-            (stopped, [false, false, false, true, false, false]),
+            (State::Added, [true, false, false, false, true, false, true]),
+            (State::Created, [true, false, false, false, true, false, true]),
+            (State::Running, [false, true, false, true, false, true, true]),
+            (State::Paused, [false, false, true, true, false, false, true]),
+            (stopped, [false, false, false, false, true, false, false]),
         ] {
             let allowed = [
                 state.check_start(),
                 state.check_pause(),
                 state.check_resume(),
+                state.check_checkpoint(),
                 state.check_delete(),
                 state.check_exec(),
                 state.check_pids(),
