@@ -239,7 +239,7 @@ fn ctr_makes_checkpoints_of_native_containers() {
     let containerd = Containerd::shared();
     let container = containerd.job_of(&Image::native(containerd)).command(["/bin/sleep", "3600"]).start();
     let checkpoint = |more: &[&str]| {
-        let said = containerd.ctr(&[&["task", "checkpoint"], more, &[container.id.as_str()]].concat());
+        let said = containerd.ctr([&["task", "checkpoint"], more, &[container.id.as_str()]].concat());
         assert_eq!(said.code, Some(0), "{said:?}");
         said.stdout.trim().to_string()
     };

@@ -184,6 +184,31 @@ fn an_http_server_has_the_containers_environment_arguments_and_files() {
     assert_eq!(get(port, "/status?code=418").unwrap().status, 418);
 }
 
+/// Does `work` in the network of a container.
+fn in_network_of<T: Send>(container: &Container<'_>, work: impl FnOnce() -> T + Send) -> T {
+    let network = std::fs::File::open(format!("/proc/{}/ns/net", container.pid)).unwrap();
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            nix::sched::setns(&network, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        });
+        inside.join().unwrap()
+    })
+}
+
+#[test]
+fn a_server_listens_on_port_8080_of_its_own_network_unless_it_is_told_otherwise() {
+    let containerd = Containerd::shared();
+    for (variable, port) in [("A=b", 8080), ("PORT=81", 81), ("SKIFF_HTTP_ADDRESS=127.0.0.1:82", 82)] {
+        let server = containerd.job("rust-p2-http").env(variable).start();
+        let text = in_network_of(&server, || {
+            assert!(until(Duration::from_secs(20), || Connection::open(port).is_ok()), "{variable}");
+            get(port, "/").unwrap().text()
+        });
+        assert_eq!(text, "hello\n", "{variable}");
+    }
+}
+
 #[test]
 fn requests_are_served_at_the_same_time() {
     for guest in ["rust-p2-http", "rust-p3-http"] {
