@@ -208,6 +208,10 @@ impl Container {
     pub(crate) async fn kill(&self, member: &Member, signal: i32, all: bool) -> Result<()> {
         let Some(made) = self.body.made() else { return self.stop_sandbox(signal).await };
         if all && member.exec_id.is_empty() {
+            // The first process must not see the others die and end by itself.
+            if signal == libc::SIGKILL {
+                member.signal(signal)?;
+            }
             made.cgroup
                 .signal_all(signal)
                 .doing(|| format!("could not send signal {signal} to container `{}`", self.id))?;
