@@ -61,6 +61,8 @@ unit() {
 
 suites() {
   prepare
+  # Tests mostly wait for containerd, and run in containers of their own.
+  export RUST_TEST_THREADS=4
   many skiff-test cargo test --release --locked --quiet --no-fail-fast -p skiff-test --lib "${suites[@]}"
 }
 

@@ -23,7 +23,9 @@ mod tests {
 
     #[test]
     fn proc_exit_is_taken_modulo_256() {
-        for (code, expected) in [(0, 0), (1, 1), (125, 125), (126, 126), (200, 200), (255, 255), (256, 0), (300, 44), (-1, 255)] {
+        for (code, expected) in
+            [(0, 0), (1, 1), (125, 125), (126, 126), (200, 200), (255, 255), (256, 0), (300, 44), (-1, 255)]
+        {
             assert_eq!(exit_code_of_proc_exit(code), expected, "proc_exit({code})");
         }
     }

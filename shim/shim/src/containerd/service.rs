@@ -229,9 +229,9 @@ impl Task for TaskService {
     }
 
     async fn resize_pty(&self, _context: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
-        let (_, member) = self.pod.member(&request.id, &request.exec_id)?;
+        let (container, member) = self.pod.member(&request.id, &request.exec_id)?;
         let characters = |number| u16::try_from(number).unwrap_or(u16::MAX);
-        member.resize(characters(request.width), characters(request.height))?;
+        container.resize(&member, characters(request.width), characters(request.height))?;
         Ok(Empty::default())
     }
 

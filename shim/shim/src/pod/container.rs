@@ -260,6 +260,15 @@ impl Container {
         Ok(())
     }
 
+    /// Sets the size of a process's terminal, in characters.
+    pub(crate) fn resize(&self, member: &Member, width: u16, height: u16) -> Result<()> {
+        match &self.body {
+            Body::Native(_) => member.resize(width, height),
+            Body::Wasm(..) => Err(self.unsupported("terminal", "a wasm container")),
+            Body::Sandbox(_) => Err(self.unsupported("terminal", "the sandbox of a pod")),
+        }
+    }
+
     /// Sets the cgroup limits of a native container.
     pub(crate) async fn update(&self, resources: &LinuxResources) -> Result<()> {
         match &self.body {
