@@ -264,8 +264,8 @@ impl Container {
     pub(crate) fn resize(&self, member: &Member, width: u16, height: u16) -> Result<()> {
         match &self.body {
             Body::Native(_) => member.resize(width, height),
-            Body::Wasm(..) => Err(self.unsupported("terminal", "a wasm container")),
-            Body::Sandbox(_) => Err(self.unsupported("terminal", "the sandbox of a pod")),
+            Body::Wasm(..) => Err(self.unsupported("resize of a terminal", "a wasm container")),
+            Body::Sandbox(_) => Err(self.unsupported("resize of a terminal", "the sandbox of a pod")),
         }
     }
 

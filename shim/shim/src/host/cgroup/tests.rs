@@ -17,7 +17,7 @@ impl Scratch {
 
     fn path() -> String {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
-        format!("/skiff-test-{}/{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+        format!("/skiff-test-{}-{}/container", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The unified tree of a hybrid node, taken for a v2 node; none if it is not mounted.
@@ -63,7 +63,7 @@ impl Drop for Scratch {
         self.0.kill_all().unwrap();
         self.0.remove().unwrap();
         for node in &self.0.nodes {
-            // The last test to end succeeds.
+            // It was made with the cgroup, and holds nothing else.
             fs::remove_dir(node.path.parent().unwrap()).ok();
         }
     }
