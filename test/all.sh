@@ -54,7 +54,7 @@ prepare() {
 unit() {
   local package
   prepare
-  for package in skiff-plan skiff-config skiff-engine skiff containerd-shim-skiff; do
+  for package in skiff-plan skiff-config skiff-engine skiff containerd-shim-skiff skiff-bench; do
     many "$package" cargo test --release --locked --quiet --no-fail-fast -p "$package"
   done
 }
