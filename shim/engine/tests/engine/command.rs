@@ -461,5 +461,6 @@ fn a_signal_before_the_guest_runs_ends_the_engine() {
         caught.and_then(|mask| u64::from_str_radix(mask, 16).ok()).is_some_and(|mask| mask & (1 << 14) != 0)
     });
     running.signal(libc::SIGTERM);
-    assert_eq!(running.end().code, 143);
+    let ended = running.end();
+    assert_eq!(ended.code, 143, "{}", ended.stderr);
 }

@@ -148,13 +148,17 @@ impl Guest {
         command.env_clear().envs(self.environment).stdin(self.stdin).stdout(self.stdout).stderr(self.stderr);
         let number = engine.as_raw_fd();
         let into_place = move || {
-            // SAFETY: the target was reserved above, so nothing that std itself has open is closed.
-            match unsafe { libc::dup2(number, CONTROL_FD) } {
-                -1 => Err(std::io::Error::last_os_error()),
-                _ => Ok(()),
-            }
+            // A number that was in use for a moment while others were reserved may be the wanted one itself.
+            let placed = if number == CONTROL_FD {
+                // SAFETY: the descriptor is open; only its flags change.
+                unsafe { libc::fcntl(number, libc::F_SETFD, 0) }
+            } else {
+                // SAFETY: the target was reserved above, so nothing that std itself has open is closed.
+                unsafe { libc::dup2(number, CONTROL_FD) }
+            };
+            if placed == -1 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
         };
-        // SAFETY: the closure calls `dup2` only, which is async-signal-safe.
+        // SAFETY: the closure calls `dup2` or `fcntl` only, which are async-signal-safe.
         unsafe { command.pre_exec(into_place) };
         let mut child = command.spawn().unwrap();
         let stdout = child.stdout.take().map(Collected::of);
