@@ -87,11 +87,6 @@ impl OciRuntime {
         Ok(Self { id: id.into(), client, directory: bundle.into(), settings: settings.clone(), state_root })
     }
 
-    /// Whether its containers' cgroups are made by systemd.
-    pub(crate) fn is_systemd(&self) -> bool {
-        self.settings.systemd_cgroup
-    }
-
     /// The runtime's own words for its last failure, or those of the call.
     fn failed(&self, doing: &str, error: &dyn std::error::Error) -> Error {
         let said = fs::read_to_string(self.directory.join(LOG_FILE)).unwrap_or_default();

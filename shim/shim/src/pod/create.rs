@@ -28,7 +28,7 @@ use crate::pod::member::{Attached, Member};
 use crate::pod::{Container, Pod};
 use crate::settings::Settings;
 use crate::task::entrypoint::{candidates, split_function};
-use crate::task::sandbox::{SandboxNamespaces, has_own_pids, held_by_the_shim, redirect_pids};
+use crate::task::sandbox::{SandboxNamespaces, has_own_pids, held_by_the_shim, shared_pids};
 use crate::task::wasm;
 
 /// What containerd asks for.
@@ -124,9 +124,9 @@ impl Pod {
         mut config: Config,
         mut record: Record,
     ) -> Result<(Member, Body)> {
-        if redirect_pids(&mut config.text, std::process::id(), None) {
-            config.is_rewritten =
-                redirect_pids(&mut config.text, std::process::id(), Some(&self.pid_namespace().await?));
+        if let Some(namespace) = shared_pids(&mut config.text, std::process::id()) {
+            namespace["path"] = serde_json::json!(self.pid_namespace().await?);
+            config.is_rewritten = true;
         }
         record.in_runtime = true;
         record.save(&request.bundle).doing(|| "could not write the record of the container".into())?;
@@ -137,7 +137,7 @@ impl Pod {
         if let Program::Native = program
             && !request.checkpoint.is_empty()
         {
-            return checkpointed(request, &config, rootfs, launcher);
+            return checkpointed(request, &config, &record, rootfs, launcher);
         }
         let made = make(request, &self.owner_of(request), &config, &rootfs, &launcher, program).await;
         let (process, attached, cgroup, guest) = match made {
@@ -267,12 +267,13 @@ async fn mount(request: &CreateRequest, config: &Config) -> Result<Rootfs> {
 fn checkpointed(
     request: &CreateRequest,
     config: &Config,
+    record: &Record,
     rootfs: Rootfs,
     launcher: OciRuntime,
 ) -> Result<(Member, Body)> {
     let bundle = bundle_of_native(request, config, &rootfs)?;
-    let path = config.cgroups_path().unwrap_or_default();
-    let cgroup = Cgroup::from_spec(&path, launcher.is_systemd(), &request.id);
+    let path = record.cgroups_path.as_deref().unwrap_or_default();
+    let cgroup = Cgroup::from_spec(path, record.settings.systemd_cgroup, &request.id);
     let made = Made {
         launcher: Box::new(launcher),
         rootfs: Mutex::new(Some(rootfs)),

@@ -15,10 +15,7 @@ pub(crate) struct Candidate {
 /// for in `PATH` and then in `cwd`. `module.wasm#function` means the file of this name, or the export of `module.wasm`.
 pub(crate) fn candidates(argument: &str, cwd: &Path, env: &[String]) -> Vec<Candidate> {
     let mut found = paths(argument, cwd, env, None);
-    if let Some((module, function)) = argument.rsplit_once('#')
-        && !module.is_empty()
-        && !function.is_empty()
-    {
+    if let (module, Some(function)) = split_function(argument) {
         found.extend(paths(module, cwd, env, Some(function)));
     }
     found

@@ -1,10 +1,10 @@
 //! Which container is a pod's sandbox, and what its namespaces shall be.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
@@ -69,28 +69,20 @@ pub(crate) fn has_own_pids(spec: &Spec) -> bool {
         .any(|namespace| namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none())
 }
 
-/// Points the pid namespace of a container that shares its pod's at `path`; false when it shares none.
+/// The pid namespace in `spec` (a parsed `config.json`) if it is the pod's, for its `path` to be set to the real one.
 ///
 /// containerd takes the sandbox's pid for a process of the pod and names `/proc/PID/ns/pid`; here that is the shim, which
 /// is in the node's pid namespace.
-pub(crate) fn redirect_pids(spec: &mut Value, sandbox_pid: u32, path: Option<&Path>) -> bool {
+pub(crate) fn shared_pids(spec: &mut Value, sandbox_pid: u32) -> Option<&mut Value> {
     let shared = format!("/proc/{sandbox_pid}/ns/pid");
-    let namespaces = spec["linux"]["namespaces"].as_array_mut();
-    let found = namespaces
-        .into_iter()
-        .flatten()
-        .find(|namespace| namespace["type"] == "pid" && namespace["path"].as_str() == Some(&shared));
-    match (found, path) {
-        (Some(namespace), Some(path)) => {
-            namespace["path"] = json!(path);
-            true
-        }
-        (found, _) => found.is_some(),
-    }
+    let mut namespaces = spec["linux"]["namespaces"].as_array_mut().into_iter().flatten();
+    namespaces.find(|namespace| namespace["type"] == "pid" && namespace["path"] == shared)
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn spec(json: &str) -> Spec {
@@ -126,9 +118,9 @@ mod tests {
     #[test]
     fn a_shared_pid_namespace_is_the_pods_and_not_the_nodes() {
         let mut spec = json!({"linux": {"namespaces": [{"type": "pid", "path": "/proc/7/ns/pid"}, {"type": "mount"}]}});
-        assert!(!redirect_pids(&mut spec, 8, None));
-        assert!(redirect_pids(&mut spec, 7, None));
-        assert!(redirect_pids(&mut spec, 7, Some(Path::new("/proc/9/ns/pid"))));
+        assert!(shared_pids(&mut spec, 8).is_none());
+        shared_pids(&mut spec, 7).unwrap()["path"] = json!("/proc/9/ns/pid");
+        assert!(shared_pids(&mut spec, 7).is_none());
         assert_eq!(spec["linux"]["namespaces"][0]["path"], "/proc/9/ns/pid");
     }
 
