@@ -257,8 +257,12 @@ fn ctr_restores_a_container_that_goes_on_counting() {
     let containerd = Containerd::shared();
     let volume = containerd.directory().join("volume");
     fs::create_dir_all(&volume).unwrap();
-    let number = || fs::read_to_string(volume.join("n")).map_or(0, |text| text.trim().parse::<u64>().unwrap());
-    let container = containerd.shell(COUNT).bind(&volume, "/count", &["rbind", "rw"]).start();
+    let numbers = || fs::read_dir(&volume).unwrap().map(|entry| entry.unwrap().path());
+    let number_of = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().parse::<u64>().unwrap();
+    let number = || numbers().map(|path| number_of(&path)).max().unwrap_or(0);
+    // It goes on after the checkpoint, which must hold no file open that it renames or removes then.
+    let count = "n=0; while :; do n=$((n + 1)); mkdir -p /count/$n; usleep 20000; done";
+    let container = containerd.shell(count).bind(&volume, "/count", &["rbind", "rw"]).start();
     assert!(until(PATIENCE, || number() > 5));
     let (id, reference) = (container.id.clone(), format!("checkpoint.example/{}:1", container.id));
     let said = containerd.ctr(["container", "checkpoint", "--rw", "--image", "--task", &id, &reference]);
@@ -266,7 +270,7 @@ fn ctr_restores_a_container_that_goes_on_counting() {
     container.kill(Signal::SIGKILL as i32).unwrap();
     drop(container);
     let before = number();
-    fs::remove_file(volume.join("n")).unwrap();
+    numbers().for_each(|path| fs::remove_dir(path).unwrap());
     let said = containerd.ctr(["container", "restore", "--rw", "--live", &id, &reference]);
     assert_eq!(said.code, Some(0), "{said:?}");
     assert!(until(PATIENCE, || number() >= before.max(6)), "{} after {before}", number());
