@@ -225,9 +225,11 @@ impl Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        if !self.published
-            && let Err(error) = remove_file(&self.path)
-        {
+        if self.published {
+            return;
+        }
+        // Processes that are just being started may hold the file open a little longer; its blocks are free now.
+        if let Err(error) = self.file.set_len(0).and_then(|()| remove_file(&self.path)) {
             log::warn!("{error}");
         }
     }

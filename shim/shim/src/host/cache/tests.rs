@@ -33,23 +33,27 @@ impl Scratch {
         Cache::open(&self.0.join("cache"), max_bytes).unwrap()
     }
 
-    /// Every file below the cache, relative to it.
     fn files(&self) -> Vec<String> {
-        let mut found = Vec::new();
-        let mut dirs = vec![self.0.join("cache")];
-        while let Some(dir) = dirs.pop() {
-            for file in fs::read_dir(dir).unwrap() {
-                let path = file.unwrap().path();
-                if path.is_dir() {
-                    dirs.push(path);
-                } else {
-                    found.push(path.strip_prefix(self.0.join("cache")).unwrap().display().to_string());
-                }
+        files_below(&self.0.join("cache"))
+    }
+}
+
+/// Every file below the cache, relative to it.
+fn files_below(cache: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut dirs = vec![cache.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for file in fs::read_dir(dir).unwrap() {
+            let path = file.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else {
+                found.push(path.strip_prefix(cache).unwrap().display().to_string());
             }
         }
-        found.sort();
-        found
     }
+    found.sort();
+    found
 }
 
 impl Drop for Scratch {
@@ -225,6 +229,7 @@ fn child_process() {
             })
             .map(drop)
             .unwrap(),
+        "fill" => fill(Path::new(&dir), &cache),
         deed => panic!("{deed}"),
     }
 }
@@ -394,20 +399,25 @@ fn a_full_disk_makes_room_or_says_so() {
     let dir = scratch.0.join("cache");
     fs::create_dir(&dir).unwrap();
     mount(Some("tmpfs"), &dir, Some("tmpfs"), MsFlags::empty(), Some("size=1m,mode=700")).unwrap();
-    let cache = scratch.cache();
-    put(&cache, 1, 400_000);
-    put(&cache, 2, 400_000);
+    // By itself: children that other tests start hold every open file for a moment, and its blocks with it.
+    let output = child(&scratch, "fill").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+fn fill(dir: &Path, cache: &Cache) {
+    put(cache, 1, 400_000);
+    put(cache, 2, 400_000);
     let second = File::open(dir.join(entry(2))).unwrap();
     second.set_times(fs::FileTimes::new().set_modified(SystemTime::UNIX_EPOCH)).unwrap();
     drop(second);
-    put(&cache, 3, 400_000);
-    assert_eq!(scratch.files(), [entry(1), entry(3)], "the least recently used one makes room");
+    put(cache, 3, 400_000);
+    assert_eq!(files_below(dir), [entry(1), entry(3)], "the least recently used one makes room");
     let error = host(cache.get_or_compile(&key(4), writes(&[0; 2 << 20])).unwrap_err());
     assert_eq!(error.kind(), ErrorKind::StorageFull);
     let (path, sentence) = (dir.join(entry(4)), error.to_string());
     assert!(sentence.contains(path.to_str().unwrap()) && sentence.contains("the disk is full"), "{sentence}");
-    assert_eq!(scratch.files(), [""; 0], "a failed write leaves nothing");
-    put(&cache, 5, 400_000);
+    assert_eq!(files_below(dir), [""; 0], "a failed write leaves nothing");
+    put(cache, 5, 400_000);
 }
 
 #[test]
