@@ -183,7 +183,9 @@ impl WorkerState for Worker {
         _: GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + Send + Sync>> {
         let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        requests.retain(|request| !request.is_closed());
+        if requests.len() == requests.capacity() {
+            requests.retain(|request| !request.is_closed());
+        }
         requests.push(request);
         Box::pin(std::future::pending())
     }
@@ -235,11 +237,15 @@ impl WorkerExpiration for Expiration {
                 if self.ending.as_mut().poll(context).is_ready() {
                     return Poll::Ready(());
                 }
-                let deadline = (start + IDLE).into();
-                if self.idle.deadline() != deadline {
+                // Each request ends an idle time: the timer is set anew only when it has run out.
+                while self.idle.as_mut().poll(context).is_ready() {
+                    let deadline = (start + IDLE).into();
+                    if self.idle.deadline() >= deadline {
+                        return Poll::Ready(());
+                    }
                     self.idle.as_mut().reset(deadline);
                 }
-                self.idle.as_mut().poll(context)
+                Poll::Pending
             }
         }
     }
