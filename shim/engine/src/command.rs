@@ -1,8 +1,9 @@
 //! Guests that run once: core modules of WASI 0.1 and components of `wasi:cli`, or one function of either.
 
 use std::io;
+use std::sync::Arc;
 
-use skiff_plan::Refusal;
+use skiff_plan::{EXIT_OOM, Refusal};
 use tokio::runtime::{Builder, Runtime};
 use wasmtime::component::{Func as ComponentFunction, InstancePre as ComponentPre, Val as ComponentValue};
 use wasmtime::{Error, Extern, ExternType, Func, Instance, Linker, Module, Result, Store, Val};
@@ -10,9 +11,9 @@ use wasmtime_wasi::{I32Exit, p0, p1, p2, p3};
 
 use crate::load::{describe_export, of_engine};
 use crate::stdio::Writer;
-use crate::store::State;
+use crate::store::{Budget, State};
 use crate::wasi::Context;
-use crate::{report, signals};
+use crate::{deadline, report, signals, stdio};
 
 const WASI_0_1: &str = "wasi_snapshot_preview1";
 const WASI_0_0: &str = "wasi_unstable";
@@ -20,6 +21,7 @@ const WASI_0_0: &str = "wasi_unstable";
 /// A command that is instantiated and has not run.
 pub(crate) struct Command {
     module: String,
+    budget: Arc<Budget>,
     runtime: Runtime,
     store: Store<State>,
     entry: Entry,
@@ -53,9 +55,9 @@ impl Command {
             .map_err(|error| cannot_link(&linker, &mut store, module, &error, &context))?;
         let entry = match runtime.block_on(pre.instantiate_async(&mut store)) {
             Ok(instance) => module_entry(&mut store, &instance, &context)?,
-            Err(error) => ended_or_refused(&mut store, error, &context)?,
+            Err(error) => ended_or_refused(&store, error, &context)?,
         };
-        Ok(Self { module: context.plan.module, runtime, store, entry })
+        Ok(Self { module: context.plan.module, budget: context.budget, runtime, store, entry })
     }
 
     /// Instantiates a linked component.
@@ -67,15 +69,25 @@ impl Command {
         let (runtime, mut store) = prepare(pre.engine(), &context, Writer::Component)?;
         let entry = match runtime.block_on(kind.instantiate(pre, &mut store)) {
             Ok(entry) => entry,
-            Err(error) => ended_or_refused(&mut store, error, &context)?,
+            Err(error) => ended_or_refused(&store, error, &context)?,
         };
-        Ok(Self { module: context.plan.module, runtime, store, entry })
+        Ok(Self { module: context.plan.module, budget: context.budget, runtime, store, entry })
     }
 
     /// Runs the guest to its end; answers the exit code.
     pub(crate) fn run(mut self) -> i32 {
         let result = self.runtime.block_on(call(&mut self.store, self.entry));
+        let trapped = result.as_ref().is_err_and(|error| !error.is::<I32Exit>());
         let code = report::exit_code(&self.module, result);
+        let gave_up = trapped || (code != 0 && stdio::said_out_of_memory());
+        let code = match self.store.data().limiter.denied_just_now().filter(|_| gave_up) {
+            Some(denied) => {
+                report::line(&format!("{} ran out of memory: {denied}", self.module));
+                self.budget.set_ran_out();
+                EXIT_OOM
+            }
+            None => code,
+        };
         // The process ends here: unmapping the guest and waiting for a thread that reads stdin would only take time.
         std::mem::forget(self.store);
         std::mem::forget(self.runtime);
@@ -86,6 +98,9 @@ impl Command {
 fn prepare(engine: &wasmtime::Engine, context: &Context, writer: Writer) -> Result<(Runtime, Store<State>), Refusal> {
     // Before Ready: from then on a signal has to find the guest's course.
     signals::grant_grace();
+    if let Some(limit) = context.plan.limits.run_time {
+        deadline::end_after(limit, &context.plan.module).map_err(|error| cannot_prepare(&error))?;
+    }
     let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| cannot_prepare(&error))?;
     Ok((runtime, context.state(writer)?.into_store(engine)))
 }
@@ -95,10 +110,10 @@ fn cannot_prepare(error: &io::Error) -> Refusal {
 }
 
 /// Sorts a failed instantiation: a guest that ended in its own code has run; everything else is a refusal.
-fn ended_or_refused(store: &mut Store<State>, error: Error, context: &Context) -> Result<Entry, Refusal> {
-    match store.data_mut().limiter.take_denied() {
+fn ended_or_refused(store: &Store<State>, error: Error, context: &Context) -> Result<Entry, Refusal> {
+    match store.data().limiter.denied() {
         _ if report::is_of_guest(&error) => Ok(Entry::Ended(error)),
-        Some(denied) => Err(Refusal::Guest(format!("`{}` is too big to start: {denied}", context.plan.module))),
+        Some(denied) => Err(context.too_big(denied)),
         None => Err(Refusal::Guest(format!("cannot start `{}`: {}", context.plan.module, report::sentence(&error)))),
     }
 }

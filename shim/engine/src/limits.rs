@@ -2,10 +2,12 @@
 
 /// The size of one table element: wasmtime keeps a pointer, for every type of reference.
 pub(crate) const TABLE_ELEMENT_BYTES: u64 = 8;
-/// The most table elements of one instance, also where the container has no memory limit.
-pub(crate) const TABLE_ELEMENTS_MAX: u64 = 10_000_000;
-/// The most HTTP requests under way at once; further ones wait.
-pub(crate) const REQUESTS_MAX: usize = 4096;
+/// The most connections that a server keeps open, and the fewest.
+const CONNECTIONS_MAX: usize = 4096;
+const CONNECTIONS_MIN: usize = 128;
+/// Threads that wait for files and slow readers: for each processor, and in all.
+const BLOCKING_THREADS_EACH: usize = 8;
+const BLOCKING_THREADS_MAX: usize = 64;
 
 /// The most and the fewest instances of a server at once. Each takes address space and a stack set up ahead.
 const INSTANCES_MAX: u32 = 1000;
@@ -44,7 +46,7 @@ pub(crate) fn parse_limit(text: &str) -> Option<u64> {
 /// The most connections that a server keeps open under a memory limit; further ones wait to be accepted.
 pub(crate) fn connections_max(limit_bytes: Option<u64>) -> usize {
     let share_bytes = limit_bytes.map_or(HOST_SHARE_MAX_BYTES, host_share_bytes);
-    usize::try_from(share_bytes / CONNECTION_BYTES).unwrap_or(REQUESTS_MAX).clamp(128, REQUESTS_MAX)
+    usize::try_from(share_bytes / CONNECTION_BYTES).unwrap_or(CONNECTIONS_MAX).clamp(CONNECTIONS_MIN, CONNECTIONS_MAX)
 }
 
 /// The most instances of a server under a memory limit; further requests wait. One for each MiB of the guest's share:
@@ -52,6 +54,13 @@ pub(crate) fn connections_max(limit_bytes: Option<u64>) -> usize {
 pub(crate) fn instances_max(limit_bytes: Option<u64>) -> u32 {
     let share_bytes = limit_bytes.map_or(u64::MAX, guest_share_bytes);
     u32::try_from(share_bytes / MIB).unwrap_or(INSTANCES_MAX).clamp(INSTANCES_MIN, INSTANCES_MAX)
+}
+
+/// How many threads of a server run guests, and how many more may wait for the node: where `runnable` processors may be
+/// used, and quotas allow as much as `quota` of them.
+pub(crate) fn threads(runnable: usize, quota: Option<usize>) -> (usize, usize) {
+    let workers = runnable.min(quota.unwrap_or(usize::MAX)).max(1);
+    (workers, workers.saturating_mul(BLOCKING_THREADS_EACH).min(BLOCKING_THREADS_MAX))
 }
 
 #[cfg(test)]
@@ -106,6 +115,19 @@ mod tests {
             [(None, 1000), (Some(0), 16), (Some(16 * MIB), 16), (Some(64 * MIB), 59), (Some(u64::MAX / 4), 1000)]
         {
             assert_eq!(instances_max(limit_bytes), expected, "under {limit_bytes:?}");
+        }
+    }
+
+    #[test]
+    fn threads_follow_the_quota() {
+        for (runnable, quota, expected) in [
+            (2, None, (2, 16)),
+            (2, Some(1), (1, 8)),
+            (64, None, (64, 64)),
+            (64, Some(3), (3, 24)),
+            (1, Some(9), (1, 8)),
+        ] {
+            assert_eq!(threads(runnable, quota), expected, "{runnable} and {quota:?}");
         }
     }
 

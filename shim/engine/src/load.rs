@@ -3,10 +3,10 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
-use skiff_plan::Refusal;
+use skiff_plan::{Limits, Refusal};
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, InstancePre, Linker};
-use wasmtime::{Engine, Module, Precompiled};
+use wasmtime::{Config, Engine, Module, Precompiled};
 use wasmtime_wasi::{p2, p3};
 use wasmtime_wasi_http::handler::ProxyPre;
 
@@ -16,12 +16,25 @@ use crate::store::State;
 use crate::wasi::Context;
 use crate::{Prepared, report};
 
+/// What host functions get of a call's stack, beyond the guest's part.
+const HOST_STACK_BYTES: usize = 3 << 19;
+
 /// Mapped code.
 pub(crate) enum Guest {
     /// A core module.
     Module(Module),
     /// A component.
     Component(Component),
+}
+
+/// The configuration of the engine for a guest with these limits.
+///
+/// # Errors
+/// Those of [`skiff_config::engine_config`].
+pub(crate) fn config(limits: &Limits) -> wasmtime::Result<Config> {
+    let mut config = skiff_config::engine_config()?;
+    config.max_wasm_stack(limits.stack_bytes).async_stack_size(limits.stack_bytes + HOST_STACK_BYTES);
+    Ok(config)
 }
 
 /// Maps `code` into this process. Its pages are the file's own, shared by all containers that run it.

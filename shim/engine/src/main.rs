@@ -3,6 +3,7 @@
 
 mod command;
 mod control;
+mod deadline;
 mod http;
 mod limits;
 mod load;
@@ -12,11 +13,11 @@ mod stdio;
 mod store;
 mod wasi;
 
-use skiff_plan::{EXIT_ENGINE, Message, Refusal};
+use skiff_plan::{Account, EXIT_ENGINE, Message, Refusal};
 use wasmtime::Engine;
 
 use crate::control::Control;
-use crate::load::Guest;
+use crate::load::{Guest, of_engine};
 
 /// A guest that is instantiated and waits to run.
 enum Prepared {
@@ -36,15 +37,8 @@ fn main() {
 fn run() -> std::io::Result<i32> {
     signals::install();
     let control = Control::inherit()?;
-    let engine = match skiff_config::engine_config().and_then(|config| Engine::new(&config)) {
-        Ok(engine) => engine,
-        Err(error) => {
-            control.refuse(Refusal::Host(format!("the engine does not run here: {}", report::sentence(&error))))?;
-            return Ok(EXIT_ENGINE);
-        }
-    };
     loop {
-        match prepare(&engine, control.receive()?) {
+        match prepare(control.receive()?) {
             Ok(prepared) => {
                 control.ready()?;
                 return Ok(prepared.run());
@@ -59,11 +53,15 @@ fn run() -> std::io::Result<i32> {
 }
 
 /// Loads, links and instantiates what the message holds.
-fn prepare(engine: &Engine, message: Message) -> Result<Prepared, Refusal> {
-    let guest = load::load(engine, &message.code)?;
+fn prepare(message: Message) -> Result<Prepared, Refusal> {
+    let account = Account::keep_in(&message.account)
+        .map_err(|error| Refusal::Host(format!("cannot keep the account of the guest's memory: {error}")))?;
+    let engine = load::config(&message.plan.limits).and_then(|config| Engine::new(&config));
+    let engine = engine.map_err(|error| of_engine(&error))?;
+    let guest = load::load(&engine, &message.code)?;
     let name = message.plan.module.rsplit('/').next().unwrap_or_default().to_owned();
     control::name_process(&name);
-    let context = wasi::Context::new(message.plan, message.memory_limits);
+    let context = wasi::Context::new(message.plan, message.memory_limits, account);
     match guest {
         Guest::Module(module) => {
             command::Command::of_module(&module, context).map(|command| Prepared::Command(Box::new(command)))

@@ -7,6 +7,11 @@ use skiff_plan::{EXIT_TRAP, exit_code_of_proc_exit};
 use wasmtime::{Error, Result, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
+use crate::stdio;
+
+/// How long the last line waits for a slow reader, in milliseconds.
+const LAST_WAIT: u8 = 100;
+
 /// The exit code of a guest that ended with `result`; a trap is told on stderr.
 pub(crate) fn exit_code(module: &str, result: Result<i32>) -> i32 {
     match result {
@@ -35,6 +40,13 @@ pub(crate) fn trap(module: &str, error: &Error) {
 pub(crate) fn line(text: &str) {
     // There is nobody left to tell when stderr itself fails.
     let _told = std::io::stderr().write_all(format!("skiff: {text}\n").as_bytes());
+}
+
+/// The same for a process that ends whether or not somebody reads.
+pub(crate) fn last_line(text: &str) {
+    if stdio::is_writable(&std::io::stderr(), LAST_WAIT) {
+        line(text);
+    }
 }
 
 /// The error and its causes as one line, without the backtrace.

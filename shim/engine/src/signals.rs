@@ -112,7 +112,8 @@ fn write_event() -> bool {
     unsafe { libc::write(NOTIFIED.load(Ordering::SeqCst), byte.as_ptr().cast(), byte.len()) == 1 }
 }
 
-fn exit_now(code: libc::c_int) {
+/// Ends the process, whatever its threads do.
+pub(crate) fn exit_now(code: libc::c_int) {
     // SAFETY: `_exit` is async-signal-safe and runs nothing of this process any more.
     unsafe { libc::_exit(code) }
 }

@@ -4,7 +4,10 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use hyper::body::Bytes;
 use nix::errno::Errno;
@@ -14,10 +17,19 @@ use tokio::io::AsyncWrite;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 
+use crate::deadline;
+
 /// How much a guest may write at once.
 const PERMIT_BYTES: usize = 64 << 10;
 /// What a pipe that is ready takes without blocking; see pipe(7).
 const PIPE_BYTES: usize = 4096;
+/// How much of a limited rate may be used up at once.
+const BURST: Duration = Duration::from_secs(1);
+
+/// What runtimes say on stderr before they end a guest for want of memory, Go's among them.
+const OUT_OF_MEMORY: &[u8] = b"out of memory";
+static SAID_OUT_OF_MEMORY: AtomicBool = AtomicBool::new(false);
+static RATE: OnceLock<Rate> = OnceLock::new();
 
 /// Which descriptor a stream writes to.
 #[derive(Clone, Copy)]
@@ -54,6 +66,11 @@ impl Output {
     }
 
     fn write_some(self, bytes: &[u8]) -> io::Result<usize> {
+        if matches!(self.target, Target::Stderr) && bytes.windows(OUT_OF_MEMORY.len()).any(|part| part == OUT_OF_MEMORY)
+        {
+            SAID_OUT_OF_MEMORY.store(true, Ordering::Relaxed);
+        }
+        let bytes = RATE.get().map_or(bytes, |rate| self.wait_for(rate, bytes));
         if self.writer != Writer::Server {
             return self.write_blocking(bytes);
         }
@@ -62,6 +79,19 @@ impl Output {
             return self.write_blocking(first);
         }
         tokio::task::block_in_place(|| self.write_blocking(first))
+    }
+
+    /// Waits until some of `bytes` may be written, and answers that part.
+    fn wait_for<'a>(self, rate: &Rate, bytes: &'a [u8]) -> &'a [u8] {
+        let part = bytes.get(..rate.piece_bytes()).unwrap_or(bytes);
+        let delay = rate.take(part.len(), Instant::now());
+        if !delay.is_zero() {
+            match self.writer {
+                Writer::Server => tokio::task::block_in_place(|| deadline::pass(delay)),
+                Writer::Module | Writer::Component => deadline::pass(delay),
+            }
+        }
+        part
     }
 
     fn write_blocking(self, bytes: &[u8]) -> io::Result<usize> {
@@ -78,6 +108,38 @@ impl Output {
     }
 }
 
+/// How much the guest may write in a second, stdout and stderr together; a second's worth at once.
+struct Rate {
+    bytes_per_second: u64,
+    /// When all that was written would have been written at the allowed pace.
+    paid_until: Mutex<Instant>,
+}
+
+impl Rate {
+    /// The most that is written at once.
+    fn piece_bytes(&self) -> usize {
+        usize::try_from(self.bytes_per_second).unwrap_or(usize::MAX).clamp(1, PERMIT_BYTES)
+    }
+
+    /// Pays for `bytes` at `now`; how long to wait before they are written.
+    fn take(&self, bytes: usize, now: Instant) -> Duration {
+        let mut paid_until = self.paid_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = (*paid_until).max(now);
+        *paid_until = start + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
+        paid_until.saturating_duration_since(now).saturating_sub(BURST)
+    }
+}
+
+/// From now on the guest writes at most so many bytes in a second.
+pub(crate) fn limit_rate(bytes_per_second: u64) {
+    RATE.get_or_init(|| Rate { bytes_per_second, paid_until: Mutex::new(Instant::now()) });
+}
+
+/// Whether the guest's stderr has said so.
+pub(crate) fn said_out_of_memory() -> bool {
+    SAID_OUT_OF_MEMORY.load(Ordering::Relaxed)
+}
+
 /// Makes reads of stdin block, whoever opened it: another end of the same descriptor may have asked for the contrary.
 pub(crate) fn block_stdin() {
     let stdin = std::io::stdin();
@@ -87,6 +149,11 @@ pub(crate) fn block_stdin() {
     {
         let _set = fcntl(&stdin, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK));
     }
+}
+
+/// Whether a write would not block, after waiting for it for so many milliseconds.
+pub(crate) fn is_writable(file: &impl AsFd, milliseconds: u8) -> bool {
+    wait_writable(file.as_fd(), milliseconds.into()).unwrap_or(false)
 }
 
 /// Whether a write would not block, after waiting for it.
@@ -161,5 +228,23 @@ impl AsyncWrite for Output {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_kept_after_a_seconds_worth() {
+        let now = Instant::now();
+        let rate = Rate { bytes_per_second: 1000, paid_until: Mutex::new(now) };
+        assert_eq!(rate.piece_bytes(), 1000);
+        for (bytes, after, expected) in
+            [(1000, 0, 0), (500, 0, 500), (500, 1000, 0), (100, 10_000, 0), (1000, 10_000, 100)]
+        {
+            let delay = rate.take(bytes, now + Duration::from_millis(after));
+            assert_eq!(delay.as_millis(), expected, "{bytes} bytes after {after} ms");
+        }
     }
 }

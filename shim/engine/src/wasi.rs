@@ -4,13 +4,13 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::sync::Arc;
 
-use skiff_plan::{EnginePlan, Refusal};
+use skiff_plan::{Account, EnginePlan, Refusal};
 use wasmtime_wasi::cli::stdin;
 use wasmtime_wasi::{FsPerms, WasiCtxBuilder};
 
-use crate::report;
 use crate::stdio::{Output, Target, Writer, block_stdin};
-use crate::store::{Budget, State};
+use crate::store::{Budget, Denied, State};
+use crate::{report, stdio};
 
 /// What all instances of this process have in common.
 pub(crate) struct Context {
@@ -23,17 +23,21 @@ pub(crate) struct Context {
 
 impl Context {
     /// The context of `plan`, with this process's environment.
-    pub(crate) fn new(plan: EnginePlan, memory_limits: Vec<File>) -> Self {
+    pub(crate) fn new(plan: EnginePlan, memory_limits: Vec<File>, account: Account) -> Self {
         let variables = std::env::vars_os()
             .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()));
         let environment = guest_environment(variables.collect(), &plan.cwd);
-        Self { plan, budget: Budget::new(memory_limits), environment }
+        if let Some(rate) = plan.limits.output_bytes_per_second {
+            stdio::limit_rate(rate);
+        }
+        let budget = Budget::new(memory_limits, plan.memory_limit_bytes, account);
+        Self { plan, budget, environment }
     }
 
     /// The state of a new instance. A command has the container's stdin, a server's instances have none.
     ///
     /// # Errors
-    /// When a directory of the plan cannot be opened.
+    /// When a directory of the plan cannot be opened, or the guest's stack does not fit into its limits.
     pub(crate) fn state(&self, writer: Writer) -> Result<State, Refusal> {
         let mut builder = WasiCtxBuilder::new();
         // One guest alone may block the only thread; many must not block each other.
@@ -59,7 +63,12 @@ impl Context {
                 Refusal::Host(format!("cannot open the directory `{}`: {}", preopen.guest, report::sentence(&error)))
             })?;
         }
-        Ok(State::new(builder.build_p1(), &self.budget))
+        State::new(builder.build_p1(), &self.budget, &self.plan.limits).map_err(|denied| self.too_big(&denied))
+    }
+
+    /// The refusal of a guest that does not fit into its limits from the beginning.
+    pub(crate) fn too_big(&self, denied: &Denied) -> Refusal {
+        Refusal::Guest(format!("`{}` is too big to start: {denied}", self.plan.module))
     }
 }
 

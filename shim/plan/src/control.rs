@@ -13,8 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::EnginePlan;
 
-/// The most descriptors that a message carries: plan, compiled code and the memory limits of the cgroups above.
-pub const RECEIVED_FILES_MAX: usize = 2 + 16;
+/// The most memory limit files that a message carries.
+pub const LIMIT_FILES_MAX: usize = 16;
+/// The plan, the compiled code and the account come first.
+const FILES_MAX: usize = 3 + LIMIT_FILES_MAX;
 
 /// What the shim hands to the engine.
 #[derive(Debug)]
@@ -23,6 +25,8 @@ pub struct Message {
     pub plan: EnginePlan,
     /// The compiled code, opened for reading.
     pub code: File,
+    /// Where the engine keeps its [`Account`](crate::Account), opened for reading and writing.
+    pub account: File,
     /// The memory limit files (`memory.max`, v1: `memory.limit_in_bytes`) from the container's cgroup upwards.
     pub memory_limits: Vec<File>,
 }
@@ -52,15 +56,15 @@ pub enum Refusal {
 /// Sends `message` over `socket`, which must have room for one byte.
 ///
 /// # Errors
-/// Those of `memfd_create(2)`, `write(2)` and `sendmsg(2)`; more than [`RECEIVED_FILES_MAX`] files are `InvalidInput`.
+/// Those of `memfd_create(2)`, `write(2)` and `sendmsg(2)`; more than [`LIMIT_FILES_MAX`] limits are `InvalidInput`.
 pub fn send_message(socket: impl AsFd, message: &Message) -> io::Result<()> {
-    if message.memory_limits.len() + 2 > RECEIVED_FILES_MAX {
+    if message.memory_limits.len() > LIMIT_FILES_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many memory limit files"));
     }
     let mut plan = File::from(memfd_create(c"skiff-plan", MFdFlags::MFD_CLOEXEC)?);
     plan.write_all(&serde_json::to_vec(&message.plan)?)?;
     plan.seek(SeekFrom::Start(0))?;
-    let mut fds: Vec<RawFd> = vec![plan.as_raw_fd(), message.code.as_raw_fd()];
+    let mut fds: Vec<RawFd> = vec![plan.as_raw_fd(), message.code.as_raw_fd(), message.account.as_raw_fd()];
     fds.extend(message.memory_limits.iter().map(AsRawFd::as_raw_fd));
     sendmsg::<()>(
         socket.as_fd().as_raw_fd(),
@@ -78,7 +82,7 @@ pub fn send_message(socket: impl AsFd, message: &Message) -> io::Result<()> {
 /// `UnexpectedEof` when the shim has closed its end; `InvalidData` for a message that is not of this protocol.
 pub fn receive_message(socket: impl AsFd) -> io::Result<Message> {
     let mut byte = [0_u8; 1];
-    let mut space = nix::cmsg_space!([RawFd; RECEIVED_FILES_MAX]);
+    let mut space = nix::cmsg_space!([RawFd; FILES_MAX]);
     let mut iov = [IoSliceMut::new(&mut byte)];
     let received = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut iov, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
     let mut files = Vec::new();
@@ -94,12 +98,12 @@ pub fn receive_message(socket: impl AsFd) -> io::Result<Message> {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the shim is gone"));
     }
     let mut files = files.into_iter();
-    let (Some(mut plan), Some(code)) = (files.next(), files.next()) else {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message without plan and code"));
+    let (Some(mut plan), Some(code), Some(account)) = (files.next(), files.next(), files.next()) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message without plan, code and account"));
     };
     let mut text = Vec::new();
     plan.read_to_end(&mut text)?;
-    Ok(Message { plan: serde_json::from_slice(&text)?, code, memory_limits: files.collect() })
+    Ok(Message { plan: serde_json::from_slice(&text)?, code, account, memory_limits: files.collect() })
 }
 
 impl Reply {
@@ -138,10 +142,13 @@ mod tests {
             args: vec!["/hello.wasm".into(), "x".repeat(1 << 20)],
             cwd: "/".into(),
             preopens: vec![Preopen { host: "/dev/.skiff/root".into(), guest: "/".into(), read_only: false }],
+            processors: Some(2),
+            ..EnginePlan::default()
         };
         let message = Message {
             plan: plan.clone(),
             code: File::open("/proc/self/exe").unwrap(),
+            account: File::open("/dev/null").unwrap(),
             memory_limits: vec![File::open("/dev/null").unwrap()],
         };
         send_message(&shim, &message).unwrap();

@@ -1,11 +1,15 @@
 //! What the shim and the engine agree on: the plan of a wasm container, the control socket that carries it, and the
 //! exit codes. It knows neither wasmtime nor containerd.
 
+mod account;
 mod control;
 mod exit;
+mod limits;
 
-pub use control::{Message, RECEIVED_FILES_MAX, Refusal, Reply, receive_message, send_message};
+pub use account::{ACCOUNT_FILE, Account, Figures};
+pub use control::{LIMIT_FILES_MAX, Message, Refusal, Reply, receive_message, send_message};
 pub use exit::{EXIT_ENGINE, EXIT_OOM, EXIT_TRAP, exit_code_of_proc_exit, exit_code_of_signal};
+pub use limits::Limits;
 
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +37,12 @@ pub struct EnginePlan {
     pub cwd: String,
     /// The directories that the guest may open, and nothing else.
     pub preopens: Vec<Preopen>,
+    /// What bounds the guest besides its cgroup.
+    pub limits: Limits,
+    /// The memory limit of the specification in bytes, for a container whose cgroup has none to read.
+    pub memory_limit_bytes: Option<u64>,
+    /// How many processors the quotas of the container and its pod come to, rounded up.
+    pub processors: Option<usize>,
 }
 
 /// A directory of the container that the guest may open.

@@ -10,6 +10,7 @@ mod inspect;
 mod layers;
 mod pack;
 mod preamble;
+mod stats;
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -41,6 +42,8 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Look over this node: what is there, what is missing, what to do.
     Doctor(doctor::Arguments),
+    /// Say what the guest of a running container takes of its memory.
+    Stats(stats::Arguments),
     /// Say which wasm layers the image of a container has, as JSON.
     Layers(layers::Arguments),
 }
@@ -74,6 +77,9 @@ fn main() -> ExitCode {
         Command::Pack(arguments) => pack(arguments).map_err(Error::plain),
         Command::Inspect(arguments) => inspect(arguments).map_err(Error::plain),
         Command::Doctor(arguments) => doctor::doctor(arguments).map_err(Error::plain),
+        Command::Stats(arguments) => stats::stats(arguments)
+            .and_then(|figures| if arguments.json { print_json(&figures) } else { stats::print(&figures) })
+            .map_err(Error::plain),
         Command::Layers(arguments) => {
             layers::layers(arguments).and_then(|report| print_json(&report)).map_err(Error::plain)
         }

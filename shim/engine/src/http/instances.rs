@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
@@ -29,14 +30,22 @@ const P3_REQUESTS_MAX: usize = 128;
 const P3_CONCURRENT_REQUESTS_MAX: usize = 16;
 /// How long an instance without a request is kept.
 const IDLE: Duration = Duration::from_secs(1);
+/// How long an instance over the time of a request may take to yield.
+const YIELD_GRACE: Duration = Duration::from_millis(50);
 /// How long a request waits for the memory of others.
 const MEMORY_WAIT: Duration = Duration::from_secs(10);
 
-/// Said of a request whose instance trapped: the trap is told already.
-pub(super) struct Trapped;
+/// Why an instance ended before its requests did.
+#[derive(Clone, Copy)]
+pub(super) enum Ended {
+    /// It trapped, which is told already.
+    Trapped,
+    /// It was over the time of a request, and would not be interrupted otherwise.
+    TimedOut,
+}
 
-/// What goes with a request: whom to tell when its instance traps.
-pub(super) type RequestData = oneshot::Sender<Trapped>;
+/// What goes with a request: whom to tell when its instance ends.
+pub(super) type RequestData = oneshot::Sender<Ended>;
 
 /// Whether an instance could not be made because others take all there is.
 pub(super) fn is_shortage(error: &Error) -> bool {
@@ -76,7 +85,7 @@ impl Instances {
     pub(super) async fn try_out(&self) -> Result<(), Refusal> {
         let module = &self.context.plan.module;
         self.make().await.map(drop).map_err(|error| match error.downcast_ref::<Denied>() {
-            Some(denied) => Refusal::Guest(format!("`{module}` is too big to start: {denied}")),
+            Some(denied) => self.context.too_big(denied),
             None => Refusal::Guest(format!("cannot start `{module}`: {}", report::sentence(&error))),
         })
     }
@@ -90,7 +99,9 @@ impl Instances {
         let state = self.context.state(Writer::Server).map_err(|refusal| Error::msg(format!("{refusal:?}")))?;
         let worker = Worker {
             module: self.context.plan.module.clone(),
-            limits: Limits::of(&self.pre),
+            limits: RequestLimits::of(&self.pre),
+            request_time: self.context.plan.limits.request_time,
+            timed_out: Arc::default(),
             requests: Mutex::new(Vec::new()),
             _alive: self.alive.clone(),
             _ticking: self.ticker.tick(),
@@ -101,8 +112,8 @@ impl Instances {
         store.set_epoch_deadline(1);
         match self.pre.instantiate_async(&mut store).await {
             Ok(proxy) => Ok((store, proxy, worker)),
-            Err(error) => Err(match store.data_mut().limiter.take_denied() {
-                Some(denied) if !report::is_of_guest(&error) => Error::from(denied),
+            Err(error) => Err(match store.data().limiter.denied() {
+                Some(denied) if !report::is_of_guest(&error) => Error::from(denied.clone()),
                 _ => error,
             }),
         }
@@ -121,7 +132,7 @@ impl HandlerState for Instances {
             let released = self.context.budget.released();
             match self.make().await {
                 Ok((store, proxy, state)) => {
-                    let expiration = Expiration::new(self.ending.clone());
+                    let expiration = Expiration::new(&state, self.ending.clone());
                     return Ok(Instance { store, proxy, view: WasiHttpView::http, expiration, state });
                 }
                 Err(error) if is_shortage(&error) => {
@@ -137,12 +148,12 @@ impl HandlerState for Instances {
 
 /// How many requests an instance serves.
 #[derive(Clone, Copy)]
-struct Limits {
+struct RequestLimits {
     requests: usize,
     concurrent_requests: usize,
 }
 
-impl Limits {
+impl RequestLimits {
     fn of(pre: &ProxyPre<State>) -> Self {
         match pre {
             ProxyPre::P2(_) => Self { requests: 1, concurrent_requests: 1 },
@@ -155,7 +166,9 @@ impl Limits {
 // Invariant: fields are dropped in their order, after the store: first the memory is given back.
 pub(super) struct Worker {
     module: String,
-    limits: Limits,
+    limits: RequestLimits,
+    request_time: Option<Duration>,
+    timed_out: Arc<AtomicBool>,
     requests: Mutex<Vec<RequestData>>,
     _lease: Arc<Lease>,
     _ticking: Ticking,
@@ -187,16 +200,24 @@ impl WorkerState for Worker {
             requests.retain(|request| !request.is_closed());
         }
         requests.push(request);
-        Box::pin(std::future::pending())
+        match self.request_time {
+            Some(limit) => Box::pin(sleep(limit)),
+            None => Box::pin(std::future::pending()),
+        }
     }
 
     fn drop(&self, store: Store<State>, result: Result<()>) {
         let requests = std::mem::take(&mut *self.requests.lock().unwrap_or_else(PoisonError::into_inner));
         if let Err(error) = result {
-            tell_end(&self.module, &error);
+            let ended = if self.timed_out.load(Ordering::Relaxed) {
+                Ended::TimedOut
+            } else {
+                tell_end(&self.module, &error, store.data().limiter.denied_just_now());
+                Ended::Trapped
+            };
             for request in requests {
                 // A request that is answered already is not waiting.
-                drop(request.send(Trapped));
+                let _told = request.send(ended);
             }
         }
         drop(store);
@@ -204,49 +225,69 @@ impl WorkerState for Worker {
 }
 
 /// Tells on stderr how an instance ended before its time.
-fn tell_end(module: &str, error: &Error) {
+fn tell_end(module: &str, error: &Error, denied: Option<&Denied>) {
     match error.downcast_ref::<I32Exit>() {
         Some(exit) => report::line(&format!("{module}: an instance exited with code {} while it served", exit.0)),
         None => report::trap(module, error),
     }
+    if let Some(denied) = denied {
+        report::line(&format!("{module}: an instance ran out of memory: {denied}"));
+    }
 }
 
-/// Ends an instance that has been idle for a while, or is idle while the server ends.
+/// Ends an instance that has been idle for a while, is idle while the server ends, or is over the time of a request and
+/// does not come to itself: the handler ends only requests whose instance yields to it.
 pub(super) struct Expiration {
-    idle: Pin<Box<Sleep>>,
+    timer: Pin<Box<Sleep>>,
     ending: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
+    request_time: Option<Duration>,
+    timed_out: Arc<AtomicBool>,
 }
 
 impl Expiration {
-    fn new(mut ending: watch::Receiver<bool>) -> Self {
+    fn new(worker: &Worker, mut ending: watch::Receiver<bool>) -> Self {
         Self {
-            idle: Box::pin(sleep(IDLE)),
+            timer: Box::pin(sleep(IDLE)),
             ending: Box::pin(async move {
                 // Without a sender the server has ended.
                 drop(ending.wait_for(|ending| *ending).await);
             }),
+            request_time: worker.request_time,
+            timed_out: Arc::clone(&worker.timed_out),
         }
+    }
+
+    /// Waits until `deadline`. Most deadlines move before they come: the timer is set anew only when it has run out, or
+    /// would run out too late.
+    fn poll_until(&mut self, context: &mut TaskContext<'_>, deadline: tokio::time::Instant) -> Poll<()> {
+        if self.timer.deadline() > deadline {
+            self.timer.as_mut().reset(deadline);
+        }
+        while self.timer.as_mut().poll(context).is_ready() {
+            if self.timer.deadline() >= deadline {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(deadline);
+        }
+        Poll::Pending
     }
 }
 
 impl WorkerExpiration for Expiration {
     fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
-        match status {
-            WorkerStatus::Requests | WorkerStatus::PostReturn => Poll::Pending,
-            WorkerStatus::Idle => {
+        match (status, self.request_time) {
+            (WorkerStatus::Idle, _) => {
                 if self.ending.as_mut().poll(context).is_ready() {
                     return Poll::Ready(());
                 }
-                // Each request ends an idle time: the timer is set anew only when it has run out.
-                while self.idle.as_mut().poll(context).is_ready() {
-                    let deadline = (start + IDLE).into();
-                    if self.idle.deadline() >= deadline {
-                        return Poll::Ready(());
-                    }
-                    self.idle.as_mut().reset(deadline);
-                }
-                Poll::Pending
+                self.poll_until(context, (start + IDLE).into())
             }
+            (WorkerStatus::Requests | WorkerStatus::PostReturn, Some(limit)) => {
+                let expired = self.poll_until(context, (start + limit + YIELD_GRACE).into());
+                self.timed_out.store(expired.is_ready(), Ordering::Relaxed);
+                expired
+            }
+            (WorkerStatus::Requests | WorkerStatus::PostReturn, None) => Poll::Pending,
         }
     }
 }

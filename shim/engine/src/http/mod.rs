@@ -21,7 +21,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use skiff_plan::Refusal;
+use skiff_plan::{Limits, Refusal};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::runtime::{Builder, Runtime};
@@ -29,10 +29,10 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 use wasmtime_wasi_http::WasiBody;
-use wasmtime_wasi_http::handler::{InstantiationError, ProxyHandler, ProxyPre};
+use wasmtime_wasi_http::handler::{ExpirationError, InstantiationError, ProxyHandler, ProxyPre, TrapOrPanicError};
 
-use crate::http::instances::{Instances, RequestData, Trapped};
-use crate::limits::{REQUESTS_MAX, connections_max, instances_max};
+use crate::http::instances::{Ended, Instances, RequestData};
+use crate::limits::{connections_max, instances_max, threads};
 use crate::load::{Guest, of_engine};
 use crate::store::State;
 use crate::wasi::Context;
@@ -46,8 +46,6 @@ const IDLE_GRACE: Duration = Duration::from_secs(2);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// The most bytes that one connection buffers of a request's head or of a response.
 const BUFFER_BYTES: usize = 64 << 10;
-/// Threads besides the workers: those that wait for a slow reader of stdout, for a name or for a file.
-const BLOCKING_THREADS_MAX: usize = 64;
 
 /// A server that is bound and does not accept yet.
 pub(crate) struct Server {
@@ -66,15 +64,18 @@ pub(crate) struct Server {
 struct Shared {
     module: String,
     handler: ProxyHandler<Instances>,
-    /// Has all its [`REQUESTS_MAX`] permits while no request is under way.
+    /// Has all its permits while no request is under way.
     requests: Semaphore,
+    requests_max: usize,
+    request_time: Option<Duration>,
     builder: auto::Builder<TokioExecutor>,
 }
 
 impl Server {
     /// The same component in an engine that keeps the memory of its instances for the next ones, where it is possible.
     pub(crate) fn pooled(component: &Component, code: &File, context: &Context) -> Option<Component> {
-        let engine = pool::engine(component, instances_max(context.budget.limit_bytes()))?;
+        let instances = instances_max(context.budget.limit_bytes());
+        let engine = pool::engine(component, instances, &context.plan.limits)?;
         match load::load(&engine, code) {
             Ok(Guest::Component(component)) => Some(component),
             Ok(Guest::Module(_)) | Err(_) => None,
@@ -92,6 +93,8 @@ impl Server {
         let (alive, gone) = mpsc::channel(1);
         let (ending, is_ending) = watch::channel(false);
         let module = context.plan.module.clone();
+        let Limits { request_time, concurrent_requests, .. } = context.plan.limits;
+        let requests_max = concurrent_requests.min(Semaphore::MAX_PERMITS);
         let connections_max = connections_max(context.budget.limit_bytes());
         let instances = Instances::new(engine, pre, context, alive, is_ending)?;
         runtime.block_on(instances.try_out())?;
@@ -107,7 +110,9 @@ impl Server {
         let shared = Arc::new(Shared {
             module,
             handler: ProxyHandler::new(instances),
-            requests: Semaphore::new(REQUESTS_MAX),
+            requests: Semaphore::new(requests_max),
+            requests_max,
+            request_time,
             builder: connection_builder(),
         });
         drop(_entered);
@@ -134,10 +139,11 @@ impl Server {
 }
 
 fn runtime(context: &Context) -> Result<Runtime, Refusal> {
-    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let runnable = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let (workers, blocking) = threads(runnable, context.plan.processors);
     Builder::new_multi_thread()
         .worker_threads(workers)
-        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .max_blocking_threads(blocking)
         .enable_all()
         .build()
         .map_err(|error| Refusal::Host(format!("cannot prepare to serve `{}`: {error}", context.plan.module)))
@@ -240,10 +246,10 @@ async fn ended_for(ending: &mut watch::Receiver<bool>, grace: Duration) {
 async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Tracked>, Infallible> {
     let under_way = UnderWay::begin(&shared).await;
     let request = with_host(request).map(|body| body.map_err(Into::into).boxed_unsync());
-    let (tell_trapped, trapped) = oneshot::channel();
-    let response = match shared.handler.handle(tell_trapped, request).await {
+    let (tell_ended, ended) = oneshot::channel();
+    let response = match shared.handler.handle(tell_ended, request).await {
         Ok(response) => response,
-        Err(error) => shared.failed(&error, trapped),
+        Err(error) => shared.failed(&error, ended).await,
     };
     Ok(response.map(|body| Tracked { body, _under_way: under_way }))
 }
@@ -258,11 +264,21 @@ fn with_host(mut request: Request<Incoming>) -> Request<Incoming> {
 
 impl Shared {
     fn is_idle(&self) -> bool {
-        self.requests.available_permits() == REQUESTS_MAX && self.handler.state().is_idle()
+        self.requests.available_permits() == self.requests_max && self.handler.state().is_idle()
     }
 
     /// Tells a failed request on stderr, and answers what its client gets.
-    fn failed(&self, error: &wasmtime::Error, trapped: oneshot::Receiver<Trapped>) -> Response<WasiBody> {
+    async fn failed(&self, error: &wasmtime::Error, ended: oneshot::Receiver<Ended>) -> Response<WasiBody> {
+        if error.is::<ExpirationError>() {
+            return self.took_too_long();
+        }
+        if error.is::<TrapOrPanicError>() {
+            return match ended.await {
+                Ok(Ended::TimedOut) => self.took_too_long(),
+                // Told already, where the instance ended.
+                Ok(Ended::Trapped) | Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR),
+            };
+        }
         match error.downcast_ref::<InstantiationError<RequestData>>() {
             Some(InstantiationError { error, .. }) if instances::is_shortage(error) => {
                 report::line(&format!("{}: no room for a request: {}", self.module, report::sentence(error)));
@@ -275,13 +291,19 @@ impl Shared {
                 let text = format!("{}: a request failed: {}", self.module, report::sentence(error));
                 tokio::spawn(async move {
                     // A trap is told where the instance ends, and of several requests only one is at fault.
-                    if trapped.await.is_err() {
+                    if ended.await.is_err() {
                         report::line(&text);
                     }
                 });
             }
         }
         plain(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    fn took_too_long(&self) -> Response<WasiBody> {
+        let limit = self.request_time.unwrap_or_default();
+        report::line(&format!("{}: a request took longer than its limit `request-time` of {limit:?}", self.module));
+        plain(StatusCode::GATEWAY_TIMEOUT)
     }
 }
 

@@ -1,8 +1,11 @@
 //! The engine of a server with many short-lived instances: memories, tables and stacks are set up once and used again.
 //! A new instance then costs no system call that changes the address space, which all threads would have to wait for.
 
+use skiff_plan::Limits;
 use wasmtime::component::Component;
 use wasmtime::{Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+
+use crate::load::config;
 
 /// The most elements of one table. Only address space is taken for them.
 const TABLE_ELEMENTS_MAX: usize = 1 << 20;
@@ -11,7 +14,7 @@ const CORE_INSTANCES_MAX: u32 = 1000;
 
 /// An engine with room for `instances` instances of `component`. `None` when what it needs is not known before, or the
 /// address space is too small for it: then each instance takes and returns its own memory.
-pub(super) fn engine(component: &Component, instances: u32) -> Option<Engine> {
+pub(super) fn engine(component: &Component, instances: u32, limits: &Limits) -> Option<Engine> {
     let needed = component.resources_required()?;
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(instances)
@@ -27,7 +30,7 @@ pub(super) fn engine(component: &Component, instances: u32) -> Option<Engine> {
         .max_component_instance_size(1 << 24)
         .total_gc_heaps(instances)
         .total_stacks(instances);
-    let mut config = skiff_config::engine_config().ok()?;
+    let mut config = config(limits).ok()?;
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     Engine::new(&config).ok()
 }

@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use skiff_plan::{CONTROL_FD, EnginePlan, Message, Preopen, Refusal, Reply, send_message};
+use skiff_plan::{CONTROL_FD, EnginePlan, Limits, Message, Preopen, Refusal, Reply, send_message};
 
 const ENGINE: &str = env!("CARGO_BIN_EXE_skiff-engine");
 /// Longer than anything takes on a busy machine.
@@ -23,6 +23,7 @@ pub(crate) struct Guest {
     plan: EnginePlan,
     environment: Vec<(String, String)>,
     limit: Option<PathBuf>,
+    account: File,
     stdin: Stdio,
     stdout: Stdio,
     stderr: Stdio,
@@ -74,6 +75,7 @@ impl Guest {
             plan: EnginePlan { module: module.to_owned(), args, cwd: "/".to_owned(), ..EnginePlan::default() },
             environment: Vec::new(),
             limit: None,
+            account: tempfile::tempfile().unwrap(),
             stdin: Stdio::null(),
             stdout: Stdio::piped(),
             stderr: Stdio::piped(),
@@ -112,6 +114,17 @@ impl Guest {
         self
     }
 
+    /// Runs under these limits.
+    pub(crate) fn limits(mut self, limits: Limits) -> Self {
+        self.plan.limits = limits;
+        self
+    }
+
+    /// Where the engine keeps the account of its memory.
+    pub(crate) fn account(&self) -> File {
+        self.account.try_clone().unwrap()
+    }
+
     pub(crate) fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
         self.stdin = stdin.into();
         self
@@ -127,6 +140,7 @@ impl Guest {
         Message {
             plan: self.plan.clone(),
             code: File::open(&self.code).unwrap(),
+            account: self.account.try_clone().unwrap(),
             memory_limits: self.limit.iter().map(|path| File::open(path).unwrap()).collect(),
         }
     }

@@ -8,3 +8,5 @@ mod driver;
 mod features;
 #[cfg(test)]
 mod http;
+#[cfg(test)]
+mod limits;

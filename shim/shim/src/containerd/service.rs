@@ -247,7 +247,7 @@ impl Task for TaskService {
         let container = self.pod.container(&request.id)?;
         let resources = serde_json::from_slice(&request.resources.value)
             .map_err(|error| Error::invalid(format!("the resources are not understood: {error}")))?;
-        to_the_end(async move { container.update(&resources).await }).await?;
+        to_the_end(async move { container.update(resources).await }).await?;
         Ok(Empty::default())
     }
 

@@ -18,13 +18,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
-use skiff_plan::RECEIVED_FILES_MAX;
+use skiff_plan::LIMIT_FILES_MAX;
 
 use self::place::{Membership, Mount, Place};
 
 const ROOT: &str = "/sys/fs/cgroup";
-/// The most limit files that a message to the engine carries beside the plan and the code.
-const LIMIT_FILES_MAX: usize = RECEIVED_FILES_MAX - 2;
 /// How long processes may take to die.
 const REMOVE_WITHIN: Duration = Duration::from_secs(5);
 /// The v1 hierarchies to ask for a container's processes, best first; the order of runc's.
@@ -236,6 +234,33 @@ impl Cgroup {
         Ok(files)
     }
 
+    /// The smallest memory limit that applies to the container, in bytes; `None` is no limit.
+    pub(crate) fn memory_limit_bytes(&self) -> Option<u64> {
+        let files = self.memory_limit_files().ok()?;
+        // cgroup v1 says "no limit" with the largest number of whole pages.
+        let limits = files.into_iter().filter_map(|file| io::read_to_string(file).ok()?.trim().parse().ok());
+        limits.filter(|bytes| *bytes < 1 << 62).min()
+    }
+
+    /// How many processors the quotas of the container and of those above it come to, rounded up; `None` is no quota.
+    pub(crate) fn processors(&self) -> Option<usize> {
+        let node = self.node("cpu")?;
+        let dirs = node.path.ancestors().take_while(|dir| *dir != node.mountpoint);
+        dirs.filter_map(|dir| match self.hierarchy {
+            Hierarchy::V1 => {
+                let quota = fs::read_to_string(dir.join("cpu.cfs_quota_us")).ok()?;
+                let period = fs::read_to_string(dir.join("cpu.cfs_period_us")).ok()?;
+                processors_in(&quota, &period)
+            }
+            Hierarchy::V2 => {
+                let text = fs::read_to_string(dir.join("cpu.max")).ok()?;
+                let (quota, period) = text.split_once(' ')?;
+                processors_in(quota, period)
+            }
+        })
+        .min()
+    }
+
     /// How many processes of the container the kernel killed for want of memory, as far as it counts them.
     pub(crate) fn oom_kills(&self) -> Option<u64> {
         let name = match self.hierarchy {
@@ -305,6 +330,12 @@ impl Cgroup {
         }
         Ok(())
     }
+}
+
+/// A quota that is no positive number (`max`, `-1`) is none.
+fn processors_in(quota: &str, period: &str) -> Option<usize> {
+    let quota: usize = quota.trim().parse().ok()?;
+    Some(quota.div_ceil(period.trim().parse().ok().filter(|period| *period > 0)?).max(1))
 }
 
 fn oom_kills_in(text: &str) -> Option<u64> {

@@ -5,7 +5,7 @@
 //! input is closed. The outputs end for containerd when the last process that writes them has ended.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -21,6 +21,21 @@ pub(crate) struct StdioPaths {
     pub(crate) stderr: String,
     /// The process has a terminal, and containerd's end of it is `stdin` and `stdout`.
     pub(crate) terminal: bool,
+}
+
+impl StdioPaths {
+    /// Writes a message of the shim's own to the process's stderr, if that is a fifo or a file. Never waits for a reader.
+    ///
+    /// # Errors
+    /// Those of opening and writing; `WouldBlock` when the fifo is full.
+    pub(crate) fn say(&self, text: &str) -> io::Result<()> {
+        let path = self.stderr.strip_prefix("file://").unwrap_or(&self.stderr);
+        if path.is_empty() || path.contains("://") {
+            return Ok(());
+        }
+        let mut file = OpenOptions::new().append(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        file.write_all(text.as_bytes())
+    }
 }
 
 /// The ends that the process gets.

@@ -1,6 +1,7 @@
 //! A container of the pod: its life after it was made.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -9,7 +10,7 @@ use containerd_shim::protos::events::task::{TaskCheckpointed, TaskExit, TaskOOM,
 use containerd_shim::protos::shim::oci::CheckpointOptions;
 use oci_spec::runtime::LinuxResources;
 use protobuf::well_known_types::any::Any;
-use skiff_plan::exit_code_of_signal;
+use skiff_plan::{ACCOUNT_FILE, Figures, exit_code_of_signal};
 
 use crate::containerd::publisher::Publisher;
 use crate::containerd::time::timestamp;
@@ -20,7 +21,7 @@ use crate::host::mounts::Rootfs;
 use crate::host::namespaces::Holder;
 use crate::host::process::Process;
 use crate::host::runtime::Launcher;
-use crate::host::stdio::Owner;
+use crate::host::stdio::{Owner, StdioPaths};
 use crate::pod::exec::attachment_for;
 use crate::pod::guest::Guest;
 use crate::pod::{Deleted, Member};
@@ -189,7 +190,12 @@ impl Container {
             {
                 log::warn!("could not end the other processes of container `{}`: {error}", self.id);
             }
-            if made.cgroup.oom_kills().unwrap_or(0) > 0 {
+            let is_killed = made.cgroup.oom_kills().unwrap_or(0) > 0;
+            let guest = self.figures();
+            if let Some(guest) = guest.filter(|_| is_killed) {
+                tell_kill(&made.cgroup, &guest, &member.stdio);
+            }
+            if is_killed || guest.is_some_and(|guest| guest.ran_out) {
                 self.events.publish(TaskOOM { container_id: self.id.clone(), ..TaskOOM::default() });
             }
         }
@@ -202,6 +208,13 @@ impl Container {
             exited_at: Some(timestamp(exit.at)).into(),
             ..TaskExit::default()
         });
+    }
+
+    /// What the engine of a wasm container says of its guest's memory.
+    fn figures(&self) -> Option<Figures> {
+        let Body::Wasm(..) = self.body else { return None };
+        let read = File::open(self.bundle.join(ACCOUNT_FILE)).and_then(|file| Figures::read(&file));
+        read.inspect_err(|error| log::warn!("could not read the account of container `{}`: {error}", self.id)).ok()
     }
 
     /// Sends `signal` to a process, or to all of the container.
@@ -269,13 +282,15 @@ impl Container {
         }
     }
 
-    /// Sets the cgroup limits of a native container.
-    pub(crate) async fn update(&self, resources: &LinuxResources) -> Result<()> {
-        match &self.body {
-            Body::Native(made) => made.launcher.update(resources).await,
-            Body::Wasm(..) => Err(self.unsupported("update", "a wasm container")),
-            Body::Sandbox(_) => Err(self.unsupported("update", "the sandbox of a pod")),
+    /// Sets the container's cgroup limits.
+    pub(crate) async fn update(&self, mut resources: LinuxResources) -> Result<()> {
+        if let Body::Wasm(..) = self.body
+            && let Some(memory) = resources.memory_mut()
+        {
+            // The kernel of cgroup v2 would kill the guest to get below a limit.
+            memory.set_check_before_update(Some(true));
         }
+        self.made("update")?.launcher.update(&resources).await
     }
 
     /// Every process of the container with the exec id that it was started under.
@@ -331,6 +346,18 @@ impl Container {
 
     pub(super) fn unsupported(&self, verb: &str, of: &str) -> Error {
         Error::new(Kind::Unsupported, format!("{verb} is not implemented for {of} (container `{}`)", self.id))
+    }
+}
+
+/// Says on a guest's stderr why it is gone: the kernel itself tells only the node.
+fn tell_kill(cgroup: &Cgroup, guest: &Figures, stdio: &StdioPaths) {
+    let limit = cgroup.memory_limit_bytes().map_or("of the node".into(), |bytes| format!("of {bytes} bytes"));
+    let line = format!(
+        "skiff: killed by the kernel at the memory limit {limit}; the guest's memories and tables took {} bytes\n",
+        guest.linear_memory_bytes
+    );
+    if let Err(error) = stdio.say(&line) {
+        log::warn!("could not write to the container's stderr: {error}: {line}");
     }
 }
 

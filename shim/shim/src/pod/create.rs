@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -10,6 +11,7 @@ use containerd_shim::protos::types::mount::Mount;
 use oci_spec::runtime::Spec;
 use protobuf::well_known_types::any::Any;
 use serde_json::Value;
+use skiff_plan::ACCOUNT_FILE;
 
 use crate::containerd::layers;
 use crate::error::{Context, Error, Kind, Result};
@@ -314,14 +316,24 @@ async fn make(
     let process = Process::of_child(pid).doing(|| "could not watch the container's process".into())?;
     let cgroup = Cgroup::of_pid(pid).doing(|| "could not find the container's cgroup".into())?;
     let guest = match handed {
-        Some((module, plan, control)) => {
+        Some((module, mut plan, control)) => {
             let limits = cgroup.memory_limit_files().doing(|| "could not open the memory limits".into())?;
-            Some(Guest::hand_over(module, plan, limits, control)?)
+            if limits.is_empty() {
+                log::warn!("container `{}` has no memory cgroup: only the engine limits its memory", request.id);
+            }
+            plan.processors = cgroup.processors();
+            Some(Guest::hand_over(module, plan, open_account(&request.bundle)?, limits, control)?)
         }
         None => None,
     };
     let attached = pending.complete(&request.stdio).await?;
     Ok((process, attached, cgroup, guest))
+}
+
+fn open_account(bundle: &Path) -> Result<File> {
+    let path = bundle.join(ACCOUNT_FILE);
+    let opened = File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(path);
+    opened.doing(|| "could not make the account of the guest's memory".into())
 }
 
 /// The bundle of a native container: containerd's, unless the specification is no longer what stands there.

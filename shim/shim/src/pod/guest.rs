@@ -73,6 +73,7 @@ fn compiled(cache: &Cache, digest: &str, wasm: &File, name: &str) -> Result<File
 pub(crate) struct Guest {
     module: Module,
     plan: EnginePlan,
+    account: File,
     memory_limits: Vec<File>,
     control: StdStream,
 }
@@ -88,10 +89,11 @@ impl Guest {
     pub(crate) fn hand_over(
         module: Module,
         plan: EnginePlan,
+        account: File,
         memory_limits: Vec<File>,
         control: StdStream,
     ) -> Result<Self> {
-        let guest = Self { module, plan, memory_limits, control };
+        let guest = Self { module, plan, account, memory_limits, control };
         guest.send()?;
         Ok(guest)
     }
@@ -101,6 +103,7 @@ impl Guest {
         let message = Message {
             plan: self.plan.clone(),
             code: passed(&self.module.code)?,
+            account: passed(&self.account)?,
             memory_limits: self.memory_limits.iter().map(passed).collect::<Result<_>>()?,
         };
         send_message(&self.control, &message).doing(|| "could not send the plan to the engine".into())

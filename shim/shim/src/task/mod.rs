@@ -1,6 +1,7 @@
 //! What the shim decides, without doing it: no system calls, clocks, locks or async here.
 
 pub(crate) mod entrypoint;
+pub(crate) mod limits;
 pub(crate) mod sandbox;
 pub(crate) mod state;
 pub(crate) mod wasm;

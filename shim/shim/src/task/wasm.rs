@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use skiff_plan::{ENGINE_FD, EnginePlan, Preopen};
 
 use crate::error::{Error, Result};
+use crate::task::limits;
 
 /// Where the guest's files are bound in the container: on the container's own `/dev`, which is no image's and no volume.
 const VIEW: &str = "/dev/.skiff";
@@ -33,7 +34,7 @@ pub(crate) struct Guest<'a> {
 /// `resolve` gives the path of a mount point once symbolic links in it are resolved.
 ///
 /// # Errors
-/// `Invalid` when the specification lacks what the engine needs.
+/// `Invalid` when the specification lacks what the engine needs, or an annotation sets a limit that is none.
 pub(crate) fn for_engine(
     spec: &Value,
     guest: &Guest<'_>,
@@ -67,8 +68,16 @@ pub(crate) fn for_engine(
     append(&mut spec["linux"]["devices"], devices);
     spec["root"]["path"] = json!(rootfs);
 
-    let plan =
-        EnginePlan { module: guest.module.into(), function: guest.function.map(str::to_string), args, cwd, preopens };
+    let plan = EnginePlan {
+        module: guest.module.into(),
+        function: guest.function.map(str::to_string),
+        args,
+        cwd,
+        preopens,
+        limits: limits::from_annotations(&spec["annotations"])?,
+        memory_limit_bytes: spec["linux"]["resources"]["memory"]["limit"].as_u64(),
+        processors: None,
+    };
     Ok((spec, plan))
 }
 

@@ -1,0 +1,47 @@
+//! The limits of a guest that its pod may set, and their defaults.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// What bounds a guest besides its cgroup. `None` is no limit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// How long a command may run.
+    pub run_time: Option<Duration>,
+    /// How long an HTTP request may take until its response, and again what follows it.
+    pub request_time: Option<Duration>,
+    /// The size of each linear memory, in pages of 64 KiB.
+    pub memory_pages: Option<u64>,
+    /// The core instances of one store.
+    pub instances: usize,
+    /// The linear memories of one store.
+    pub memories: usize,
+    /// The tables of one store.
+    pub tables: usize,
+    /// The elements of all tables of one store.
+    pub table_elements: u64,
+    /// The HTTP requests under way at once; further ones wait.
+    pub concurrent_requests: usize,
+    /// The wasm stack of one call, in bytes.
+    pub stack_bytes: usize,
+    /// What stdout and stderr take together in a second, in bytes; who writes more waits.
+    pub output_bytes_per_second: Option<u64>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            run_time: None,
+            request_time: None,
+            memory_pages: None,
+            instances: 10_000,
+            memories: 10_000,
+            tables: 10_000,
+            table_elements: 10_000_000,
+            concurrent_requests: 4096,
+            stack_bytes: 512 << 10,
+            output_bytes_per_second: None,
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! The limits that a pod's annotations set for its wasm containers.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use skiff_plan::Limits;
+
+use crate::error::{Error, Result};
+
+/// What the annotations are called: `PREFIX/NAME` for all containers of the pod, `CONTAINER.PREFIX/NAME` for one.
+const PREFIX: &str = "limits.skiff.dev";
+const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
+/// More than this no stack needs; it is set up for each instance.
+const STACK_BYTES_MAX: u64 = 64 << 20;
+/// Less than this no guest comes far with.
+const STACK_BYTES_MIN: u64 = 16 << 10;
+
+/// The limits that the annotations of a specification set. A container's own value wins over its pod's.
+///
+/// # Errors
+/// `Invalid` with the annotation's key when its name or its value is not understood.
+pub(crate) fn from_annotations(annotations: &Value) -> Result<Limits> {
+    let own_prefix = annotations[CONTAINER_NAME].as_str().map(|name| format!("{name}.{PREFIX}"));
+    let mut limits = Limits::default();
+    for prefix in [Some(PREFIX.to_owned()), own_prefix].into_iter().flatten() {
+        for (key, value) in annotations.as_object().into_iter().flatten() {
+            let Some(name) = key.strip_prefix(&prefix).and_then(|rest| rest.strip_prefix('/')) else { continue };
+            let value = value.as_str().unwrap_or_default();
+            set(&mut limits, name, value)
+                .map_err(|wanted| Error::invalid(format!("the annotation `{key}` is `{value}`, but {wanted}")))?;
+        }
+    }
+    Ok(limits)
+}
+
+/// Sets one limit; an error says what is wanted instead.
+fn set(limits: &mut Limits, name: &str, value: &str) -> Result<(), String> {
+    match name {
+        "run-time" => limits.run_time = Some(duration(value)?),
+        "request-time" => limits.request_time = Some(duration(value)?),
+        "memory-pages" => limits.memory_pages = Some(number(value)?),
+        "instances" => limits.instances = number(value)?,
+        "memories" => limits.memories = number(value)?,
+        "tables" => limits.tables = number(value)?,
+        "table-elements" => limits.table_elements = number(value)?,
+        "concurrent-requests" => limits.concurrent_requests = number(value)?,
+        "stack" => limits.stack_bytes = stack(value)?,
+        "output-per-second" => limits.output_bytes_per_second = Some(bytes(value)?),
+        _ => return Err(format!("there is no limit `{name}`")),
+    }
+    Ok(())
+}
+
+fn duration(value: &str) -> Result<Duration, String> {
+    humantime::parse_duration(value)
+        .ok()
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| "a time like `500ms`, `30s` or `1h30m` is wanted".into())
+}
+
+fn number<T: TryFrom<u64>>(value: &str) -> Result<T, String> {
+    value
+        .parse()
+        .ok()
+        .filter(|number| *number > 0)
+        .and_then(|number: u64| T::try_from(number).ok())
+        .ok_or_else(|| "a number from 1 on is wanted".into())
+}
+
+/// A quantity of Kubernetes, as far as it is whole bytes.
+fn bytes(value: &str) -> Result<u64, String> {
+    let digits = value.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor: u64 = match value.strip_prefix(digits).unwrap_or_default() {
+        "" => 1,
+        "k" => 1000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        _ => 0,
+    };
+    digits
+        .parse()
+        .ok()
+        .and_then(|count: u64| count.checked_mul(factor))
+        .filter(|bytes| *bytes > 0)
+        .ok_or_else(|| "a number of bytes like `65536`, `64Ki` or `1M` is wanted".into())
+}
+
+fn stack(value: &str) -> Result<usize, String> {
+    bytes(value)
+        .ok()
+        .filter(|bytes| (STACK_BYTES_MIN..=STACK_BYTES_MAX).contains(bytes))
+        .and_then(|bytes| usize::try_from(bytes).ok())
+        .ok_or_else(|| "a number of bytes from `16Ki` to `64Mi` is wanted".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn limits(annotations: Value) -> Limits {
+        from_annotations(&annotations).unwrap()
+    }
+
+    #[test]
+    fn each_annotation_sets_its_limit() {
+        let all = limits(json!({
+            "limits.skiff.dev/run-time": "1h30m",
+            "limits.skiff.dev/request-time": "500ms",
+            "limits.skiff.dev/memory-pages": "16",
+            "limits.skiff.dev/instances": "2",
+            "limits.skiff.dev/memories": "3",
+            "limits.skiff.dev/tables": "4",
+            "limits.skiff.dev/table-elements": "5000",
+            "limits.skiff.dev/concurrent-requests": "64",
+            "limits.skiff.dev/stack": "1Mi",
+            "limits.skiff.dev/output-per-second": "64k",
+            "example.org/run-time": "never",
+        }));
+        let expected = Limits {
+            run_time: Some(Duration::from_secs(5400)),
+            request_time: Some(Duration::from_millis(500)),
+            memory_pages: Some(16),
+            instances: 2,
+            memories: 3,
+            tables: 4,
+            table_elements: 5000,
+            concurrent_requests: 64,
+            stack_bytes: 1 << 20,
+            output_bytes_per_second: Some(64_000),
+        };
+        assert_eq!(all, expected);
+        assert_eq!(limits(Value::Null), Limits::default());
+    }
+
+    #[test]
+    fn a_containers_own_value_wins() {
+        let annotations = |name| {
+            json!({"io.kubernetes.cri.container-name": name, "limits.skiff.dev/tables": "9",
+                "web.limits.skiff.dev/tables": "3", "aaa.limits.skiff.dev/tables": "4"})
+        };
+        for (name, expected) in [("web", 3), ("aaa", 4), ("other", 9)] {
+            assert_eq!(limits(annotations(name)).tables, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_named() {
+        for (key, value, part) in [
+            ("limits.skiff.dev/runtime", "1s", "no limit `runtime`"),
+            ("limits.skiff.dev/", "1s", "no limit ``"),
+            ("limits.skiff.dev/run-time", "30", "a time like"),
+            ("limits.skiff.dev/run-time", "0s", "a time like"),
+            ("limits.skiff.dev/request-time", "-1s", "a time like"),
+            ("limits.skiff.dev/tables", "0", "a number from 1"),
+            ("limits.skiff.dev/tables", "1.5", "a number from 1"),
+            ("limits.skiff.dev/memory-pages", "99999999999999999999", "a number from 1"),
+            ("limits.skiff.dev/output-per-second", "1Q", "a number of bytes"),
+            ("limits.skiff.dev/output-per-second", "", "a number of bytes"),
+            ("limits.skiff.dev/output-per-second", "99999999999G", "a number of bytes"),
+            ("limits.skiff.dev/stack", "1Ki", "from `16Ki` to `64Mi`"),
+            ("limits.skiff.dev/stack", "1Gi", "from `16Ki` to `64Mi`"),
+            ("web.limits.skiff.dev/stack", "big", "from `16Ki` to `64Mi`"),
+        ] {
+            let annotations = json!({"io.kubernetes.cri.container-name": "web", key: value});
+            let error = from_annotations(&annotations).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{key}` is `{value}`")) && error.contains(part), "{error}");
+        }
+    }
+
+    /// The table of the documentation has a line for each limit, with its default.
+    #[test]
+    fn the_documentation_has_the_defaults() {
+        let text = include_str!("../../../../docs/limits-and-exit-codes.md");
+        let defaults = Limits::default();
+        let none = |limit: Option<String>| limit.unwrap_or_else(|| "none".into());
+        for (name, default) in [
+            ("run-time", none(defaults.run_time.map(|time| format!("{time:?}")))),
+            ("request-time", none(defaults.request_time.map(|time| format!("{time:?}")))),
+            ("memory-pages", none(defaults.memory_pages.map(|pages| pages.to_string()))),
+            ("instances", defaults.instances.to_string()),
+            ("memories", defaults.memories.to_string()),
+            ("tables", defaults.tables.to_string()),
+            ("table-elements", defaults.table_elements.to_string()),
+            ("concurrent-requests", defaults.concurrent_requests.to_string()),
+            ("stack", format!("{}Ki", defaults.stack_bytes >> 10)),
+            ("output-per-second", none(defaults.output_bytes_per_second.map(|bytes| bytes.to_string()))),
+        ] {
+            let line = text.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
+            let line = line.unwrap_or_else(|| panic!("no line for `{name}`"));
+            assert!(line.ends_with(&format!("| {default} |")), "the default of `{name}` is {default}: {line}");
+        }
+        let rows = text.lines().filter(|line| line.starts_with("| `")).count();
+        assert_eq!(rows, 10, "a row for each limit and no other");
+    }
+}
