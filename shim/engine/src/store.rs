@@ -352,6 +352,9 @@ impl ResourceLimiter for Limiter {
 mod tests {
     use std::io::Write;
 
+    use proptest::collection::vec;
+    use proptest::prelude::{Just, ProptestConfig, Strategy, prop_assert_eq, prop_oneof, proptest};
+
     use super::*;
 
     const MIB: usize = 1 << 20;
@@ -468,6 +471,88 @@ mod tests {
         assert_eq!(limiter.denied(), Some(&Denied::Pages { wanted_pages: 17, max_pages: 16 }));
         limiter.memory_grow_failed(wasmtime::Error::msg("of the last one")).unwrap();
         assert_eq!(budget.account.used_bytes(), 1 << 20);
+    }
+
+    /// What a store of the property test does next.
+    #[derive(Clone, Debug)]
+    enum Step {
+        GrowMemory(usize),
+        FailGrowth,
+        GrowTable(usize),
+        Drop,
+        Limit(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (1..8 * MIB).prop_map(Step::GrowMemory),
+            Just(Step::FailGrowth),
+            (1..100_000_usize).prop_map(Step::GrowTable),
+            Just(Step::Drop),
+            (8 * MIB as u64..64 * MIB as u64).prop_map(Step::Limit),
+        ]
+    }
+
+    /// One store's life: its limiter, the sizes of its memory and its table, and the last growth of the memory.
+    struct Life {
+        limiter: Limiter,
+        memory: usize,
+        table: usize,
+        last: usize,
+    }
+
+    impl Life {
+        fn new(budget: &Arc<Budget>) -> Self {
+            Self { limiter: limiter(budget), memory: 0, table: 0, last: 0 }
+        }
+
+        fn take(&mut self, step: &Step, budget: &Arc<Budget>, limit: &tempfile::NamedTempFile) {
+            match *step {
+                Step::GrowMemory(bytes) => {
+                    let granted = self.limiter.memory_growing(self.memory, self.memory + bytes, None).unwrap();
+                    self.last = if granted { bytes } else { 0 };
+                    self.memory += self.last;
+                }
+                Step::FailGrowth => {
+                    self.limiter.memory_grow_failed(wasmtime::Error::msg("no mapping")).unwrap();
+                    self.memory -= std::mem::take(&mut self.last);
+                }
+                Step::GrowTable(elements) => {
+                    let granted = self.limiter.table_growing(self.table, self.table + elements, None).unwrap();
+                    self.table += if granted { elements } else { 0 };
+                }
+                Step::Drop => *self = Self::new(budget),
+                // At once and of one length: a reader sees one number or the other.
+                Step::Limit(bytes) => limit.as_file().write_all_at(format!("{bytes:<10}\n").as_bytes(), 0).unwrap(),
+            }
+        }
+
+        fn held_bytes(&self) -> u64 {
+            self.memory as u64 + self.table as u64 * TABLE_ELEMENT_BYTES
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn what_stores_hold_is_what_the_budget_says(lives in vec(vec(step(), 1..60), 1..5)) {
+            let (file, budget) = limited("67108864  \n");
+            let run = |steps: &[Step]| {
+                let mut life = Life::new(&budget);
+                for step in steps {
+                    life.take(step, &budget, &file);
+                    let used = budget.account.used_bytes();
+                    assert!(used <= guest_share_bytes(64 << 20), "{used}");
+                }
+                (life.held_bytes(), life)
+            };
+            std::thread::scope(|scope| {
+                let threads: Vec<_> = lives.iter().map(|steps| scope.spawn(|| run(steps))).collect();
+                let ended: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+                assert_eq!(budget.account.used_bytes(), ended.iter().map(|(held, _)| held).sum::<u64>());
+            });
+            prop_assert_eq!(budget.account.used_bytes(), 0);
+        }
     }
 
     #[test]
