@@ -11,6 +11,7 @@ use prost_types::Any;
 use serde_json::Value;
 
 use crate::api::{Refused, exit_of, in_namespace, wait_for};
+use crate::cgroup::Cgroup;
 use crate::containerd::Containerd;
 use crate::left::assert_nothing_left;
 use crate::streams::Streams;
@@ -40,12 +41,14 @@ pub struct Container<'a> {
     pub pid: u32,
     /// Its streams.
     pub streams: Streams,
+    /// Its cgroup.
+    pub cgroup: Cgroup,
     is_deleted: bool,
 }
 
 impl<'a> Container<'a> {
-    pub(crate) fn new(containerd: &'a Containerd, id: String, pid: u32, streams: Streams) -> Self {
-        Self { containerd, id, pid, streams, is_deleted: false }
+    pub(crate) fn new(containerd: &'a Containerd, id: String, pid: u32, streams: Streams, cgroup: Cgroup) -> Self {
+        Self { containerd, id, pid, streams, cgroup, is_deleted: false }
     }
 
     pub(crate) fn containerd(&self) -> &'a Containerd {

@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::api::Api;
+use crate::cgroup::hierarchies;
 use crate::image::Image;
 use crate::places;
 use crate::process::processes_with;
@@ -320,10 +321,9 @@ impl Containerd {
         for mount in below {
             nix::mount::umount2(mount, nix::mount::MntFlags::MNT_DETACH).ok();
         }
-        for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            remove_cgroups(&hierarchy.path().join(&self.cgroup));
+        for hierarchy in hierarchies() {
+            remove_cgroups(&hierarchy.join(&self.cgroup));
         }
-        remove_cgroups(&Path::new("/sys/fs/cgroup").join(&self.cgroup));
         drop(self.directory.lock().unwrap().take());
     }
 }
@@ -337,7 +337,7 @@ impl Drop for Containerd {
     }
 }
 
-/// The programs under test first, then the tools.
+/// Removes a cgroup and those below it, as far as they are empty.
 fn remove_cgroups(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {

@@ -4,6 +4,12 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Duration;
 
+use crate::container::Container;
+use crate::job::Job;
+use crate::wait::until;
+
+/// How long a server may take until it listens: the first one may be compiled first.
+const START_LIMIT: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// An answer, whole.
@@ -32,6 +38,14 @@ pub struct Connection {
 /// A port on which nobody listens now.
 pub fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// Starts a container of an HTTP guest that answers on `port` of this machine.
+pub fn serving<'a>(job: Job<'a>, port: u16) -> Container<'a> {
+    let container = job.host_network().env(&format!("PORT={port}")).start();
+    let is_up = until(START_LIMIT, || Connection::open(port).is_ok());
+    assert!(is_up, "nobody listens on port {port}: {}", container.streams.stderr());
+    container
 }
 
 /// Asks for `path`.

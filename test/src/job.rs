@@ -6,6 +6,7 @@ use containerd_client::services::v1::CreateTaskRequest;
 use serde_json::{Value, json};
 
 use crate::api::{Description, Refused};
+use crate::cgroup::{Cgroup, PodCgroup};
 use crate::container::{Container, Outcome};
 use crate::containerd::Containerd;
 use crate::image::Image;
@@ -33,6 +34,7 @@ pub struct Described<'a> {
     pub id: String,
     request: CreateTaskRequest,
     streams: Streams,
+    cgroup: Cgroup,
 }
 
 impl Containerd {
@@ -113,6 +115,37 @@ impl<'a> Job<'a> {
     /// Limits its memory, in bytes.
     pub fn memory(mut self, bytes: u64) -> Self {
         self.spec["linux"]["resources"]["memory"] = json!({"limit": bytes});
+        self
+    }
+
+    /// Limits its processor time to `quota` in each `period`, both in microseconds.
+    pub fn cpu_quota(mut self, quota: u64, period: u64) -> Self {
+        self.spec["linux"]["resources"]["cpu"]["quota"] = json!(quota);
+        self.spec["linux"]["resources"]["cpu"]["period"] = json!(period);
+        self
+    }
+
+    /// Lets it run on these processors only (`0-1`).
+    pub fn cpus(mut self, list: &str) -> Self {
+        self.spec["linux"]["resources"]["cpu"]["cpus"] = json!(list);
+        self
+    }
+
+    /// Limits its tasks.
+    pub fn pids(mut self, most: u64) -> Self {
+        self.spec["linux"]["resources"]["pids"] = json!({"limit": most});
+        self
+    }
+
+    /// Adds an annotation.
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.spec["annotations"][key] = json!(value);
+        self
+    }
+
+    /// Puts its cgroup below that of a pod.
+    pub fn in_pod(mut self, pod: &PodCgroup) -> Self {
+        self.spec["linux"]["cgroupsPath"] = json!(format!("{}/{}", pod.cgroup().path(), self.id));
         self
     }
 
@@ -213,6 +246,7 @@ impl<'a> Job<'a> {
             Some(address) => (address.clone(), address.clone()),
             None => (path("stdout"), if self.terminal { String::new() } else { path("stderr") }),
         };
+        let cgroup = Cgroup::at(self.spec["linux"]["cgroupsPath"].as_str().unwrap_or_default());
         let api = self.containerd.api();
         api.create_container(&Description {
             id: &self.id,
@@ -230,7 +264,7 @@ impl<'a> Job<'a> {
             terminal: self.terminal,
             ..CreateTaskRequest::default()
         };
-        Ok(Described { containerd: self.containerd, id: self.id, request, streams })
+        Ok(Described { containerd: self.containerd, id: self.id, request, streams, cgroup })
     }
 
     /// Makes the container; a refusal is a failure of the test.
@@ -281,6 +315,6 @@ impl<'a> Described<'a> {
 
     /// The container, whose task was made.
     pub fn into_container(self, pid: u32) -> Container<'a> {
-        Container::new(self.containerd, self.id, pid, self.streams)
+        Container::new(self.containerd, self.id, pid, self.streams, self.cgroup)
     }
 }

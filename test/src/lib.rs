@@ -11,11 +11,13 @@
 )]
 
 mod api;
+mod cgroup;
 mod container;
 mod containerd;
 pub mod cri;
 mod events;
 mod exec;
+mod figures;
 mod http;
 mod image;
 mod job;
@@ -28,15 +30,17 @@ pub mod ttrpc_shim;
 mod wait;
 
 pub use api::{Api, Refused};
+pub use cgroup::{Cgroup, PodCgroup, hierarchies, is_cgroup_v2};
 pub use container::{Container, Outcome};
 pub use containerd::{Containerd, Ctr};
 pub use events::{Event, Events};
 pub use exec::Exec;
-pub use http::{Answer, Connection, free_port, get, request};
+pub use figures::Figures;
+pub use http::{Answer, Connection, free_port, get, request, serving};
 pub use image::{Archive, CONFIG, File, Image, Layer, TAR, sha256};
 pub use job::{Described, Job};
 pub use left::{assert_nothing_left, left_of};
 pub use places::{guest, guests, programs, tools};
-pub use process::{children_of, command_line_of, is_alive, processes_with};
+pub use process::{children_of, command_line_of, is_alive, is_user_mode_linux, processes_with, tasks_of};
 pub use streams::{Collected, Streams};
 pub use wait::{eventually, random_name, until};

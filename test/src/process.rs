@@ -3,6 +3,11 @@
 use std::fs;
 use std::path::Path;
 
+/// Whether this is a kernel in user mode, where nothing takes as long as on the machine itself.
+pub fn is_user_mode_linux() -> bool {
+    fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains("User Mode Linux"))
+}
+
 /// Whether `pid` is a process that has not ended; a zombie has.
 pub fn is_alive(pid: u32) -> bool {
     state_and_parent(pid).is_some_and(|(state, _)| state != "Z" && state != "X")
@@ -17,6 +22,11 @@ pub fn command_line_of(pid: u32) -> String {
 /// The children of `pid` that have not ended.
 pub fn children_of(pid: u32) -> Vec<u32> {
     all().into_iter().filter(|child| state_and_parent(*child).is_some_and(|(_, parent)| parent == pid)).collect()
+}
+
+/// How many tasks (threads) `pid` has; none when it is gone.
+pub fn tasks_of(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
 }
 
 /// The processes whose command line or cgroup holds `text`, with their command lines.

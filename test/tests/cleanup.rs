@@ -8,7 +8,10 @@ use nix::mount::{MntFlags, MsFlags};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use skiff_test::{Container, Containerd, Job, children_of, command_line_of, eventually, is_alive, random_name, until};
+use skiff_test::{
+    Cgroup, Container, Containerd, Job, children_of, command_line_of, eventually, hierarchies, is_alive, random_name,
+    until,
+};
 use tonic::Code;
 
 const A_MOMENT: Duration = Duration::from_secs(10);
@@ -236,19 +239,15 @@ fn nothing_is_left_when_the_shim_is_killed_at_some_moment_of_create() {
         ("the shim is there", &|id| containerd.shim_of(id).is_some()),
         ("the root file system is mounted", &rootfs_is_mounted),
         ("the OCI runtime has its state", &|id| containerd.runtime_root().join("skiff-test").join(id).exists()),
-        ("the container has a process", &|id| !cgroup_of(containerd, id).is_empty()),
+        ("the container has a process", &|id| {
+            !Cgroup::at(&format!("{}/{id}", containerd.cgroup())).processes().is_empty()
+        }),
     ];
     for (moment, has_come) in moments {
         for job in [containerd.job("c-sleep"), containerd.job("c-sleep")] {
             kill_shim_when(containerd, job, moment, has_come);
         }
     }
-}
-
-/// The processes in a container's cgroup.
-fn cgroup_of(containerd: &Containerd, id: &str) -> String {
-    let place = format!("/sys/fs/cgroup/memory/{}/{id}/cgroup.procs", containerd.cgroup());
-    std::fs::read_to_string(place).unwrap_or_default()
 }
 
 /// Makes a container and kills its shim as soon as the moment has come, whatever Create says then.
@@ -299,10 +298,9 @@ fn a_shim_that_is_killed_while_it_compiles_leaves_nothing_and_the_next_one_compi
 fn no_control_group_of_a_compiler_is_left() {
     let containerd = Containerd::with_own_cache();
     assert_eq!(containerd.job("c-hello").run().code, 0);
-    let left: Vec<_> = std::fs::read_dir("/sys/fs/cgroup")
-        .unwrap()
-        .flatten()
-        .flat_map(|hierarchy| std::fs::read_dir(hierarchy.path().join("skiff-compile")).into_iter().flatten().flatten())
+    let left: Vec<_> = hierarchies()
+        .into_iter()
+        .flat_map(|hierarchy| std::fs::read_dir(hierarchy.join("skiff-compile")).into_iter().flatten().flatten())
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
         .filter(|entry| std::fs::read_to_string(entry.path().join("cgroup.procs")).is_ok_and(|pids| pids.is_empty()))
         .map(|entry| entry.path())

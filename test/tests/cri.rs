@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what goes wrong in a test fails it")]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use nix::unistd::Pid as Process;
 use serde_json::{Value, json};
 use skiff_test::cri::{BUSYBOX, Node, image_of, merge, pid_in};
 use skiff_test::ttrpc_shim::{SHIM, processes_with, status_field};
-use skiff_test::{command_line_of, eventually, is_alive, tools, until};
+use skiff_test::{Cgroup, command_line_of, eventually, is_alive, tools, until};
 
 /// A native container that lives until it is asked to end, and then ends well.
 const PATIENT: [&str; 3] = ["sh", "-c", "trap 'exit 0' TERM; echo waiting; while :; do sleep 0.1; done"];
@@ -102,10 +102,8 @@ fn a_wasm_server_answers_the_node_and_a_native_neighbour() {
     }
     assert_eq!(node.ask(&["exec", &side, "/busybox", "hostname"]), "web");
 
-    let limit = format!("/sys/fs/cgroup/memory/skiff-test-{}/web/{server}/memory.limit_in_bytes", node.token);
-    if Path::new(&limit).exists() {
-        assert_eq!(fs::read_to_string(limit).unwrap().trim(), (64 << 20).to_string());
-    }
+    let cgroup = Cgroup::at(&format!("skiff-test-{}/web/{server}", node.token));
+    assert_eq!(cgroup.memory_limit(), Some(64 << 20));
     let grown = answer_of(&node, &address, "/grow?mib=200");
     assert!(!grown.contains("200"), "a guest of 64 MiB grew: {grown}");
 
@@ -156,12 +154,10 @@ fn what_a_wasm_container_does_not_have_is_said_aloud() {
     let said = |output: std::process::Output| String::from_utf8_lossy(&output.stderr).into_owned();
     let exec = said(node.crictl(&["exec", &guest, "/busybox", "true"]));
     assert!(exec.contains("exec is not implemented for a wasm container"), "{exec}");
-    let update = said(node.crictl(&["update", "--memory", &(48 << 20).to_string(), &guest]));
-    assert!(update.contains("update is not implemented for a wasm container"), "a resize must not be lost: {update}");
-    node.ask(&["update", "--memory", &(48 << 20).to_string(), &side]);
-    let file = format!("/sys/fs/cgroup/memory/skiff-test-{}/limits/{side}/memory.limit_in_bytes", node.token);
-    if Path::new(&file).exists() {
-        assert_eq!(fs::read_to_string(file).unwrap().trim(), (48 << 20).to_string());
+    for id in [&guest, &side] {
+        node.ask(&["update", "--memory", &(48 << 20).to_string(), id]);
+        let cgroup = Cgroup::at(&format!("skiff-test-{}/limits/{id}", node.token));
+        assert_eq!(cgroup.memory_limit(), Some(48 << 20), "{id}");
     }
     pod.remove();
     node.assert_nothing_left();

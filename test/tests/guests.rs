@@ -5,15 +5,7 @@
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use skiff_test::{Connection, Container, Containerd, Job, free_port, get, request, until};
-
-/// A container of an HTTP guest that answers on `port`.
-fn serving<'a>(job: Job<'a>, port: u16) -> Container<'a> {
-    let container = job.host_network().env(&format!("PORT={port}")).start();
-    let is_up = until(Duration::from_secs(20), || Connection::open(port).is_ok());
-    assert!(is_up, "nobody listens on port {port}: {}", container.streams.stderr());
-    container
-}
+use skiff_test::{Connection, Container, Containerd, free_port, get, request, serving, until};
 
 fn check(guest: &str, args: &[&str], code: u32, stdout: &str) {
     let outcome = Containerd::shared().job(guest).args(args.iter().copied()).run();

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::{
@@ -15,7 +15,6 @@ use containerd_shim_protos::api::{
     StatsRequest, Status, UpdateTaskRequest, WaitRequest,
 };
 use containerd_shim_protos::bootstrap_api::BootstrapParams;
-use containerd_shim_protos::cgroups::metrics::Metrics;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::shim::oci::Options as RuncOptions;
 use containerd_shim_protos::types::introspection::RuntimeInfo;
@@ -26,7 +25,7 @@ use skiff_test::ttrpc_shim::{
     Bundle, Host, NAMESPACE, SHIM, Shim, annotations, any, call, capabilities, eventually, files_below, refusal,
     runtime_options, spec, status_field, succeeded, with_input,
 };
-use skiff_test::{guest, is_alive, programs, tools};
+use skiff_test::{Cgroup, Figures, guest, hierarchies, is_alive, is_cgroup_v2, programs, tools};
 use ttrpc::Code;
 use ttrpc::context::with_timeout;
 
@@ -290,10 +289,8 @@ async fn ask_while_running(shim: &Shim, bundle: &Bundle, pid: i32) {
         .await
         .unwrap()
         .stats;
-    if stats.type_url.contains("v1") {
-        let metrics = Metrics::parse_from_bytes(&stats.value).unwrap();
-        assert!(metrics.memory.usage.usage > 0 && metrics.pids.current > 0 && metrics.cpu.usage.total > 0, "{metrics}");
-    }
+    let figures = Figures::parse(&stats.type_url, &stats.value);
+    assert!(figures.memory_bytes > 0 && figures.pids > 0 && figures.cpu_ns > 0, "{figures:?}");
     for _turn in 0..2 {
         shim.tasks.pause(call(), &PauseRequest { id: bundle.id.clone(), ..PauseRequest::default() }).await.unwrap();
         assert_eq!(shim.state(bundle).await.unwrap().status.unwrap(), Status::PAUSED);
@@ -398,7 +395,7 @@ async fn what_a_wasm_container_does_not_have_is_unimplemented_by_name() {
     let bundle = host.wasm("a", "c-sleep", &[]);
     let shim = host.run(&bundle).await;
     for (method, payload) in requests(&bundle.id, "") {
-        if ["Exec", "Update", "Checkpoint"].contains(&method) {
+        if ["Exec", "Checkpoint"].contains(&method) {
             let (code, said) = refused(encoded(&shim, VERSION_3, method, &payload).await);
             assert_eq!(code, Code::UNIMPLEMENTED, "{method}: {said}");
             assert!(said.starts_with(&method.to_lowercase()), "{method}: {said}");
@@ -960,20 +957,6 @@ async fn the_options_choose_the_oci_runtime_its_state_and_its_cgroup_driver() {
     host.assert_nothing_left().await;
 }
 
-fn is_v1() -> bool {
-    !Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
-}
-
-/// The directories in which cgroups can be made.
-fn hierarchies() -> Vec<PathBuf> {
-    let root = PathBuf::from("/sys/fs/cgroup");
-    if !is_v1() {
-        return vec![root];
-    }
-    let entries = fs::read_dir(root).unwrap().flatten();
-    entries.filter(|entry| entry.file_type().unwrap().is_dir()).map(|entry| entry.path()).collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_shim_can_have_a_cgroup_of_its_own() {
     let host = Host::new().await;
@@ -982,7 +965,7 @@ async fn the_shim_can_have_a_cgroup_of_its_own() {
     for hierarchy in hierarchies() {
         let dir = hierarchy.join(&group[1..]);
         fs::create_dir_all(&dir).unwrap();
-        for file in ["cpuset.cpus", "cpuset.mems"].iter().filter(|file| dir.join(file).exists() && is_v1()) {
+        for file in ["cpuset.cpus", "cpuset.mems"].iter().filter(|file| dir.join(file).exists() && !is_cgroup_v2()) {
             let value = fs::read(hierarchy.join(file)).unwrap();
             fs::write(dir.parent().unwrap().join(file), &value).unwrap();
             fs::write(dir.join(file), &value).unwrap();
@@ -1172,18 +1155,11 @@ async fn the_engine_is_confined_as_a_native_process_of_the_same_specification_is
             !fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().starts_with("runc")
         })
         .await;
-        let cgroup = |controller: &str, file: &str| {
-            fs::read_to_string(format!("/sys/fs/cgroup/{controller}{}/{file}", host.cgroup(&bundle.id)))
-                .unwrap_or_default()
-        };
-        let limits = [
-            ("memory", "memory.limit_in_bytes"),
-            ("pids", "pids.max"),
-            ("cpu", "cpu.shares"),
-            ("devices", "devices.list"),
-        ]
-        .map(|(controller, file)| cgroup(controller, file));
-        seen.push((confinement(pid, &bundle.id), limits, mount_options(pid)));
+        let cgroup = Cgroup::at(&host.cgroup(&bundle.id));
+        let limits = (cgroup.memory_limit(), cgroup.pids_limit(), cgroup.cpu_weight());
+        // On v2 devices are bounded by a program that no file shows.
+        let devices = fs::read_to_string(format!("/sys/fs/cgroup/devices{}/devices.list", cgroup.path()));
+        seen.push((confinement(pid, &bundle.id), (limits, devices.ok()), mount_options(pid)));
         shim.end(bundle).await;
         shim.shutdown().await;
     }

@@ -114,9 +114,14 @@ impl Budget {
         known.bytes
     }
 
-    /// Waits until some store gave memory back after this call.
+    /// Waits until [`Budget::wake_one`] is called after this call.
     pub(crate) fn released(&self) -> impl Future<Output = ()> + use<'_> {
         self.released.notified()
+    }
+
+    /// Lets one of those who wait for memory try again.
+    pub(crate) fn wake_one(&self) {
+        self.released.notify_one();
     }
 
     /// Notes that the guest gave up for want of memory.
@@ -141,7 +146,6 @@ impl Budget {
 
     fn give_back(&self, bytes: u64) {
         self.account.give_back(bytes);
-        self.released.notify_one();
     }
 }
 

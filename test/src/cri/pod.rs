@@ -48,6 +48,21 @@ impl Pod<'_> {
 
     /// Creates it only.
     pub fn create(&self, name: &str, image: &str, args: &[&str], more: &Value) -> String {
+        let file = self.describe(name, image, args, more);
+        self.node.ask(&["create", "--no-pull", &self.id, &file, &self.config])
+    }
+
+    /// Starts a container that was created.
+    ///
+    /// # Errors
+    /// What `crictl` says.
+    pub fn try_start(&self, id: &str) -> Result<(), String> {
+        let output = self.node.crictl(&["start", id]);
+        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+    }
+
+    /// The file with the description of a container.
+    fn describe(&self, name: &str, image: &str, args: &[&str], more: &Value) -> String {
         let mut container = json!({
             "metadata": {"name": name, "attempt": 0}, "image": {"image": image}, "args": args,
             "log_path": format!("{name}.log"),
@@ -56,7 +71,7 @@ impl Pod<'_> {
         merge(&mut container, more);
         let file = self.node.dir.join(format!("{}-{name}.json", self.id));
         fs::write(&file, container.to_string()).unwrap();
-        self.node.ask(&["create", "--no-pull", &self.id, file.to_str().unwrap(), &self.config])
+        file.to_str().expect("temporary paths are UTF-8").to_string()
     }
 
     /// The lines of a container's log, each as `STREAM TEXT`.

@@ -22,7 +22,7 @@ use crate::http::ticker::{Ticker, Ticking};
 use crate::load::of_engine;
 use crate::report;
 use crate::stdio::Writer;
-use crate::store::{Denied, Lease, State};
+use crate::store::{Budget, Denied, Lease, State};
 use crate::wasi::Context;
 
 /// An instance of WASI 0.2 serves one request; one of 0.3 is made for more, several at once.
@@ -34,17 +34,13 @@ const IDLE: Duration = Duration::from_secs(1);
 const YIELD_GRACE: Duration = Duration::from_millis(50);
 /// How long a request waits for the memory of others.
 const MEMORY_WAIT: Duration = Duration::from_secs(10);
+/// How soon it tries again when none of them is done: the limit may have been raised.
+const MEMORY_RETRY: Duration = Duration::from_millis(250);
 
-/// Why an instance ended before its requests did.
-#[derive(Clone, Copy)]
-pub(super) enum Ended {
-    /// It trapped, which is told already.
-    Trapped,
-    /// It was over the time of a request, and would not be interrupted otherwise.
-    TimedOut,
-}
+/// Said of a request whose instance was ended: why is told already.
+pub(super) struct Ended;
 
-/// What goes with a request: whom to tell when its instance ends.
+/// What goes with a request: whom to tell when its instance is ended.
 pub(super) type RequestData = oneshot::Sender<Ended>;
 
 /// Whether an instance could not be made because others take all there is.
@@ -106,6 +102,7 @@ impl Instances {
             _alive: self.alive.clone(),
             _ticking: self.ticker.tick(),
             _lease: state.limiter.lease(),
+            room: None,
         };
         let mut store = state.into_store(&self.engine);
         store.epoch_deadline_async_yield_and_update(1);
@@ -125,24 +122,42 @@ impl HandlerState for Instances {
     type WorkerExpiration = Expiration;
     type WorkerState = Worker;
 
-    /// Makes an instance; where the container's memory is all in use, as soon as another instance is gone.
+    /// Makes an instance; where the container's memory is all in use, as soon as another instance is gone or the limit was
+    /// raised.
     async fn instantiate(&self) -> Result<Instance<State, Expiration, Worker>> {
         let deadline = tokio::time::Instant::now() + MEMORY_WAIT;
+        let mut has_waited = false;
         loop {
             let released = self.context.budget.released();
             match self.make().await {
-                Ok((store, proxy, state)) => {
+                Ok((store, proxy, mut state)) => {
+                    state.room = Some(Room(Arc::clone(&self.context.budget)));
+                    if has_waited {
+                        // What was released may be enough for the next one, too.
+                        self.context.budget.wake_one();
+                    }
                     let expiration = Expiration::new(&state, self.ending.clone());
                     return Ok(Instance { store, proxy, view: WasiHttpView::http, expiration, state });
                 }
                 Err(error) if is_shortage(&error) => {
-                    if timeout_at(deadline, released).await.is_err() {
+                    let again = deadline.min(tokio::time::Instant::now() + MEMORY_RETRY);
+                    if timeout_at(again, released).await.is_err() && again == deadline {
                         return Err(error);
                     }
+                    has_waited = true;
                 }
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// The memory of an instance that served: when it is gone, another one may be made in its place.
+struct Room(Arc<Budget>);
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.0.wake_one();
     }
 }
 
@@ -171,6 +186,7 @@ pub(super) struct Worker {
     timed_out: Arc<AtomicBool>,
     requests: Mutex<Vec<RequestData>>,
     _lease: Arc<Lease>,
+    room: Option<Room>,
     _ticking: Ticking,
     _alive: mpsc::Sender<Infallible>,
 }
@@ -209,15 +225,14 @@ impl WorkerState for Worker {
     fn drop(&self, store: Store<State>, result: Result<()>) {
         let requests = std::mem::take(&mut *self.requests.lock().unwrap_or_else(PoisonError::into_inner));
         if let Err(error) = result {
-            let ended = if self.timed_out.load(Ordering::Relaxed) {
-                Ended::TimedOut
+            if self.timed_out.load(Ordering::Relaxed) {
+                report::line(&format!("{}: an instance was ended that went on after its request's time", self.module));
             } else {
                 tell_end(&self.module, &error, store.data().limiter.denied_just_now());
-                Ended::Trapped
-            };
+            }
             for request in requests {
                 // A request that is answered already is not waiting.
-                let _told = request.send(ended);
+                drop(request.send(Ended));
             }
         }
         drop(store);

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
@@ -29,7 +29,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 use wasmtime_wasi_http::WasiBody;
-use wasmtime_wasi_http::handler::{ExpirationError, InstantiationError, ProxyHandler, ProxyPre, TrapOrPanicError};
+use wasmtime_wasi_http::handler::{InstantiationError, ProxyHandler, ProxyPre};
 
 use crate::http::instances::{Ended, Instances, RequestData};
 use crate::limits::{connections_max, instances_max, threads};
@@ -246,10 +246,11 @@ async fn ended_for(ending: &mut watch::Receiver<bool>, grace: Duration) {
 async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Tracked>, Infallible> {
     let under_way = UnderWay::begin(&shared).await;
     let request = with_host(request).map(|body| body.map_err(Into::into).boxed_unsync());
+    let begun = Instant::now();
     let (tell_ended, ended) = oneshot::channel();
     let response = match shared.handler.handle(tell_ended, request).await {
         Ok(response) => response,
-        Err(error) => shared.failed(&error, ended).await,
+        Err(error) => shared.failed(&error, begun, ended),
     };
     Ok(response.map(|body| Tracked { body, _under_way: under_way }))
 }
@@ -268,16 +269,11 @@ impl Shared {
     }
 
     /// Tells a failed request on stderr, and answers what its client gets.
-    async fn failed(&self, error: &wasmtime::Error, ended: oneshot::Receiver<Ended>) -> Response<WasiBody> {
-        if error.is::<ExpirationError>() {
-            return self.took_too_long();
-        }
-        if error.is::<TrapOrPanicError>() {
-            return match ended.await {
-                Ok(Ended::TimedOut) => self.took_too_long(),
-                // Told already, where the instance ended.
-                Ok(Ended::Trapped) | Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR),
-            };
+    fn failed(&self, error: &wasmtime::Error, begun: Instant, ended: oneshot::Receiver<Ended>) -> Response<WasiBody> {
+        // What an ended request fails with depends on where its guest was.
+        if let Some(limit) = self.request_time.filter(|limit| begun.elapsed() >= *limit) {
+            report::line(&format!("{}: a request took longer than its limit `request-time` of {limit:?}", self.module));
+            return plain(StatusCode::GATEWAY_TIMEOUT);
         }
         match error.downcast_ref::<InstantiationError<RequestData>>() {
             Some(InstantiationError { error, .. }) if instances::is_shortage(error) => {
@@ -298,12 +294,6 @@ impl Shared {
             }
         }
         plain(StatusCode::INTERNAL_SERVER_ERROR)
-    }
-
-    fn took_too_long(&self) -> Response<WasiBody> {
-        let limit = self.request_time.unwrap_or_default();
-        report::line(&format!("{}: a request took longer than its limit `request-time` of {limit:?}", self.module));
-        plain(StatusCode::GATEWAY_TIMEOUT)
     }
 }
 

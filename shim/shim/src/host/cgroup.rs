@@ -6,19 +6,19 @@
 //! A directory that is the root of its hierarchy, or the shim's own, belongs to no container: nothing is counted or
 //! killed in it, and it is not removed.
 
+mod limits;
 mod place;
 mod processes;
 #[cfg(test)]
 pub(super) mod tests;
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
-use skiff_plan::LIMIT_FILES_MAX;
 
 use self::place::{Membership, Mount, Place};
 
@@ -211,56 +211,6 @@ impl Cgroup {
         }
     }
 
-    /// The files with the memory limits that apply to the container, open for reading: its own first, then those above
-    /// it, as far as they exist and as a message to the engine holds.
-    ///
-    /// # Errors
-    /// Those of opening them.
-    pub(crate) fn memory_limit_files(&self) -> io::Result<Vec<File>> {
-        let name = match self.hierarchy {
-            Hierarchy::V1 => "memory.limit_in_bytes",
-            Hierarchy::V2 => "memory.max",
-        };
-        let Some(node) = self.node("memory") else { return Ok(Vec::new()) };
-        let mut files = Vec::new();
-        for dir in node.path.ancestors().take_while(|dir| *dir != node.mountpoint).take(LIMIT_FILES_MAX) {
-            let path = dir.join(name);
-            match File::open(&path) {
-                Ok(file) => files.push(file),
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(at("open", &path, &error)),
-            }
-        }
-        Ok(files)
-    }
-
-    /// The smallest memory limit that applies to the container, in bytes; `None` is no limit.
-    pub(crate) fn memory_limit_bytes(&self) -> Option<u64> {
-        let files = self.memory_limit_files().ok()?;
-        // cgroup v1 says "no limit" with the largest number of whole pages.
-        let limits = files.into_iter().filter_map(|file| io::read_to_string(file).ok()?.trim().parse().ok());
-        limits.filter(|bytes| *bytes < 1 << 62).min()
-    }
-
-    /// How many processors the quotas of the container and of those above it come to, rounded up; `None` is no quota.
-    pub(crate) fn processors(&self) -> Option<usize> {
-        let node = self.node("cpu")?;
-        let dirs = node.path.ancestors().take_while(|dir| *dir != node.mountpoint);
-        dirs.filter_map(|dir| match self.hierarchy {
-            Hierarchy::V1 => {
-                let quota = fs::read_to_string(dir.join("cpu.cfs_quota_us")).ok()?;
-                let period = fs::read_to_string(dir.join("cpu.cfs_period_us")).ok()?;
-                processors_in(&quota, &period)
-            }
-            Hierarchy::V2 => {
-                let text = fs::read_to_string(dir.join("cpu.max")).ok()?;
-                let (quota, period) = text.split_once(' ')?;
-                processors_in(quota, period)
-            }
-        })
-        .min()
-    }
-
     /// How many processes of the container the kernel killed for want of memory, as far as it counts them.
     pub(crate) fn oom_kills(&self) -> Option<u64> {
         let name = match self.hierarchy {
@@ -330,12 +280,6 @@ impl Cgroup {
         }
         Ok(())
     }
-}
-
-/// A quota that is no positive number (`max`, `-1`) is none.
-fn processors_in(quota: &str, period: &str) -> Option<usize> {
-    let quota: usize = quota.trim().parse().ok()?;
-    Some(quota.div_ceil(period.trim().parse().ok().filter(|period| *period > 0)?).max(1))
 }
 
 fn oom_kills_in(text: &str) -> Option<u64> {

@@ -6,9 +6,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::host::logger;
 
@@ -23,19 +26,16 @@ pub(crate) struct StdioPaths {
     pub(crate) terminal: bool,
 }
 
-impl StdioPaths {
-    /// Writes a message of the shim's own to the process's stderr, if that is a fifo or a file. Never waits for a reader.
-    ///
-    /// # Errors
-    /// Those of opening and writing; `WouldBlock` when the fifo is full.
-    pub(crate) fn say(&self, text: &str) -> io::Result<()> {
-        let path = self.stderr.strip_prefix("file://").unwrap_or(&self.stderr);
-        if path.is_empty() || path.contains("://") {
-            return Ok(());
-        }
-        let mut file = OpenOptions::new().append(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-        file.write_all(text.as_bytes())
+/// Writes a message of the shim's own to a process's `stderr`. Never waits for a reader.
+///
+/// # Errors
+/// Those of writing; `WouldBlock` when there is no room for it.
+pub(crate) fn say(mut stderr: &File, text: &str) -> io::Result<()> {
+    let mut polled = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    if poll(&mut polled, PollTimeout::ZERO)? == 0 {
+        return Err(io::ErrorKind::WouldBlock.into());
     }
+    stderr.write_all(text.as_bytes())
 }
 
 /// The ends that the process gets.

@@ -21,7 +21,7 @@ use crate::host::mounts::Rootfs;
 use crate::host::namespaces::Holder;
 use crate::host::process::Process;
 use crate::host::runtime::Launcher;
-use crate::host::stdio::{Owner, StdioPaths};
+use crate::host::stdio::{Owner, say};
 use crate::pod::exec::attachment_for;
 use crate::pod::guest::Guest;
 use crate::pod::{Deleted, Member};
@@ -49,7 +49,14 @@ pub(crate) enum Body {
     /// A container whose program the kernel runs.
     Native(Box<Made>),
     /// A container whose program the engine runs; the guest is handed over by Start.
-    Wasm(Box<Made>, tokio::sync::Mutex<Option<Box<Guest>>>),
+    Wasm(Box<Made>, Wasm),
+}
+
+/// What a wasm container has besides.
+pub(crate) struct Wasm {
+    pub(crate) guest: tokio::sync::Mutex<Option<Box<Guest>>>,
+    /// Its stderr, for what the shim has to say of its end. Held until then: the output ends with its last writer.
+    pub(crate) stderr: Mutex<Option<File>>,
 }
 
 /// A container that the OCI runtime made.
@@ -130,8 +137,8 @@ impl Container {
                 Some(checkpoint) => self.restore(made, checkpoint).await?,
                 None => made.launcher.start().await?,
             },
-            Body::Wasm(made, guest) => {
-                let guest = guest.lock().await.take();
+            Body::Wasm(made, wasm) => {
+                let guest = wasm.guest.lock().await.take();
                 let guest = guest.ok_or_else(|| Error::new(Kind::Conflict, "the guest was started before"))?;
                 made.launcher.start().await?;
                 guest.wait_until_ready().await?;
@@ -192,8 +199,11 @@ impl Container {
             }
             let is_killed = made.cgroup.oom_kills().unwrap_or(0) > 0;
             let guest = self.figures();
-            if let Some(guest) = guest.filter(|_| is_killed) {
-                tell_kill(&made.cgroup, &guest, &member.stdio);
+            if let Body::Wasm(_, wasm) = &self.body
+                && let Some(stderr) = wasm.stderr.lock().unwrap_or_else(PoisonError::into_inner).take()
+                && let Some(guest) = guest.filter(|_| is_killed)
+            {
+                tell_kill(&made.cgroup, &guest, &stderr);
             }
             if is_killed || guest.is_some_and(|guest| guest.ran_out) {
                 self.events.publish(TaskOOM { container_id: self.id.clone(), ..TaskOOM::default() });
@@ -350,13 +360,13 @@ impl Container {
 }
 
 /// Says on a guest's stderr why it is gone: the kernel itself tells only the node.
-fn tell_kill(cgroup: &Cgroup, guest: &Figures, stdio: &StdioPaths) {
+fn tell_kill(cgroup: &Cgroup, guest: &Figures, stderr: &File) {
     let limit = cgroup.memory_limit_bytes().map_or("of the node".into(), |bytes| format!("of {bytes} bytes"));
     let line = format!(
         "skiff: killed by the kernel at the memory limit {limit}; the guest's memories and tables took {} bytes\n",
         guest.linear_memory_bytes
     );
-    if let Err(error) = stdio.say(&line) {
+    if let Err(error) = say(stderr, &line) {
         log::warn!("could not write to the container's stderr: {error}: {line}");
     }
 }

@@ -21,9 +21,9 @@ use crate::host::engine::open_engine;
 use crate::host::mounts::Rootfs;
 use crate::host::process::Process;
 use crate::host::rootfs::{FileKind, kind_of, open_file, resolve};
-use crate::host::runtime::{Launcher, OciRuntime};
+use crate::host::runtime::{Attachment, Launcher, OciRuntime};
 use crate::host::stdio::{Owner, StdioPaths};
-use crate::pod::container::{Body, Checkpoint, Made, remove_cgroup, unsigned};
+use crate::pod::container::{Body, Checkpoint, Made, Wasm, remove_cgroup, unsigned};
 use crate::pod::exec::attachment_for;
 use crate::pod::guest::{Guest, Module, control_socket};
 use crate::pod::member::{Attached, Member};
@@ -163,7 +163,10 @@ impl Pod {
             checkpoint: None,
         });
         let body = match guest {
-            Some(guest) => Body::Wasm(made, tokio::sync::Mutex::new(Some(Box::new(guest)))),
+            Some((guest, stderr)) => {
+                let guest = tokio::sync::Mutex::new(Some(Box::new(guest)));
+                Body::Wasm(made, Wasm { guest, stderr: Mutex::new(stderr) })
+            }
             None => Body::Native(made),
         };
         Ok((Member::created("", request.stdio.clone(), process, attached), body))
@@ -286,7 +289,7 @@ fn checkpointed(
     Ok((Member::checkpointed(request.stdio.clone()), Body::Native(Box::new(made))))
 }
 
-type MadeProcess = (Process, Attached, Cgroup, Option<Guest>);
+type MadeProcess = (Process, Attached, Cgroup, Option<(Guest, Option<File>)>);
 
 async fn make(
     request: &CreateRequest,
@@ -308,26 +311,35 @@ async fn make(
                 wasm::for_engine(&config.text, &guest, rootfs.path(), &|path| resolve(rootfs.path(), path))?;
             let bundle = write_bundle(request, &spec)?;
             let (control, theirs) = control_socket()?;
+            let stderr = stderr_of(&attachment)?;
             let engine = open_engine().doing(|| "could not open the engine".into())?;
             let pid = launcher.create(&bundle, attachment, vec![engine.into(), theirs]).await?;
-            (pid, Some((*module, plan, control)))
+            (pid, Some((*module, plan, control, stderr)))
         }
     };
     let process = Process::of_child(pid).doing(|| "could not watch the container's process".into())?;
     let cgroup = Cgroup::of_pid(pid).doing(|| "could not find the container's cgroup".into())?;
     let guest = match handed {
-        Some((module, mut plan, control)) => {
+        Some((module, mut plan, control, stderr)) => {
             let limits = cgroup.memory_limit_files().doing(|| "could not open the memory limits".into())?;
             if limits.is_empty() {
                 log::warn!("container `{}` has no memory cgroup: only the engine limits its memory", request.id);
             }
             plan.processors = cgroup.processors();
-            Some(Guest::hand_over(module, plan, open_account(&request.bundle)?, limits, control)?)
+            let account = open_account(&request.bundle)?;
+            Some((Guest::hand_over(module, plan, account, limits, control)?, stderr))
         }
         None => None,
     };
     let attached = pending.complete(&request.stdio).await?;
     Ok((process, attached, cgroup, guest))
+}
+
+fn stderr_of(attachment: &Attachment) -> Result<Option<File>> {
+    match attachment {
+        Attachment::Files(stdio) => stdio.stderr.try_clone().map(Some).doing(|| "could not hold the stderr".into()),
+        Attachment::Console(_) => Ok(None),
+    }
 }
 
 fn open_account(bundle: &Path) -> Result<File> {

@@ -1,7 +1,10 @@
+use std::fs::File;
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use skiff_plan::LIMIT_FILES_MAX;
 
 use super::*;
 

@@ -14,6 +14,8 @@ static REQUESTS: AtomicU64 = AtomicU64::new(0);
 
 /// What `blocking_write_and_flush` takes at most.
 const CHUNK: usize = 4096;
+/// How long `/hold` keeps its memory before it answers.
+const HOLD: Duration = Duration::from_millis(300);
 
 impl wasip2::exports::http::incoming_handler::Guest for Service {
     fn handle(request: IncomingRequest, out: ResponseOutparam) {
@@ -53,6 +55,12 @@ fn answer(path: &str, query: &str, request: &IncomingRequest) -> (u16, String) {
             (200, "logged\n".into())
         }
         "/grow" => (200, grow(number(query, "mib"))),
+        "/hold" => {
+            let text = grow(number(query, "mib"));
+            std::thread::sleep(HOLD);
+            (200, text)
+        }
+        "/leak" => leak(),
         "/status" => (u16::try_from(number(query, "code")).unwrap_or(500), String::new()),
         "/exit" => std::process::exit(i32::try_from(number(query, "code")).unwrap_or(1)),
         "/trap" => panic!("on purpose"),
@@ -88,6 +96,14 @@ fn grow(mib: u64) -> String {
         }
     }
     format!("grew {mib} MiB\n")
+}
+
+/// Keeps what it allocates until the allocator gives up, which aborts.
+fn leak() -> ! {
+    let mut kept = Vec::new();
+    loop {
+        kept.push(std::hint::black_box(vec![1_u8; 1 << 20]));
+    }
 }
 
 /// Sends the request's body back as it comes, without holding it.

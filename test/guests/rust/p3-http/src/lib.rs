@@ -1,4 +1,4 @@
-//! An HTTP service on `wasi:http/handler` of WASI 0.3: `/`, `/echo`, `/slow?ms=`, `/env`, `/log`, `/big?bytes=`, `/trap`.
+//! An HTTP service on `wasi:http/handler` of WASI 0.3, with one route for each thing that a test wants to see.
 
 use wasip3::http::types::{ErrorCode, Fields, Request, Response};
 use wasip3::wit_bindgen::StreamWriter;
@@ -7,6 +7,9 @@ use wasip3::{wit_bindgen, wit_future, wit_stream};
 wasip3::http::service::export!(Service);
 
 struct Service;
+
+/// How long `/hold` keeps its memory before it answers.
+const HOLD_NS: u64 = 300_000_000;
 
 impl wasip3::exports::http::handler::Guest for Service {
     async fn handle(request: Request) -> Result<Response, ErrorCode> {
@@ -37,8 +40,42 @@ async fn answer(path: &str, query: &str) -> (u16, String) {
             eprintln!("on stderr");
             (200, "logged\n".into())
         }
+        "/grow" => (200, grow(number(query))),
+        "/hold" => {
+            let text = grow(number(query));
+            wasip3::clocks::monotonic_clock::wait_for(HOLD_NS).await;
+            (200, text)
+        }
+        "/leak" => leak(),
         "/trap" => panic!("on purpose"),
+        "/spin" => loop {
+            std::hint::black_box(0);
+        },
         _ => (404, "no such route\n".into()),
+    }
+}
+
+/// Grows the memory in steps of 1 MiB and writes to each page.
+fn grow(mib: u64) -> String {
+    const PAGES: usize = 16;
+    for grown in 0..mib {
+        let first = core::arch::wasm32::memory_grow::<0>(PAGES);
+        if first == usize::MAX {
+            return format!("refused after {grown} MiB\n");
+        }
+        for offset in (0..PAGES * 65536).step_by(4096) {
+            // SAFETY: the pages were made by the call above and belong to nothing else.
+            unsafe { ((first * 65536 + offset) as *mut u8).write_volatile(1) };
+        }
+    }
+    format!("grew {mib} MiB\n")
+}
+
+/// Keeps what it allocates until the allocator gives up, which aborts.
+fn leak() -> ! {
+    let mut kept = Vec::new();
+    loop {
+        kept.push(std::hint::black_box(vec![1_u8; 1 << 20]));
     }
 }
 

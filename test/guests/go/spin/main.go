@@ -1,0 +1,10 @@
+// Command spin says so, then loops for ever.
+package main
+
+import "fmt"
+
+func main() {
+	fmt.Println("spinning")
+	for {
+	}
+}
