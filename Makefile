@@ -9,7 +9,7 @@ build: ## build the three programs; the last line says where they are
 check: ## formatting, lints and the tidy test
 	@test/all.sh check
 test: ## everything that is tested, ending with `N passed, N failed`
-	@test/all.sh check unit suites
+	@test/all.sh check unit suites nodes
 run: ## run a guest in a private containerd: WASM=path.wasm or IMAGE=archive.tar or IMAGE=reference, ARGS="..."
 	@test/run.sh
 bench: ## measure skiff beside runc, a shim of the usual kind and wasmtime

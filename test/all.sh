@@ -1,5 +1,5 @@
 #!/bin/bash
-# all.sh [check] [unit] [suites]: runs the levels of tests and adds up what they say, ending with `N passed, N failed`.
+# all.sh [check] [unit] [suites] [nodes]: runs the levels of tests and adds up what they say, ending with `N passed, N failed`.
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/cache.sh"
 cd "$here/.."
@@ -10,7 +10,7 @@ passed=0 failed=0
 suites=()
 for file in test/tests/*.rs; do
   name=$(basename "$file" .rs)
-  [ "$name" = tidy ] || suites+=(--test "$name")
+  case $name in tidy | apparmor) ;; *) suites+=(--test "$name") ;; esac
 done
 
 # one NAME COMMAND...: a check that is one test by itself.
@@ -38,7 +38,7 @@ check() {
   local package
   apt_need protobuf-compiler libprotobuf-dev shellcheck
   one formatting cargo fmt --check
-  one "shell scripts" shellcheck -s bash -S error test/*.sh test/*/build.sh
+  one "shell scripts" shellcheck -s bash -S error test/*.sh test/*/*.sh
   for package in "${packages[@]}"; do one "lints of $package" lint "$package"; done
   many tidy cargo test --release --locked --quiet -p skiff-test --test tidy
 }
@@ -64,6 +64,16 @@ suites() {
   # Tests mostly wait for containerd, and run in containers of their own.
   export RUST_TEST_THREADS=4
   many skiff-test cargo test --release --locked --quiet --no-fail-fast -p skiff-test --lib "${suites[@]}"
+}
+
+# nodes: what depends on the node's cgroups, once more where they are of version 2, and where they are systemd's.
+nodes() {
+  prepare
+  many "cgroup v2" test/nodes/suites.sh --mem 3072 --timeout 900 apparmor exit limits_annotations limits_cpu limits_memory limits_oom \
+    limits_resources memory native process
+  # systemd removes the cgroup of what was killed, and its last limit with it.
+  many "cgroup v2 of systemd" test/nodes/suites.sh --systemd --timeout 600 limits_oom memory process \
+    -- --skip a_limit_written_below_what_is_in_use
 }
 
 for level in "$@"; do

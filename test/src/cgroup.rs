@@ -30,6 +30,11 @@ pub fn is_cgroup_v2() -> bool {
     Path::new(ROOT).join("cgroup.controllers").exists()
 }
 
+/// Whether containers' cgroups are systemd's: so it is in a node whose process 1 it is.
+pub(crate) fn are_systemds() -> bool {
+    std::env::var_os("SKIFF_TEST_SYSTEMD").is_some()
+}
+
 /// The directories in which cgroups can be made: one on v2, each hierarchy's on v1.
 pub fn hierarchies() -> Vec<PathBuf> {
     if is_cgroup_v2() {
@@ -40,9 +45,13 @@ pub fn hierarchies() -> Vec<PathBuf> {
 }
 
 impl Cgroup {
-    /// The cgroup at `path` (`/parent/name`).
+    /// The cgroup that a specification names: `/parent/name`, or `slice:prefix:name` for systemd, with a slice at the top.
     pub fn at(path: &str) -> Self {
-        Self { path: path.trim_matches('/').into() }
+        let path = match *path.split(':').collect::<Vec<_>>() {
+            [slice, prefix, name] => format!("{slice}/{prefix}-{name}.scope"),
+            _ => path.trim_matches('/').into(),
+        };
+        Self { path }
     }
 
     /// Its path below the root, with a slash before it.

@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::api::Api;
-use crate::cgroup::hierarchies;
+use crate::cgroup::{are_systemds, hierarchies};
 use crate::image::Image;
 use crate::places;
 use crate::process::processes_with;
@@ -80,7 +80,8 @@ impl Containerd {
         let path = directory.path().to_path_buf();
         let containerd = Self {
             directory: Mutex::new(Some(directory)),
-            cgroup: random_name("skiff-test"),
+            // In the name of a slice a hyphen means another slice around it.
+            cgroup: random_name("skiff-test").replace('-', if are_systemds() { "" } else { "-" }),
             child: Mutex::default(),
             api: OnceLock::new(),
             images: Mutex::default(),
@@ -119,6 +120,9 @@ impl Containerd {
         let mut lines = String::new();
         if !options.contains("CacheDir") {
             lines += &format!("CacheDir = \"{}\"\n", self.own_cache().display());
+        }
+        if are_systemds() {
+            lines += "SystemdCgroup = true\n";
         }
         if !options.contains("Root") {
             lines += &format!("Root = \"{}\"\n", self.runtime_root().display());
@@ -217,7 +221,7 @@ impl Containerd {
     /// Runs a container of `image` by `ctr run --rm`; `arguments` are the program's, `flags` those of `ctr run`.
     pub fn ctr_run(&self, image: &Image, flags: &[&str], arguments: &[&str]) -> Ctr {
         let id = random_name("ctr");
-        let cgroup = format!("/{}/{id}", self.cgroup);
+        let cgroup = self.cgroups_path(&id);
         let options = self.options_file();
         let mut words = vec!["run", "--rm", "--runtime", RUNTIME, "--cgroup", &cgroup, "--runtime-config-path"];
         words.push(options.to_str().expect("temporary paths are UTF-8"));
@@ -292,6 +296,11 @@ impl Containerd {
     pub fn blob(&self, digest: &str) -> PathBuf {
         let hex = digest.strip_prefix("sha256:").expect("a digest of sha256");
         self.root().join("io.containerd.content.v1.content/blobs/sha256").join(hex)
+    }
+
+    /// What the specification of container `id` says of its cgroup.
+    pub fn cgroups_path(&self, id: &str) -> String {
+        if are_systemds() { format!("{}.slice:test:{id}", self.cgroup) } else { format!("/{}/{id}", self.cgroup) }
     }
 
     /// The name of the parent of all containers' cgroups.

@@ -48,7 +48,7 @@ impl Containerd {
         let id = random_name("t");
         let mut env = vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_string()];
         env.extend(image.env.clone());
-        let spec = spec::default(&image.entrypoint, &env, &format!("/{}/{id}", self.cgroup()));
+        let spec = spec::default(&image.entrypoint, &env, &self.cgroups_path(&id));
         Job {
             containerd: self,
             image: image.clone(),
@@ -207,7 +207,7 @@ impl<'a> Job<'a> {
     /// Takes this id.
     pub fn with_id(mut self, id: &str) -> Self {
         self.id = id.into();
-        self.spec["linux"]["cgroupsPath"] = json!(format!("/{}/{id}", self.containerd.cgroup()));
+        self.spec["linux"]["cgroupsPath"] = json!(self.containerd.cgroups_path(id));
         self
     }
 

@@ -239,9 +239,7 @@ fn nothing_is_left_when_the_shim_is_killed_at_some_moment_of_create() {
         ("the shim is there", &|id| containerd.shim_of(id).is_some()),
         ("the root file system is mounted", &rootfs_is_mounted),
         ("the OCI runtime has its state", &|id| containerd.runtime_root().join("skiff-test").join(id).exists()),
-        ("the container has a process", &|id| {
-            !Cgroup::at(&format!("{}/{id}", containerd.cgroup())).processes().is_empty()
-        }),
+        ("the container has a process", &|id| !Cgroup::at(&containerd.cgroups_path(id)).processes().is_empty()),
     ];
     for (moment, has_come) in moments {
         for job in [containerd.job("c-sleep"), containerd.job("c-sleep")] {

@@ -12,7 +12,7 @@ const MIB: u64 = 1 << 20;
 const LIMITS_MIB: [u64; 4] = [16, 64, 256, 1024];
 /// The largest limit in user-mode Linux: each page that a process of it touches may be a mapping of the machine's, of
 /// which one process there has some 65,000. Beyond that it ends with SIGSEGV.
-const USER_MODE_LIMIT_MAX_MIB: u64 = 128;
+const USER_MODE_LIMIT_MAX_MIB: u64 = 256;
 /// How many requests a server has at once.
 const CLIENTS: u64 = 64;
 

@@ -98,7 +98,7 @@ fn it_has_the_namespaces_that_the_specification_says() {
 fn it_is_in_the_control_group_that_the_specification_names() {
     for container in &pair(|_| {}) {
         let groups = of_proc(container.pid, "cgroup");
-        let wanted = format!("/{}/{}", Containerd::shared().cgroup(), container.id);
+        let wanted = container.cgroup.path();
         for line in groups.lines().filter(|line| is_cgroup_v2() || !line.starts_with("0::")) {
             assert!(line.ends_with(&wanted), "{line}");
         }

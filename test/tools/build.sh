@@ -6,6 +6,7 @@
 #   cni         bridge, loopback, host-local, portmap         crictl      the CRI's command line
 #   native      hello, pause (static C) and busybox           wasmtime    the reference runtime (`run`, `serve`)
 #   wrk         the HTTP load generator, from the distribution
+#   apparmor    apparmor_parser, which loads profiles into the kernel
 #   criu        what runc makes checkpoints with, from Debian's newest: older ones do not know newer kernels
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../cache.sh"
@@ -52,6 +53,12 @@ build_wasmtime() {
   mv "$1/lib/wasmtime_cli/wasmtime" "$1/wasmtime"
   rm -r "$1/lib"
   chmod 755 "$1/wasmtime"
+}
+
+build_apparmor() {
+  apt_extract "$1/deb" apparmor
+  mv "$1/deb/sbin/apparmor_parser" "$1/apparmor_parser"
+  rm -r "$1/deb"
 }
 
 build_wrk() { cp "$(type -P wrk)" "$1/wrk"; }
@@ -106,7 +113,7 @@ packages() {
 main() {
   local name needed dir
   local -a dirs=() files=()
-  [ $# -gt 0 ] || set -- containerd runc cni crictl native wasmtime wrk criu
+  [ $# -gt 0 ] || set -- containerd runc cni crictl native wasmtime wrk criu apparmor
   needed=$(for name in "$@"; do packages "$name"; done | tr ' ' '\n' | sort -u)
   [ -z "$needed" ] || apt_need $needed
   for name in "$@"; do

@@ -110,6 +110,7 @@ impl Budget {
             }
             known.bytes = known.files.iter().filter_map(|(_, last)| *last).min();
             known.read_at = Some(Instant::now());
+            self.account.set_limit(known.bytes);
         }
         known.bytes
     }

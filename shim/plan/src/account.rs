@@ -28,6 +28,8 @@ pub struct Figures {
     pub refusals: u64,
     /// Whether the guest gave up because a growth was refused.
     pub ran_out: bool,
+    /// The container's memory limit when the guest last grew, in bytes.
+    pub limit_bytes: Option<u64>,
 }
 
 /// An account that is kept.
@@ -41,6 +43,8 @@ struct Page {
     peak: AtomicU64,
     refusals: AtomicU64,
     ran_out: AtomicU64,
+    /// 0 for none.
+    limit: AtomicU64,
 }
 
 impl Account {
@@ -83,6 +87,11 @@ impl Account {
         self.0.refusals.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Notes the container's memory limit.
+    pub fn set_limit(&self, limit_bytes: Option<u64>) {
+        self.0.limit.store(limit_bytes.unwrap_or(0), Ordering::Relaxed);
+    }
+
     /// Notes that the guest gave up for want of memory.
     pub fn set_ran_out(&self) {
         self.0.ran_out.store(1, Ordering::Relaxed);
@@ -95,14 +104,20 @@ impl Figures {
     /// # Errors
     /// Those of `pread(2)`.
     pub fn read(file: &File) -> io::Result<Self> {
-        let mut bytes = [0_u8; 32];
+        let mut bytes = [0_u8; size_of::<Page>()];
         let length = file.read_at(&mut bytes, 0)?;
         if length < bytes.len() {
             return Ok(Self::default());
         }
         let mut words = bytes.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_ne_bytes));
         let mut word = || words.next().unwrap_or(0);
-        Ok(Self { linear_memory_bytes: word(), peak_bytes: word(), refusals: word(), ran_out: word() != 0 })
+        Ok(Self {
+            linear_memory_bytes: word(),
+            peak_bytes: word(),
+            refusals: word(),
+            ran_out: word() != 0,
+            limit_bytes: Some(word()).filter(|bytes| *bytes > 0),
+        })
     }
 }
 
@@ -121,7 +136,9 @@ mod tests {
         account.give_back(100);
         account.add_refusal();
         account.add_refusal();
-        let expected = Figures { linear_memory_bytes: 200, peak_bytes: 300, refusals: 2, ran_out: false };
+        account.set_limit(Some(400));
+        let expected =
+            Figures { linear_memory_bytes: 200, peak_bytes: 300, refusals: 2, ran_out: false, limit_bytes: Some(400) };
         assert_eq!(Figures::read(&file).unwrap(), expected);
         account.set_ran_out();
         assert!(Figures::read(&file).unwrap().ran_out);

@@ -33,11 +33,13 @@ pub(crate) fn stats(arguments: &Arguments) -> Result<Figures> {
 /// # Errors
 /// Those of writing.
 pub(crate) fn print(figures: &Figures) -> Result<()> {
-    let Figures { linear_memory_bytes, peak_bytes, refusals, ran_out } = *figures;
+    let Figures { linear_memory_bytes, peak_bytes, refusals, ran_out, limit_bytes } = *figures;
+    let limit = limit_bytes.map_or("none".into(), |bytes| format!("{bytes} bytes"));
     let ran_out = if ran_out { "yes" } else { "no" };
     let text = format!(
         "memories, tables and heaps  {linear_memory_bytes} bytes\nthe most at one time        {peak_bytes} bytes\n\
-         refused growths             {refusals}\nran out of memory           {ran_out}"
+         refused growths             {refusals}\nran out of memory           {ran_out}\n\
+         limit of the container      {limit}"
     );
     writeln!(io::stdout().lock(), "{text}").or_host("cannot write to standard output")
 }

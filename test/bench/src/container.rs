@@ -1,7 +1,7 @@
 //! One container's life through containerd's API, with a clock beside it.
 
 use std::fs::{File, OpenOptions};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -10,12 +10,14 @@ use anyhow::{Context, Result, bail, ensure};
 use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, RemoveSnapshotRequest};
 use containerd_client::services::v1::{
     Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest, KillRequest,
-    StartRequest, WaitRequest,
+    StartRequest, UpdateTaskRequest, WaitRequest,
 };
 use containerd_client::types::Mount;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use prost_types::Any;
+use serde_json::json;
+use tokio::net::unix::pipe;
 
 use crate::containerd::{Containerd, request};
 use crate::image::Image;
@@ -26,6 +28,7 @@ const SNAPSHOTTER: &str = "overlayfs";
 const PATIENCE: Duration = Duration::from_secs(60);
 const OFTEN: Duration = Duration::from_millis(2);
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 
 /// What is to run.
 pub(crate) struct Plan<'a> {
@@ -34,6 +37,25 @@ pub(crate) struct Plan<'a> {
     pub(crate) arguments: Vec<String>,
     pub(crate) environment: Vec<String>,
     pub(crate) network: Network,
+    /// The memory limit; none for no limit.
+    pub(crate) limit_bytes: Option<u64>,
+    /// The host's directories that it sees, under their own names, and cannot write to.
+    pub(crate) folders: Vec<PathBuf>,
+}
+
+impl<'a> Plan<'a> {
+    /// The image's program alone.
+    pub(crate) fn new(target: Target, image: &'a Image) -> Self {
+        Self {
+            target,
+            image,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            network: Network::Own,
+            limit_bytes: None,
+            folders: Vec::new(),
+        }
+    }
 }
 
 /// How long the steps of one container took, in milliseconds.
@@ -68,9 +90,7 @@ pub(crate) struct Running<'a> {
 /// # Errors
 /// When containerd refuses.
 pub(crate) async fn prepare<'a>(containerd: &'a Containerd, id: String, plan: &Plan<'_>) -> Result<Prepared<'a>> {
-    let mut command = vec![plan.image.entrypoint.clone()];
-    command.extend_from_slice(&plan.arguments);
-    let spec = spec(&id, &command, &plan.environment, plan.network);
+    let spec = spec(&id, plan);
     let container = Container {
         id: id.clone(),
         image: plan.image.name.clone(),
@@ -103,6 +123,21 @@ impl<'a> Prepared<'a> {
     /// # Errors
     /// When a step fails, the exit status is not 0 or the output is not what is expected.
     pub(crate) async fn run(self, expected: &str) -> Result<Times> {
+        let id = self.id.clone();
+        let (times, said) = self.live().await?;
+        ensure!(said == expected, "`{id}` said `{said}`");
+        Ok(times)
+    }
+
+    /// Runs it to its end and removes it; what it said.
+    ///
+    /// # Errors
+    /// When a step fails or the exit status is not 0.
+    pub(crate) async fn output(self) -> Result<String> {
+        Ok(self.live().await?.1)
+    }
+
+    async fn live(self) -> Result<(Times, String)> {
         let [mut output, mut errors] = self.open_stdio()?;
         let begun = Instant::now();
         self.create().await?;
@@ -114,14 +149,15 @@ impl<'a> Prepared<'a> {
         self.delete().await?;
         let deleted = Instant::now();
         let (said, complained) = (said(&mut output), said(&mut errors));
-        ensure!(status == 0 && said == expected, "`{}` ended with {status} and said `{said}{complained}`", self.id);
+        ensure!(status == 0, "`{}` ended with {status} and said `{said}{complained}`", self.id);
         self.remove().await?;
-        Ok(Times {
+        let times = Times {
             create: milliseconds(created - begun),
             start: milliseconds(started - created),
             run: milliseconds(ended - created),
             delete: milliseconds(deleted - ended),
-        })
+        };
+        Ok((times, said))
     }
 
     /// Starts it and lets it run, from the moment on that it has said its first line.
@@ -188,6 +224,45 @@ impl<'a> Prepared<'a> {
 }
 
 impl Running<'_> {
+    /// Its identifier.
+    pub(crate) fn id(&self) -> &str {
+        &self.container.id
+    }
+
+    /// The moment at which it says something more.
+    ///
+    /// # Errors
+    /// When it stays silent.
+    pub(crate) async fn speaks(&self) -> Result<Instant> {
+        let output = pipe::Receiver::from_file(self.stdio[0].try_clone()?)?;
+        let mut byte = [0];
+        let heard = async {
+            loop {
+                output.readable().await?;
+                match output.try_read(&mut byte) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    read => return read.map(|_| Instant::now()),
+                }
+            }
+        };
+        Ok(tokio::time::timeout(PATIENCE, heard).await.with_context(|| format!("`{}` stays silent", self.id()))??)
+    }
+
+    /// Changes its memory limit by way of containerd.
+    ///
+    /// # Errors
+    /// When containerd refuses.
+    pub(crate) async fn update(&self, limit_bytes: u64) -> Result<()> {
+        let resources = json!({"memory": {"limit": limit_bytes}}).to_string().into_bytes();
+        let update = UpdateTaskRequest {
+            container_id: self.container.id.clone(),
+            resources: Some(Any { type_url: RESOURCES_TYPE.into(), value: resources }),
+            ..UpdateTaskRequest::default()
+        };
+        let answer = self.container.containerd.client().tasks().update(request(update)).await;
+        answer.map(drop).with_context(|| format!("could not update the task `{}`", self.container.id))
+    }
+
     /// Kills it and removes it.
     ///
     /// # Errors
@@ -222,6 +297,7 @@ fn said(fifo: &mut File) -> String {
     String::from_utf8_lossy(&bytes[..length]).into_owned()
 }
 
-fn milliseconds(duration: Duration) -> f64 {
+/// A duration as the report tells it.
+pub(crate) fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }

@@ -100,13 +100,8 @@ async fn wasmtime(programs: &Programs, guest: &str) -> Result<Contender<'static>
 async fn skiff<'a>(containerd: &'a Containerd, programs: &Programs, guest: &str) -> Result<Contender<'a>> {
     let port = free_port()?;
     let image: Image = containerd.image_of(&programs.guest(guest), Form::File).await?;
-    let plan = Plan {
-        target: Target::Skiff,
-        image: &image,
-        arguments: Vec::new(),
-        environment: vec![format!("PORT={port}")],
-        network: Network::Host,
-    };
+    let plan =
+        Plan { environment: vec![format!("PORT={port}")], network: Network::Host, ..Plan::new(Target::Skiff, &image) };
     let id = containerd.id(&format!("http-{port}"));
     let running = prepare(containerd, id, &plan).await?.begin("").await?;
     answers(port).await.with_context(|| format!("skiff's `{guest}` does not answer"))?;

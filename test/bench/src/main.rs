@@ -7,10 +7,12 @@ mod container;
 mod containerd;
 mod http;
 mod image;
+mod limits;
 mod memory;
 mod processes;
 mod programs;
 mod report;
+mod resize;
 mod spec;
 mod start;
 mod stats;
@@ -41,10 +43,12 @@ struct Arguments {
     /// Also writes the figures to this file, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Measures these parts only: `start`, `memory`, `http`.
-    #[arg(long, value_delimiter = ',', default_value = "start,memory,http")]
+    /// Measures these parts only: `start`, `memory`, `http`, `limits`.
+    #[arg(long, value_delimiter = ',', default_value = "start,memory,http,limits")]
     only: Vec<String>,
 }
+
+const PARTS: [&str; 4] = ["start", "memory", "http", "limits"];
 
 /// How often and how much.
 struct Effort {
@@ -69,7 +73,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {
-    if let Some(part) = arguments.only.iter().find(|part| !["start", "memory", "http"].contains(&part.as_str())) {
+    if let Some(part) = arguments.only.iter().find(|part| !PARTS.contains(&part.as_str())) {
         bail!("there is no part `{part}`");
     }
     // Before any other thread is there: what is found is put into environments of children only.
@@ -111,6 +115,10 @@ async fn all_parts(only: &[String], effort: &Effort, programs: &Programs, contai
     }
     if wanted("http") {
         http::requests(containerd, programs, effort.http_rounds, effort.http_seconds, &mut report).await?;
+    }
+    if wanted("limits") {
+        limits::cost(containerd, programs, effort.rounds, &mut report).await?;
+        resize::delay(containerd, programs, effort.rounds, &mut report).await?;
     }
     Ok(report)
 }

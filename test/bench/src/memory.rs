@@ -11,7 +11,6 @@ use crate::image::Form;
 use crate::processes::{Usage, usage};
 use crate::programs::Programs;
 use crate::report::{Goal, MemoryRow, Report};
-use crate::spec::Network;
 use crate::target::Target;
 
 /// What a start leaves to be done in the background: freeing, exits of helpers.
@@ -55,13 +54,7 @@ pub(crate) async fn marginal(
 async fn grow(containerd: &Containerd, sleeper: &Sleeper, few: usize, many: usize) -> Result<MemoryRow> {
     let image = containerd.image_of(&sleeper.program, Form::File).await?;
     let word = containerd.id(&format!("sleep-{}", sleeper.target.word()));
-    let plan = Plan {
-        target: sleeper.target,
-        image: &image,
-        arguments: Vec::new(),
-        environment: Vec::new(),
-        network: Network::Own,
-    };
+    let plan = Plan::new(sleeper.target, &image);
     let mut running = Vec::new();
     let mut at_few = Usage::default();
     for number in 1..=many {

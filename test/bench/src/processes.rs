@@ -56,6 +56,13 @@ pub(crate) async fn remove_cgroups(word: &str) {
     }
 }
 
+/// The file that holds the memory limit of a container.
+pub(crate) fn memory_limit_file(id: &str) -> PathBuf {
+    let root = Path::new(CGROUPS);
+    let version_1 = root.join("memory").join(id).join("memory.limit_in_bytes");
+    if version_1.exists() { version_1 } else { root.join(id).join("memory.max") }
+}
+
 /// In the one hierarchy of version 2, and in each hierarchy of version 1.
 fn cgroups(word: &str) -> Vec<PathBuf> {
     let below = |directory: &Path| -> Vec<PathBuf> {

@@ -15,6 +15,8 @@ pub(crate) struct Report {
     starts: Vec<Starts>,
     memory: Option<Memory>,
     http: Vec<HttpRow>,
+    limits: Vec<LimitsRow>,
+    resizes: Vec<ResizeRow>,
     goals: Vec<Goal>,
 }
 
@@ -68,6 +70,25 @@ pub(crate) struct HttpRow {
     pub(crate) p99_ms: Summary,
 }
 
+/// How fast memory is got under one contender.
+#[derive(Serialize)]
+pub(crate) struct LimitsRow {
+    pub(crate) name: &'static str,
+    /// Nanoseconds of a growth by one page.
+    pub(crate) grow_ns: Summary,
+    /// The same with a write to each of the page's parts.
+    pub(crate) grow_and_touch_ns: Summary,
+    /// What a program takes that gets most of its memory while it is timed.
+    pub(crate) trees_ms: Summary,
+}
+
+/// How long something about a resize takes.
+#[derive(Serialize)]
+pub(crate) struct ResizeRow {
+    pub(crate) name: &'static str,
+    pub(crate) ms: Summary,
+}
+
 /// A target, and what was measured.
 #[derive(Serialize)]
 pub(crate) struct Goal {
@@ -93,7 +114,16 @@ impl Goal {
 impl Report {
     /// An empty report of a run that begins now.
     pub(crate) fn new(rounds: usize) -> Self {
-        Self { machine: Machine::here(), rounds, starts: Vec::new(), memory: None, http: Vec::new(), goals: Vec::new() }
+        Self {
+            machine: Machine::here(),
+            rounds,
+            starts: Vec::new(),
+            memory: None,
+            http: Vec::new(),
+            limits: Vec::new(),
+            resizes: Vec::new(),
+            goals: Vec::new(),
+        }
     }
 
     /// Adds a race of starts.
@@ -109,6 +139,16 @@ impl Report {
     /// Adds the servers.
     pub(crate) fn http(&mut self, rows: Vec<HttpRow>) {
         self.http = rows;
+    }
+
+    /// Adds the cost of limits.
+    pub(crate) fn limits(&mut self, rows: Vec<LimitsRow>) {
+        self.limits = rows;
+    }
+
+    /// Adds the delays of resizes.
+    pub(crate) fn resizes(&mut self, rows: Vec<ResizeRow>) {
+        self.resizes = rows;
     }
 
     /// Adds a target.
@@ -144,6 +184,12 @@ impl Report {
         }
         if !self.http.is_empty() {
             table_of_servers(&mut text, &self.http);
+        }
+        if !self.limits.is_empty() {
+            table_of_limits(&mut text, &self.limits);
+        }
+        if !self.resizes.is_empty() {
+            table_of_resizes(&mut text, &self.resizes);
         }
         table_of_goals(&mut text, &self.goals);
         text
@@ -206,11 +252,30 @@ fn table_of_servers(text: &mut String, rows: &[HttpRow]) {
     }
 }
 
+fn table_of_limits(text: &mut String, rows: &[LimitsRow]) {
+    heading(
+        text,
+        "growth under a memory limit of 1 GiB: median (min)",
+        &["runtime", "grow by a page (ns)", "grow and touch (ns)", "trees (ms)"],
+    );
+    for LimitsRow { name, grow_ns, grow_and_touch_ns, trees_ms } in rows {
+        let cells = [grow_ns, grow_and_touch_ns, trees_ms].map(|all| format!("{:.0} ({:.0})", all.median, all.min));
+        line(text, &format!("| {name} | {} |", cells.join(" | ")));
+    }
+}
+
+fn table_of_resizes(text: &mut String, rows: &[ResizeRow]) {
+    heading(text, "a raised memory limit (ms)", &["from, to", "median", "min", "p90"]);
+    for ResizeRow { name, ms: Summary { median, min, p90 } } in rows {
+        line(text, &format!("| {name} | {median:.2} | {min:.2} | {p90:.2} |"));
+    }
+}
+
 fn table_of_goals(text: &mut String, goals: &[Goal]) {
     heading(text, "targets", &["what", "measured", "target", "met"]);
     for Goal { what, measured, bound, limit, met } in goals {
         let met = if *met { "yes" } else { "no" };
-        line(text, &format!("| {what} | {measured:.2} | {bound} {limit:.2} | {met} |"));
+        line(text, &format!("| {what} | {measured:.3} | {bound} {limit:.2} | {met} |"));
     }
 }
 

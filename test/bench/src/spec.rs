@@ -1,6 +1,11 @@
-//! The OCI specification that every target gets: what `ctr run` makes, no more and no less.
+//! The OCI specification that every target gets: what `ctr run` makes, no more and no less, but for a memory limit and
+//! directories of the host where a plan asks for them.
+
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
+
+use crate::container::Plan;
 
 /// The network that a container sees.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -29,29 +34,39 @@ const CAPABILITIES: [&str; 14] = [
 ];
 
 /// The specification of the container `id`, as JSON.
-pub(crate) fn spec(id: &str, command: &[String], environment: &[String], network: Network) -> Value {
+pub(crate) fn spec(id: &str, plan: &Plan<'_>) -> Value {
+    let mut command = vec![plan.image.entrypoint.clone()];
+    command.extend_from_slice(&plan.arguments);
     json!({
         "ociVersion": "1.2.0",
         "process": {
             "user": {"uid": 0, "gid": 0, "additionalGids": [0]},
             "args": command,
-            "env": environment,
+            "env": plan.environment,
             "cwd": "/",
             "capabilities": {"bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES},
             "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
             "noNewPrivileges": true,
         },
         "root": {"path": "rootfs"},
-        "mounts": mounts(),
+        "mounts": mounts(&plan.folders),
         "linux": {
-            "resources": {"devices": [{"allow": false, "access": "rwm"}]},
+            "resources": resources(plan.limit_bytes),
             "cgroupsPath": format!("/{id}"),
-            "namespaces": namespaces(network),
+            "namespaces": namespaces(plan.network),
             "maskedPaths": ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
                 "/proc/timer_stats", "/proc/sched_debug", "/sys/firmware", "/proc/scsi"],
             "readonlyPaths": ["/proc/asound", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
         },
     })
+}
+
+fn resources(limit_bytes: Option<u64>) -> Value {
+    let mut resources = json!({"devices": [{"allow": false, "access": "rwm"}]});
+    if let Some(bytes) = limit_bytes {
+        resources["memory"] = json!({ "limit": bytes });
+    }
+    resources
 }
 
 fn namespaces(network: Network) -> Vec<Value> {
@@ -62,9 +77,9 @@ fn namespaces(network: Network) -> Vec<Value> {
     kinds.into_iter().map(|kind| json!({ "type": kind })).collect()
 }
 
-fn mounts() -> Value {
+fn mounts(folders: &[PathBuf]) -> Vec<Value> {
     let mount = |destination: &str, kind: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": kind, "options": options});
-    json!([
+    let own = [
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
@@ -72,5 +87,8 @@ fn mounts() -> Value {
         mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
         mount("/run", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-    ])
+    ];
+    let bind =
+        |folder: &PathBuf| json!({"destination": folder, "type": "bind", "source": folder, "options": ["rbind", "ro"]});
+    own.into_iter().chain(folders.iter().map(bind)).collect()
 }

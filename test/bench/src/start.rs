@@ -9,7 +9,6 @@ use crate::containerd::Containerd;
 use crate::image::{Form, Image};
 use crate::programs::Programs;
 use crate::report::{Goal, Report, StartRow};
-use crate::spec::Network;
 use crate::stats::Summary;
 use crate::target::Target;
 
@@ -94,8 +93,7 @@ async fn race(
 }
 
 async fn once(containerd: &Containerd, contender: &Contender, image: &Image, id: String) -> Result<Times> {
-    let plan =
-        Plan { target: contender.target, image, arguments: Vec::new(), environment: Vec::new(), network: Network::Own };
+    let plan = Plan::new(contender.target, image);
     prepare(containerd, id, &plan).await?.run(SAYS).await
 }
 

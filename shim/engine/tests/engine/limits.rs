@@ -41,7 +41,13 @@ fn who_traps_after_a_refusal_ran_out_of_memory() {
     for part in ["ran out of memory", "1966145536 bytes", "67108864 bytes", "unreachable"] {
         assert!(ended.stderr.contains(part), "no {part:?} in {}", ended.stderr);
     }
-    let expected = Figures { linear_memory_bytes: 65536, peak_bytes: 65536, refusals: 1, ran_out: true };
+    let expected = Figures {
+        linear_memory_bytes: 65536,
+        peak_bytes: 65536,
+        refusals: 1,
+        ran_out: true,
+        limit_bytes: Some(64 * MIB),
+    };
     assert_eq!(figures, expected);
 }
 

@@ -211,13 +211,24 @@ impl Cgroup {
         }
     }
 
-    /// How many processes of the container the kernel killed for want of memory, as far as it counts them.
+    /// How many processes of the container the kernel killed for want of memory, as far as it counts them; `None` also
+    /// when the cgroup is gone.
     pub(crate) fn oom_kills(&self) -> Option<u64> {
+        self.oom_kills_of(self.dir("memory")?)
+    }
+
+    /// The same of the cgroup above, with all that are below it; on v1 the kernel does not add them up.
+    pub(crate) fn oom_kills_above(&self) -> Option<u64> {
+        let above = self.dir("memory")?.parent().filter(|_| self.hierarchy == Hierarchy::V2)?;
+        self.oom_kills_of(above)
+    }
+
+    fn oom_kills_of(&self, dir: &Path) -> Option<u64> {
         let name = match self.hierarchy {
             Hierarchy::V1 => "memory.oom_control",
             Hierarchy::V2 => "memory.events",
         };
-        oom_kills_in(&fs::read_to_string(self.dir("memory")?.join(name)).ok()?)
+        oom_kills_in(&fs::read_to_string(dir.join(name)).ok()?)
     }
 
     fn node(&self, controller: &str) -> Option<&Node> {

@@ -64,6 +64,8 @@ pub(crate) struct Made {
     pub(crate) launcher: Box<dyn Launcher>,
     pub(crate) rootfs: Mutex<Option<Rootfs>>,
     pub(crate) cgroup: Cgroup,
+    /// How many OOM kills the cgroup above had counted when the container was made.
+    pub(crate) oom_kills_before: Option<u64>,
     /// The kernel ends all processes of the container with the first one.
     pub(crate) own_pids: bool,
     /// What Start makes the process from, if it is restored.
@@ -90,6 +92,18 @@ impl Body {
         match self {
             Body::Sandbox(cgroup) => cgroup.as_ref(),
             Body::Native(made) | Body::Wasm(made, _) => Some(&made.cgroup),
+        }
+    }
+}
+
+impl Made {
+    /// Whether the kernel killed a process of the container for want of memory; `unasked`: one was killed, and not by
+    /// the shim.
+    fn is_oom_killed(&self, unasked: bool) -> bool {
+        match self.cgroup.oom_kills() {
+            Some(count) => count > 0,
+            // systemd removes the cgroup of a scope that has ended, maybe before this.
+            None => unasked && self.cgroup.oom_kills_above() > self.oom_kills_before,
         }
     }
 }
@@ -197,7 +211,7 @@ impl Container {
             {
                 log::warn!("could not end the other processes of container `{}`: {error}", self.id);
             }
-            let is_killed = made.cgroup.oom_kills().unwrap_or(0) > 0;
+            let is_killed = made.is_oom_killed(exit.code == exit_code_of_signal(libc::SIGKILL) && !member.is_killed());
             let guest = self.figures();
             if let Body::Wasm(_, wasm) = &self.body
                 && let Some(stderr) = wasm.stderr.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -361,11 +375,13 @@ impl Container {
 
 /// Says on a guest's stderr why it is gone: the kernel itself tells only the node.
 fn tell_kill(cgroup: &Cgroup, guest: &Figures, stderr: &File) {
-    let limit = cgroup.memory_limit_bytes().map_or("of the node".into(), |bytes| format!("of {bytes} bytes"));
-    let line = format!(
-        "skiff: killed by the kernel at the memory limit {limit}; the guest's memories and tables took {} bytes\n",
-        guest.linear_memory_bytes
-    );
+    let limit = match (cgroup.exists(), cgroup.memory_limit_bytes(), guest.limit_bytes) {
+        (true, Some(bytes), _) => format!("its memory limit of {bytes} bytes"),
+        (false, _, Some(bytes)) => format!("its memory limit, which was {bytes} bytes when the guest last grew"),
+        _ => "the node's limit".into(),
+    };
+    let taken = guest.linear_memory_bytes;
+    let line = format!("skiff: killed by the kernel at {limit}; the guest's memories and tables took {taken} bytes\n");
     if let Err(error) = say(stderr, &line) {
         log::warn!("could not write to the container's stderr: {error}: {line}");
     }

@@ -158,6 +158,7 @@ impl Pod {
         let made = Box::new(Made {
             launcher: Box::new(launcher),
             rootfs: Mutex::new(Some(rootfs)),
+            oom_kills_before: cgroup.oom_kills_above(),
             cgroup,
             own_pids: has_own_pids(&config.spec),
             checkpoint: None,
@@ -278,11 +279,13 @@ fn checkpointed(
 ) -> Result<(Member, Body)> {
     let bundle = bundle_of_native(request, config, &rootfs)?;
     let path = record.cgroups_path.as_deref().unwrap_or_default();
-    let cgroup = Cgroup::from_spec(path, record.settings.systemd_cgroup, &request.id);
+    let cgroup = Cgroup::from_spec(path, record.settings.systemd_cgroup, &request.id)
+        .doing(|| "could not find the container's cgroup".into())?;
     let made = Made {
         launcher: Box::new(launcher),
         rootfs: Mutex::new(Some(rootfs)),
-        cgroup: cgroup.doing(|| "could not find the container's cgroup".into())?,
+        oom_kills_before: cgroup.oom_kills_above(),
+        cgroup,
         own_pids: has_own_pids(&config.spec),
         checkpoint: Some(Checkpoint { image: request.checkpoint.clone().into(), bundle }),
     };

@@ -1,6 +1,7 @@
 //! A process of a container, from its description to its exit.
 
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
@@ -20,6 +21,8 @@ pub(crate) struct Member {
     state: watch::Sender<State>,
     process: OnceLock<Process>,
     attached: Mutex<Attached>,
+    /// Somebody asked the shim to kill it.
+    is_killed: AtomicBool,
     /// A pid to show where there is no process of its own: the shim's, for the sandbox.
     shown_pid: Option<i32>,
     /// What to run, for a further process.
@@ -56,6 +59,7 @@ impl Member {
             state: watch::Sender::new(State::Added),
             process: OnceLock::new(),
             attached: Mutex::new(Attached::Detached),
+            is_killed: AtomicBool::new(false),
             shown_pid: None,
             spec: None,
         }
@@ -133,7 +137,15 @@ impl Member {
         let Some(process) = self.process.get() else {
             return Err(Error::new(Kind::Conflict, "the process has not been started"));
         };
+        if signal == libc::SIGKILL {
+            self.is_killed.store(true, Ordering::Relaxed);
+        }
         if process.signal(signal).doing(|| format!("could not send signal {signal}"))? { Ok(()) } else { Err(gone()) }
+    }
+
+    /// Whether somebody asked the shim to kill it.
+    pub(crate) fn is_killed(&self) -> bool {
+        self.is_killed.load(Ordering::Relaxed)
     }
 
     /// Closes the shim's end of the input.

@@ -1,0 +1,67 @@
+//! AppArmor: the profile that the specification names holds for the engine as for a native process. The node must have it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+
+use std::fs;
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use serde_json::json;
+use skiff_test::{Containerd, Job, tools};
+
+const NAME: &str = "skiff-test";
+/// A guest's files are below `/dev/.skiff/root` for the kernel.
+const PROFILE: &str = "profile skiff-test flags=(attach_disconnected,mediate_deleted) {
+  capability, network, mount, umount, ptrace, signal, file,
+  deny /denied/** w,
+  deny /dev/.skiff/root/denied/** w,
+}
+";
+
+/// Loads the profile into the kernel, once.
+fn load_profile() {
+    static LOADED: OnceLock<()> = OnceLock::new();
+    LOADED.get_or_init(|| {
+        let mut parser = Command::new(tools().join("apparmor_parser"));
+        let parser = parser.args(["--replace", "--skip-cache", "--quiet"]).stdin(Stdio::piped());
+        let mut child = parser.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(PROFILE.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success(), "the kernel has AppArmor and takes the profile");
+    });
+}
+
+fn under<'a>(job: Job<'a>, profile: &str) -> Job<'a> {
+    load_profile();
+    job.edit(|spec| spec["process"]["apparmorProfile"] = json!(profile))
+}
+
+#[test]
+fn the_profile_of_the_specification_is_the_engines() {
+    let containerd = Containerd::shared();
+    for job in [containerd.job("c-sleep"), containerd.shell("echo sleeping; exec sleep 3600")] {
+        let container = under(job, NAME).start();
+        container.streams.wait_for_stdout("sleeping\n");
+        let current = fs::read_to_string(format!("/proc/{}/attr/current", container.pid)).unwrap();
+        assert_eq!(current, format!("{NAME} (enforce)\n"));
+    }
+}
+
+#[test]
+fn what_the_profile_denies_a_guest_cannot_do() {
+    let containerd = Containerd::shared();
+    let folder = tempfile::tempdir().unwrap();
+    for (place, code) in [("/denied", 2), ("/free", 0)] {
+        let guest = containerd.job("c-fill").args([format!("{place}/file"), "1".to_string()]);
+        let native = containerd.shell(&format!("echo x > {place}/file || exit 2"));
+        for job in [guest, native] {
+            let outcome = under(job.bind(folder.path(), place, &["rw"]), NAME).run();
+            assert_eq!(outcome.code, code, "{place}: {outcome:?}");
+        }
+    }
+}
+
+#[test]
+fn a_profile_that_is_not_loaded_is_refused_by_its_name() {
+    let refused = under(Containerd::shared().job("c-hello"), "skiff-nowhere").refused();
+    assert!(refused.message.contains("skiff-nowhere"), "{refused}");
+}
