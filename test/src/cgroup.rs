@@ -134,6 +134,23 @@ impl Cgroup {
         text.lines().filter_map(|line| line.parse().ok()).collect()
     }
 
+    /// Makes its memory cgroup go away under its processes, which are moved into another one beside it; that one.
+    pub fn vanish(&self) -> Self {
+        let other = Self::at(&format!("{}-elsewhere", self.path));
+        fs::create_dir(other.directory("memory")).expect("a cgroup can be made");
+        for pid in self.processes() {
+            fs::write(other.directory("memory").join("cgroup.procs"), pid.to_string()).expect("a process can be moved");
+        }
+        self.remove();
+        other
+    }
+
+    /// Removes its memory cgroup, once it is empty.
+    pub fn remove(&self) {
+        let directory = self.directory("memory");
+        eventually("the cgroup is empty", || fs::remove_dir(&directory).ok());
+    }
+
     fn directory(&self, controller: &str) -> PathBuf {
         let root = Path::new(ROOT);
         if is_cgroup_v2() { root.join(&self.path) } else { root.join(controller).join(&self.path) }

@@ -64,9 +64,19 @@ fn a_resize_of_a_running_container_reaches_its_guest() {
     assert_eq!((cgroup.memory_limit(), cgroup.cpu_quota()), (Some(256 * MIB), Some((30_000, 100_000))));
     assert!(until(Duration::from_secs(10), || grow().starts_with("grew 100 MiB")));
     assert_eq!(node.ask_json(&["inspect", &server])["info"]["pid"], pid, "nothing was restarted");
+    let figure = |stats: &Value, path: &str| {
+        let text = stats.pointer(path).and_then(Value::as_str).unwrap_or_else(|| panic!("no {path} in {stats}"));
+        text.parse::<u64>().unwrap()
+    };
     let stats = &node.ask_json(&["stats", "-o", "json", &server])["stats"][0];
-    let figure = |path: &str| stats.pointer(path).and_then(Value::as_str).and_then(|text| text.parse::<u64>().ok());
-    assert!(figure("/memory/workingSetBytes/value").unwrap() > 0, "{stats}");
+    let of_pod = &node.ask_json(&["statsp", "-o", "json", "--id", &pod.id])["stats"][0];
+    for (stats, below) in [(stats, ""), (of_pod, "/linux")] {
+        for path in ["/memory/workingSetBytes/value", "/cpu/usageCoreNanoSeconds/value"] {
+            assert!(figure(stats, &format!("{below}{path}")) > 0, "{path}: {stats}");
+        }
+    }
+    assert!(figure(of_pod, "/linux/network/defaultInterface/rxBytes/value") > 0, "{of_pod}");
+    assert_eq!(of_pod["linux"]["containers"].as_array().map(Vec::len), Some(1), "{of_pod}");
     pod.remove();
     node.assert_nothing_left();
 }

@@ -5,7 +5,9 @@
 use std::time::Duration;
 
 use serde_json::json;
-use skiff_test::{Container, Containerd, Image, Job, free_port, get, is_alive, is_user_mode_linux, serving, until};
+use skiff_test::{
+    Container, Containerd, Events, Image, Job, free_port, get, is_alive, is_user_mode_linux, serving, until,
+};
 
 const MIB: u64 = 1 << 20;
 /// The limits that the property is held to.
@@ -266,4 +268,21 @@ fn a_server_follows_a_raised_limit() {
         assert!(grew, "{guest}: {:?}", get(port, "/grow?mib=100"));
         assert_eq!(server.cgroup.oom_kills(), 0, "{guest}");
     }
+}
+
+#[test]
+fn a_guest_whose_cgroup_vanishes_keeps_its_limit_and_can_be_ended() {
+    let containerd = Containerd::shared();
+    let events = Events::listen(containerd);
+    let mut container = waiting(containerd.job("c-grow").memory(64 * MIB), 40);
+    assert_eq!(nth_said(&container, 1), (true, 40));
+    let elsewhere = container.cgroup.vanish();
+    let (granted, grown_mib) = try_more(&container, 1000, 2);
+    assert!(!granted && (40..64).contains(&grown_mib), "{grown_mib} MiB");
+    assert!(is_alive(container.pid));
+    container.kill(libc::SIGKILL).unwrap();
+    assert_eq!(container.wait(), 137);
+    elsewhere.remove();
+    container.delete().unwrap();
+    assert_eq!(events.topics(&container.id, 4), ["create", "start", "exit", "delete"]);
 }
