@@ -314,7 +314,12 @@ fn is_annotation(span: &str) -> bool {
 
 #[test]
 fn every_variable_and_annotation_in_the_documents_exists() {
-    let code = [sources("shim", &[".rs"]), sources("test", &[".rs", ".sh", ".c"]), sources("", &["Makefile"])];
+    let code = [
+        sources("shim", &[".rs"]),
+        sources("runtime-class", &[".rs"]),
+        sources("test", &[".rs", ".sh", ".c"]),
+        sources("", &["Makefile"]),
+    ];
     let code: Vec<_> = code.iter().flatten().filter(|source| !source.path.ends_with("tidy.rs")).collect();
     let exists = |name: &str| code.iter().any(|source| source.text.contains(name));
     let mut faults = Vec::new();
