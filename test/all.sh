@@ -4,7 +4,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/cache.sh"
 cd "$here/.."
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$cache/target}
-packages=(skiff-plan skiff-config skiff-engine skiff containerd-shim-skiff skiff-test skiff-bench)
+packages=(skiff-plan skiff-config skiff-engine skiff containerd-shim-skiff skiff-node skiff-test skiff-bench)
 passed=0 failed=0
 
 suites=()
@@ -54,7 +54,7 @@ prepare() {
 unit() {
   local package
   prepare
-  for package in skiff-plan skiff-config skiff-engine skiff containerd-shim-skiff skiff-bench; do
+  for package in skiff-plan skiff-config skiff-engine skiff containerd-shim-skiff skiff-node skiff-bench; do
     many "$package" cargo test --release --locked --quiet --no-fail-fast -p "$package"
   done
 }
@@ -69,8 +69,8 @@ suites() {
 # nodes: what depends on the node's cgroups, once more where they are of version 2, and where they are systemd's.
 nodes() {
   prepare
-  many "cgroup v2" test/nodes/suites.sh --mem 3072 --timeout 900 apparmor exit limits_annotations limits_cpu limits_memory limits_oom \
-    limits_resources memory native process
+  many "cgroup v2" test/nodes/suites.sh --mem 3072 --timeout 900 apparmor exit limits_annotations limits_cpu limits_cri limits_memory \
+    limits_oom limits_resources memory native process
   # systemd removes the cgroup of what was killed, and its last limit with it.
   many "cgroup v2 of systemd" test/nodes/suites.sh --systemd --timeout 600 limits_oom memory process \
     -- --skip a_limit_written_below_what_is_in_use

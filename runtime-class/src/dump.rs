@@ -1,0 +1,156 @@
+//! What containerd makes of its configuration, as `containerd config dump` prints it. No I/O.
+
+use toml::{Table, Value};
+
+use crate::error::{Error, Result};
+use crate::text::{Entry, HANDLER, IMAGES_PLUGIN, POD_ANNOTATIONS, RUNTIME_TYPE};
+
+/// The plugins that may have the runtimes, newest first.
+const RUNTIME_PLUGINS: [&str; 2] = ["io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri"];
+
+/// What containerd printed.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Dump(Table);
+
+impl Dump {
+    pub(crate) fn new(table: Table) -> Self {
+        Self(table)
+    }
+
+    fn plugin(&self, name: &str) -> Option<&Table> {
+        self.0.get("plugins")?.get(name)?.as_table()
+    }
+
+    fn containerd(&self) -> Option<&Table> {
+        let mut plugins = RUNTIME_PLUGINS.iter().filter_map(|name| self.plugin(name));
+        plugins.find_map(|plugin| plugin.get("containerd")?.as_table())
+    }
+
+    /// The runtimes that the CRI plugin has.
+    pub(crate) fn runtimes(&self) -> Option<&Table> {
+        self.containerd()?.get("runtimes")?.as_table()
+    }
+
+    /// The runtime of pods that name none.
+    fn default_runtime(&self) -> Option<&Table> {
+        let name = self.containerd()?.get("default_runtime_name")?.as_str()?;
+        self.runtimes()?.get(name)?.as_table()
+    }
+
+    /// Whether cgroups are systemd's on this node: what its default runtime is told.
+    pub(crate) fn systemd_cgroup(&self) -> bool {
+        let option = |runtime: &Table| runtime.get("options")?.get("SystemdCgroup")?.as_bool();
+        self.default_runtime().and_then(option).unwrap_or(false)
+    }
+
+    /// Refuses a node whose containerd serves no pods, or not with its default runtime.
+    pub(crate) fn check_cri(&self) -> Result<()> {
+        let disabled = self.0.get("disabled_plugins").and_then(Value::as_array).into_iter().flatten();
+        let mut disabled = disabled.filter_map(Value::as_str);
+        if let Some(name) = disabled.find(|name| RUNTIME_PLUGINS.contains(name) || *name == "cri") {
+            return Err(Error::refused(format!("containerd's configuration disables its CRI: `{name}`")));
+        }
+        if self.default_runtime().is_none() {
+            return Err(Error::refused("containerd's configuration has no default runtime for pods"));
+        }
+        Ok(())
+    }
+
+    /// Whether the configuration says what `entry` says; else the first that is missing.
+    pub(crate) fn check_entry(&self, entry: &Entry) -> Result<(), String> {
+        let runtime = self.runtimes().and_then(|runtimes| runtimes.get(HANDLER)?.as_table());
+        let Some(runtime) = runtime else { return Err(format!("containerd does not see the runtime `{HANDLER}`")) };
+        let text = |key: &str| runtime.get(key).and_then(Value::as_str).unwrap_or_default();
+        let path = entry.shim.display().to_string();
+        for (key, expected) in [("runtime_type", RUNTIME_TYPE), ("runtime_path", &path)] {
+            if text(key) != expected {
+                return Err(format!("`{key}` of the runtime `{HANDLER}` is `{}`, not `{expected}`", text(key)));
+            }
+        }
+        let annotations = runtime.get("pod_annotations").and_then(Value::as_array).into_iter().flatten();
+        if !annotations.filter_map(Value::as_str).eq(POD_ANNOTATIONS) {
+            return Err(format!("`pod_annotations` of the runtime `{HANDLER}` are not ours"));
+        }
+        let pull = self.plugin(IMAGES_PLUGIN).and_then(|images| images.get("use_local_image_pull")?.as_bool());
+        if entry.local_pull && pull != Some(true) {
+            return Err(format!("`use_local_image_pull` of `{IMAGES_PLUGIN}` is not true"));
+        }
+        Ok(())
+    }
+
+    /// What of this configuration `changed` does not have, besides what an installation changes.
+    pub(crate) fn lost_in(&self, changed: &Self) -> Option<String> {
+        lost(&self.0, &changed.0, "")
+    }
+}
+
+/// The first key of `before` that `after` does not have with the same value.
+fn lost(before: &Table, after: &Table, at: &str) -> Option<String> {
+    before.iter().find_map(|(key, value)| {
+        let path = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+        match (value, after.get(key)) {
+            _ if is_ours(at, key) => None,
+            (Value::Table(before), Some(Value::Table(after))) => lost(before, after, &path),
+            (before, Some(after)) if before == after => None,
+            _ => Some(path),
+        }
+    })
+}
+
+/// Whether an installation may change `key` of the table `at`.
+fn is_ours(at: &str, key: &str) -> bool {
+    match key {
+        "imports" => at.is_empty(),
+        HANDLER => at.ends_with(".containerd.runtimes"),
+        "use_local_image_pull" => at.ends_with(IMAGES_PLUGIN),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dump(text: &str) -> Dump {
+        Dump::new(text.parse().unwrap())
+    }
+
+    const RUNC: &str = "[plugins.'io.containerd.cri.v1.runtime'.containerd]\ndefault_runtime_name = 'runc'\n\
+                        [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\nruntime_type = 'r'\n";
+
+    #[test]
+    fn what_an_installation_changes_is_not_lost() {
+        let images = "[plugins.'io.containerd.cri.v1.images']\nuse_local_image_pull =";
+        let skiff = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.skiff]\nruntime_type = 's'\n";
+        let before = dump(&format!("imports = []\n{RUNC}{images} false"));
+        let after = dump(&format!("imports = ['x']\n{RUNC}{skiff}{images} true"));
+        assert_eq!(before.lost_in(&after), None);
+        assert_eq!(after.lost_in(&before), None);
+    }
+
+    #[test]
+    fn a_runtime_that_is_gone_is_named() {
+        let before = dump(&format!("version = 3\n{RUNC}[plugins.x]\na = [1]"));
+        let lost = |text: &str| before.lost_in(&dump(text)).unwrap_or_default();
+        assert_eq!(lost(&format!("{RUNC}[plugins.x]\na = [1]")), "version");
+        let other = format!("version = 3\n{}[plugins.x]\na = [1]", RUNC.replace("'r'", "'q'"));
+        assert_eq!(lost(&other), "plugins.io.containerd.cri.v1.runtime.containerd.runtimes.runc.runtime_type");
+        assert_eq!(lost(&format!("version = 3\n{RUNC}[plugins.x]\na = [1, 2]")), "plugins.x.a");
+    }
+
+    #[test]
+    fn the_cgroup_driver_is_the_default_runtimes() {
+        let options = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]\nSystemdCgroup = true";
+        assert!(dump(&format!("{RUNC}{options}")).systemd_cgroup());
+        assert!(!dump(RUNC).systemd_cgroup());
+        assert!(!dump(&format!("{RUNC}{}", options.replace(".runc.", ".other."))).systemd_cgroup());
+    }
+
+    #[test]
+    fn a_node_without_cri_or_default_runtime_is_refused() {
+        let refused = |text: &str| dump(text).check_cri().unwrap_err().to_string();
+        assert!(dump(RUNC).check_cri().is_ok());
+        assert!(refused(&format!("disabled_plugins = ['cri']\n{RUNC}")).contains("disables its CRI: `cri`"));
+        assert!(refused(&RUNC.replace("= 'runc'", "= 'other'")).contains("no default runtime"));
+    }
+}

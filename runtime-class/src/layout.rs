@@ -1,0 +1,89 @@
+//! Where a distribution keeps containerd: the file that containerd reads, what that file is made from, the socket, the unit.
+
+use std::path::{Path, PathBuf};
+
+use crate::host::Host;
+
+/// A distribution's way to run containerd. All paths are the node's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// What messages call it.
+    pub(crate) name: &'static str,
+    /// The file that containerd is started with.
+    pub(crate) config: PathBuf,
+    /// What that file is made from at every start; none when the file itself is the source.
+    pub(crate) template: Option<Template>,
+    /// containerd's socket.
+    pub(crate) socket: PathBuf,
+    /// The systemd units that may run containerd; the active one is restarted.
+    pub(crate) units: Vec<String>,
+    /// Where containerd's program may be.
+    pub(crate) programs: Vec<PathBuf>,
+}
+
+/// A file from which another program makes containerd's configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Template {
+    /// TOML with variables inside strings (MicroK8s).
+    Toml(PathBuf),
+    /// A Go template, which may be absent; which file it is depends on the version of the configuration (k3s, RKE2).
+    Go { version2: PathBuf, version3: PathBuf },
+}
+
+/// A row of the table: how k3s and those built on it lay out their directory.
+fn k3s(name: &'static str, data: &str, units: &[&str], program: &str) -> Layout {
+    let directory = Path::new(data).join("agent/etc/containerd");
+    Layout {
+        name,
+        config: directory.join("config.toml"),
+        template: Some(Template::Go {
+            version2: directory.join("config.toml.tmpl"),
+            version3: directory.join("config-v3.toml.tmpl"),
+        }),
+        socket: "/run/k3s/containerd/containerd.sock".into(),
+        units: units.iter().map(ToString::to_string).collect(),
+        programs: vec![Path::new(data).join(program)],
+    }
+}
+
+fn microk8s() -> Layout {
+    let arguments = Path::new("/var/snap/microk8s/current/args");
+    Layout {
+        name: "microk8s",
+        config: arguments.join("containerd.toml"),
+        template: Some(Template::Toml(arguments.join("containerd-template.toml"))),
+        socket: "/var/snap/microk8s/common/run/containerd.sock".into(),
+        units: vec!["snap.microk8s.daemon-containerd".into()],
+        programs: vec!["/snap/microk8s/current/bin/containerd".into()],
+    }
+}
+
+fn plain() -> Layout {
+    let directories = ["/usr/bin", "/usr/local/bin", "/usr/sbin", "/bin", "/opt/bin", "/home/kubernetes/bin"];
+    Layout {
+        name: "containerd",
+        config: "/etc/containerd/config.toml".into(),
+        template: None,
+        socket: "/run/containerd/containerd.sock".into(),
+        units: vec!["containerd".into()],
+        programs: directories.iter().map(|directory| Path::new(directory).join("containerd")).collect(),
+    }
+}
+
+/// The layouts that are told apart by a file; whichever is there first is the node's, and `plain` where none is.
+fn known() -> [(PathBuf, Layout); 3] {
+    let rke2 = k3s("rke2", "/var/lib/rancher/rke2", &["rke2-server", "rke2-agent"], "bin/containerd");
+    let k3s = k3s("k3s", "/var/lib/rancher/k3s", &["k3s", "k3s-agent"], "data/current/bin/containerd");
+    let microk8s = microk8s();
+    [
+        (rke2.config.clone(), rke2),
+        (k3s.config.clone(), k3s),
+        ("/var/snap/microk8s/current/args/containerd-template.toml".into(), microk8s),
+    ]
+}
+
+/// The layout of this node.
+pub(crate) fn find(host: &Host) -> Layout {
+    let found = known().into_iter().find(|(sign, _)| host.exists(sign));
+    found.map_or_else(plain, |(_, layout)| layout)
+}

@@ -1,0 +1,209 @@
+//! The three programs on the node: `ROOT/versions/ID/NAME`, and the link `ROOT/current` to the version that new pods get.
+//!
+//! A pod's shim finds the other programs beside its own file, so a version stays as long as a process runs from it.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Context, Error, Result};
+use crate::host::Host;
+
+/// The programs, the shim first.
+const NAMES: [&str; 3] = ["containerd-shim-skiff-v1", "skiff-engine", "skiff"];
+/// Where they may live; the first that is writable and may execute is taken. The last is where GKE's nodes allow it.
+const ROOTS: [&str; 4] =
+    ["/opt/skiff", "/usr/local/lib/skiff", "/var/lib/skiff/programs", "/home/kubernetes/bin/skiff"];
+const CURRENT: &str = "current";
+/// How many characters of the hash a version's name has.
+const HASH_LENGTH: usize = 12;
+
+/// The programs that are to be installed.
+#[derive(Clone, Debug)]
+pub(crate) struct Source {
+    directory: PathBuf,
+    hashes: Vec<String>,
+    /// The name of this version: skiff's version and a hash of the programs.
+    pub(crate) id: String,
+}
+
+impl Source {
+    /// Reads the programs in `directory`, a path of this process.
+    pub(crate) fn read(directory: &Path) -> Result<Self> {
+        let mut hashes = Vec::new();
+        let mut all = Sha256::new();
+        for name in NAMES {
+            let path = directory.join(name);
+            let hash = hash(&path).or_refused(format!("cannot read the program `{}`", path.display()))?;
+            all.update(&hash);
+            hashes.push(hash);
+        }
+        let mut hash = hex(&all.finalize());
+        hash.truncate(HASH_LENGTH);
+        Ok(Self { directory: directory.into(), hashes, id: format!("{}-{hash}", env!("CARGO_PKG_VERSION")) })
+    }
+
+    /// Copies the programs below `root`; those that are there already stay.
+    pub(crate) fn copy(&self, host: &Host, root: &Path) -> Result<()> {
+        let directory = version_directory(root, &self.id);
+        host.make_directories(&directory, 0o755)?;
+        for (index, name) in NAMES.iter().enumerate() {
+            if self.is_there(host, &directory, index) {
+                continue;
+            }
+            let path = self.directory.join(name);
+            let mut file = File::open(&path).or_host(format!("cannot read `{}`", path.display()))?;
+            // Removed first: the mode of what is there is not to be kept.
+            host.remove(&directory.join(name))?;
+            host.write(&directory.join(name), &mut file, 0o755)?;
+        }
+        Ok(())
+    }
+
+    fn is_there(&self, host: &Host, directory: &Path, index: usize) -> bool {
+        let Ok(place) = host.place(&directory.join(NAMES[index])) else { return false };
+        let is_program = |metadata: fs::Metadata| metadata.is_file() && metadata.permissions().mode() & 0o7777 == 0o755;
+        fs::symlink_metadata(&place).is_ok_and(is_program) && hash(&place).is_ok_and(|hash| hash == self.hashes[index])
+    }
+
+    /// What is wrong with this version on the node.
+    pub(crate) fn faults(&self, host: &Host, root: &Path) -> Vec<String> {
+        let directory = version_directory(root, &self.id);
+        let missing = (0..NAMES.len()).filter(|&index| !self.is_there(host, &directory, index));
+        let mut faults: Vec<_> = missing
+            .map(|index| format!("`{}` is not the program it should be", directory.join(NAMES[index]).display()))
+            .collect();
+        if current(host, root).as_deref() != Some(self.id.as_str()) {
+            faults.push(format!("`{}` does not name the version `{}`", root.join(CURRENT).display(), self.id));
+        }
+        faults
+    }
+}
+
+/// The path by which containerd is told the shim.
+pub(crate) fn shim(root: &Path) -> PathBuf {
+    root.join(CURRENT).join(NAMES[0])
+}
+
+fn version_directory(root: &Path, id: &str) -> PathBuf {
+    root.join("versions").join(id)
+}
+
+/// Where the programs are to live: where they are, else the first place that is fit.
+pub(crate) fn choose_root(host: &Host, installed: Option<&Path>, named: Option<&Path>) -> Result<PathBuf> {
+    let roots: Vec<_> = match named {
+        Some(named) => vec![named],
+        None => installed.into_iter().chain(ROOTS.iter().map(Path::new)).collect(),
+    };
+    let mut unfit = Vec::new();
+    for root in roots {
+        match host.unfit_for_programs(root) {
+            None => return Ok(root.into()),
+            Some(reason) => unfit.push(format!("`{}` {reason}", root.display())),
+        }
+    }
+    Err(Error::refused(format!("there is no place for programs: {}", unfit.join(", "))))
+}
+
+/// The version that new pods get.
+pub(crate) fn current(host: &Host, root: &Path) -> Option<String> {
+    let target = host.link_target(&root.join(CURRENT))?;
+    Some(target.file_name()?.to_str()?.to_owned())
+}
+
+/// What new pods would miss.
+pub(crate) fn missing(host: &Host, root: &Path) -> Vec<String> {
+    let paths = NAMES.map(|name| root.join(CURRENT).join(name));
+    let missing = paths.iter().filter(|path| !host.is_program(path));
+    missing.map(|path| format!("`{}` is not there, or no program", path.display())).collect()
+}
+
+/// Makes `id` the version that new pods get; none leaves new pods without one.
+pub(crate) fn switch(host: &Host, root: &Path, id: Option<&str>) -> Result<()> {
+    match id {
+        _ if current(host, root).as_deref() == id => Ok(()),
+        Some(id) => host.link(&root.join(CURRENT), &Path::new("versions").join(id)),
+        None => host.remove(&root.join(CURRENT)),
+    }
+}
+
+/// The processes that run from a version below `root`, by version.
+///
+/// # Errors
+/// When a process cannot be looked at: it may be one of them.
+pub(crate) fn users(host: &Host, root: &Path) -> Result<Vec<(String, u32)>> {
+    let mut files = Vec::new();
+    for id in host.names(&root.join("versions"))? {
+        for name in NAMES {
+            let place = host.place(&version_directory(root, &id).join(name))?;
+            files.extend(fs::metadata(place).map(|file| ((file.dev(), file.ino()), id.clone())));
+        }
+    }
+    let mut found = Vec::new();
+    let processes = host.root().join("proc");
+    let processes = if processes.join("self").exists() { processes } else { PathBuf::from("/proc") };
+    for entry in fs::read_dir(&processes).or_host("cannot list the node's processes")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        match fs::metadata(entry.path().join("exe")) {
+            Ok(program) => {
+                let user = files.iter().find(|(file, _)| *file == (program.dev(), program.ino()));
+                found.extend(user.map(|(_, id)| (id.clone(), pid)));
+            }
+            // A kernel thread, or a process that has ended.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
+            // Without CAP_SYS_PTRACE. Every pod has a shim, which shows itself in another way.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !calls_itself_ours(&entry.path()) => {}
+            Err(error) => return Err(Error::host(format!("cannot look at process {pid}: {error}"))),
+        }
+    }
+    Ok(found)
+}
+
+/// Whether the first word of a process's command line is the name of one of the programs.
+fn calls_itself_ours(process: &Path) -> bool {
+    let words = fs::read(process.join("cmdline")).unwrap_or_default();
+    let first = words.split(|byte| *byte == 0).next().unwrap_or_default();
+    NAMES.iter().any(|name| first.ends_with(name.as_bytes()))
+}
+
+/// Removes the versions that are neither `kept` nor run by a process.
+pub(crate) fn prune(host: &Host, root: &Path, kept: Option<&str>) -> Result<()> {
+    let old: Vec<_> = host.names(&root.join("versions"))?.into_iter().filter(|id| Some(id.as_str()) != kept).collect();
+    if old.is_empty() {
+        return Ok(());
+    }
+    let used: BTreeSet<_> = users(host, root)?.into_iter().map(|(id, _)| id).collect();
+    for id in old.into_iter().filter(|id| !used.contains(id)) {
+        host.remove_tree(&version_directory(root, &id))?;
+    }
+    Ok(())
+}
+
+/// Removes `root` and all versions.
+pub(crate) fn remove_all(host: &Host, root: &Path) -> Result<()> {
+    switch(host, root, None)?;
+    host.remove_tree(root)
+}
+
+fn hash(path: &Path) -> io::Result<String> {
+    let mut hash = Sha256::new();
+    let mut file = File::open(path)?;
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match io::Read::read(&mut file, &mut buffer)? {
+            0 => return Ok(hex(&hash.finalize())),
+            length => hash.update(&buffer[..length]),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        text += &format!("{byte:02x}");
+        text
+    })
+}

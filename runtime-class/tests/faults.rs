@@ -1,0 +1,264 @@
+//! What can go wrong: the tool killed at any step, a full disk, a containerd that refuses, hangs, or does not come back,
+//! files that somebody else wrote. The node is either as it was, or as it should be, and never without its default runtime.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+mod node;
+mod steps;
+
+use std::fs;
+use std::path::PathBuf;
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MsFlags, mount, umount};
+use node::{Files, Kind, Node, PLAIN};
+use steps::{End, run_and_kill};
+
+const ROOT: &str = "version = 3\n";
+const CONFIG: &str = "etc/containerd/config.toml";
+
+fn plain() -> Node {
+    Node::new(&PLAIN, &[(CONFIG, ROOT)])
+}
+
+/// A run of `words` that was refused or failed with `code` and a sentence, and left the node as it was.
+fn check_untouched(node: &Node, words: &[&str], code: i32, sentence: &str, restarts: usize) {
+    let before = node.all_files();
+    let said = node.run(words);
+    assert_eq!(said.code, Some(code), "{}", said.stderr);
+    assert!(said.stderr.contains(sentence), "{}", said.stderr);
+    assert_eq!(node.all_files(), before, "{}", said.stderr);
+    assert_eq!(node.restarts(), restarts, "{}", said.stderr);
+}
+
+/// Kills `words` before each step that changes something, on a node that `prepare` makes, and lets `check` look at what is left.
+fn kill_at_every_step(words: &[&str], prepare: impl Fn() -> (Node, Files), check: impl Fn(usize, &Node, &Files)) {
+    kill_at(1.., words, prepare, check);
+}
+
+/// The same for some steps.
+fn kill_at(
+    steps: impl Iterator<Item = usize>,
+    words: &[&str],
+    prepare: impl Fn() -> (Node, Files),
+    check: impl Fn(usize, &Node, &Files),
+) {
+    for step in steps {
+        let (node, before) = prepare();
+        match run_and_kill(node.command(words), step) {
+            End::Killed => {
+                assert!(node.has_default_runtime(), "step {step}: containerd would not start with its default runtime");
+                check(step, &node, &before);
+            }
+            End::Done(code) => {
+                assert!(code == 0 || code == 3, "it ended with {code}");
+                assert!(step > 40, "only {step} steps were seen");
+                return;
+            }
+        }
+    }
+}
+
+#[test]
+fn an_install_that_is_killed_at_any_step_is_completed_or_taken_back() {
+    let prepare = || {
+        let node = plain();
+        let before = node.all_files();
+        (node, before)
+    };
+    kill_at_every_step(&["install"], prepare, |step, node, before| {
+        if step % 2 == 0 {
+            node.succeed(&["install"]);
+            node.succeed(&["verify"]);
+        }
+        node.succeed(&["remove"]);
+        assert_eq!(node.all_files(), *before, "step {step}");
+        assert!(!node.is_reported(), "step {step}");
+    });
+}
+
+#[test]
+fn a_remove_that_is_killed_at_any_step_is_completed_or_taken_back() {
+    let prepare = || {
+        let node = plain();
+        let before = node.all_files();
+        node.succeed(&["install"]);
+        (node, before)
+    };
+    kill_at_every_step(&["remove"], prepare, |step, node, before| {
+        if step % 2 == 0 {
+            node.succeed(&["install"]);
+            node.succeed(&["verify"]);
+        }
+        node.succeed(&["remove"]);
+        assert_eq!(node.all_files(), *before, "step {step}");
+        assert!(!node.is_reported(), "step {step}");
+    });
+}
+
+#[test]
+fn an_upgrade_that_is_killed_at_any_step_leaves_new_pods_their_programs() {
+    let prepare = || {
+        let node = plain();
+        let before = node.all_files();
+        node.succeed(&["install"]);
+        node.write("fake/programs/skiff", "a newer one");
+        (node, before)
+    };
+    kill_at_every_step(&["install"], prepare, |step, node, before| {
+        assert!(node.path("opt/skiff/current/containerd-shim-skiff-v1").exists(), "step {step}");
+        node.succeed(&["install"]);
+        assert_eq!(node.read("opt/skiff/current/skiff"), "a newer one", "step {step}");
+        node.succeed(&["remove"]);
+        assert_eq!(node.all_files(), *before, "step {step}");
+    });
+}
+
+#[test]
+fn a_run_that_is_killed_while_it_takes_everything_back_is_taken_back_by_the_next() {
+    let prepare = || {
+        let node = plain();
+        let before = node.all_files();
+        node.write("fake/never", "");
+        (node, before)
+    };
+    // Each run waits for the handler until its time is over: only some steps, from about the restart on.
+    kill_at((60..).step_by(7), &["install"], prepare, |step, node, before| {
+        fs::remove_file(node.path("fake/never")).unwrap();
+        if step % 2 == 0 {
+            node.succeed(&["install"]);
+            node.succeed(&["verify"]);
+        }
+        node.succeed(&["remove"]);
+        assert_eq!(node.all_files(), *before, "step {step}");
+    });
+}
+
+#[test]
+fn two_runs_do_not_meet_on_a_node() {
+    let node = plain();
+    let directory = fs::File::open(node.path("var/lib")).unwrap();
+    let lock = Flock::lock(directory, FlockArg::LockExclusive).unwrap();
+    check_untouched(&node, &["install"], 1, "another skiff-node is at work", 0);
+    check_untouched(&node, &["remove"], 1, "another skiff-node is at work", 0);
+    drop(lock);
+    node.succeed(&["install"]);
+}
+
+#[test]
+fn what_is_not_understood_is_not_touched() {
+    let check = |root: &str, sentence: &str| {
+        let node = plain();
+        node.write(CONFIG, root);
+        check_untouched(&node, &["install"], 1, sentence, 0);
+    };
+    check("version = 3\n[plugins", "containerd refuses the configuration");
+    check("version = 5\n", "containerd refuses the configuration");
+    check("version = 3\ndisabled_plugins = ['cri']\n", "disables its CRI");
+    let skiff = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.skiff]\nruntime_type = 'x'\n";
+    check(&format!("version = 3\n{skiff}"), "somebody else defined the runtime `skiff`");
+
+    let node = plain();
+    node.write("etc/containerd/conf.d/skiff.toml", "# of somebody else\nversion = 3\n");
+    check_untouched(&node, &["install"], 1, "`/etc/containerd/conf.d/skiff.toml` (31 bytes) is not skiff-node's", 0);
+
+    let node = Node::new(&Kind { version: "1.6.20", ..PLAIN }, &[(CONFIG, "version = 2\n")]);
+    check_untouched(&node, &["install"], 1, "1.7 is the oldest", 0);
+
+    let node = plain();
+    node.write("var/lib/skiff/node/record.json", "{}");
+    check_untouched(&node, &["install"], 1, "`/var/lib/skiff/node/record.json` is not understood", 0);
+}
+
+#[test]
+fn a_containerd_that_is_not_up_is_left_alone() {
+    let node = plain();
+    node.write("fake/reported", "");
+    check_untouched(&node, &["install"], 1, "nothing is changed: containerd's CRI does not answer", 0);
+    let node = plain();
+    node.write("fake/unit", "another");
+    check_untouched(&node, &["install"], 1, "no unit is active of `containerd`", 0);
+    let node = plain();
+    node.write("fake/hang", "");
+    check_untouched(&node, &["install"], 2, "`/usr/bin/containerd` did not end within 2 s", 0);
+}
+
+#[test]
+fn a_containerd_that_never_reports_the_handler_gets_its_configuration_back() {
+    let node = plain();
+    node.write("fake/never", "");
+    check_untouched(&node, &["install"], 3, "the CRI does not report the handler `skiff`, 2 s after the restart", 2);
+    fs::remove_file(node.path("fake/never")).unwrap();
+    node.succeed(&["install"]);
+    node.succeed(&["verify"]);
+}
+
+#[test]
+fn a_failed_upgrade_puts_the_old_installation_back() {
+    let node = plain();
+    node.succeed(&["install"]);
+    node.write("fake/programs/skiff", "a newer one");
+    node.write("fake/never", "");
+    // Its place is another one, so that containerd has to be restarted.
+    let said = node.run(&["install", "--to", "/usr/local/lib/skiff"]);
+    assert_eq!(said.code, Some(3), "{}", said.stderr);
+    assert!(node.read("etc/containerd/conf.d/skiff.toml").contains("/opt/skiff/current"));
+    fs::remove_file(node.path("fake/never")).unwrap();
+    node.succeed(&["install"]);
+    node.succeed(&["verify"]);
+}
+
+#[test]
+fn a_file_that_is_broken_by_hand_stops_a_removal_before_it_changes_anything() {
+    let node = plain();
+    node.succeed(&["install"]);
+    node.write(CONFIG, "version = 3\n[plugins");
+    check_untouched(&node, &["remove"], 1, "`/etc/containerd/config.toml` is not TOML", 1);
+    node.write(CONFIG, ROOT);
+    node.succeed(&["remove"]);
+}
+
+/// A file system that is mounted in a node's tree.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(node: &Node, path: &str, flags: MsFlags, options: &str) -> Self {
+        let place = node.path(path);
+        fs::create_dir_all(&place).unwrap();
+        mount(Some("tmpfs"), &place, Some("tmpfs"), flags, Some(options)).unwrap();
+        Self(place)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        umount(&self.0).unwrap();
+    }
+}
+
+#[test]
+fn a_full_disk_leaves_the_node_as_it_was() {
+    let node = plain();
+    let _full = Mounted::new(&node, "opt", MsFlags::empty(), "size=64k,mode=755");
+    check_untouched(&node, &["install"], 3, "No space left on device", 0);
+
+    let node = plain();
+    let _full = Mounted::new(&node, "var/lib", MsFlags::empty(), "size=4k,mode=755");
+    node.write("var/lib/filler", &"x".repeat(4096));
+    let before = node.configuration();
+    let said = node.run(&["install"]);
+    assert!(said.stderr.contains("No space left on device"), "{}", said.stderr);
+    assert_eq!((said.code, node.restarts()), (Some(2), 0), "{}", said.stderr);
+    assert_eq!(node.configuration(), before);
+}
+
+#[test]
+fn programs_go_where_they_can_be_written_and_executed() {
+    let node = plain();
+    let _noexec = Mounted::new(&node, "opt", MsFlags::MS_NOEXEC, "mode=755");
+    let _read_only = Mounted::new(&node, "usr/local", MsFlags::MS_RDONLY, "mode=755");
+    node.succeed(&["install"]);
+    assert!(node.path("var/lib/skiff/programs/current/skiff").exists());
+    node.succeed(&["verify"]);
+    node.succeed(&["remove"]);
+    check_untouched(&node, &["install", "--to", "/opt/skiff"], 1, "`/opt/skiff` is mounted noexec", 2);
+}

@@ -1,0 +1,211 @@
+//! A node's life with skiff: install, install again, upgrade, verify, remove.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+mod node;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use node::{Kind, Node, PLAIN};
+
+const ROOT: &str = "version = 3\n";
+const CONFIG: &str = "etc/containerd/config.toml";
+const DROP_IN: &str = "etc/containerd/conf.d/skiff.toml";
+
+fn plain() -> Node {
+    Node::new(&PLAIN, &[(CONFIG, ROOT)])
+}
+
+#[test]
+fn an_installed_node_reports_the_handler_and_gets_back_what_it_had() {
+    let node = plain();
+    let before = node.all_files();
+    assert_eq!(node.run(&["verify"]).code, Some(1));
+    node.succeed(&["install"]);
+    assert!(node.is_reported());
+    assert_eq!(node.restarts(), 1);
+    node.succeed(&["verify"]);
+    assert!(node.succeed(&["status"]).contains("ready       yes\n"));
+    let status: serde_json::Value = serde_json::from_str(&node.run(&["status", "--json"]).stdout).unwrap();
+    assert_eq!((&status["ready"], &status["programs"]), (&true.into(), &"/opt/skiff".into()));
+    assert_eq!(status["handlers"], serde_json::json!(["runc", "skiff"]));
+    node.succeed(&["remove"]);
+    assert!(!node.is_reported());
+    assert_eq!(node.restarts(), 2);
+    assert_eq!(node.all_files(), before);
+    assert!(node.succeed(&["remove"]).contains("nothing to remove"));
+    assert_eq!(node.restarts(), 2);
+}
+
+#[test]
+fn a_second_install_writes_nothing_and_restarts_nothing() {
+    let node = plain();
+    node.succeed(&["install"]);
+    let stamps = node.stamps();
+    assert!(node.succeed(&["install"]).contains("is installed already"));
+    assert_eq!(node.stamps(), stamps);
+    assert_eq!(node.restarts(), 1);
+}
+
+#[test]
+fn a_node_without_a_configuration_gets_one_and_loses_it_again() {
+    for version in ["2.4.2", "2.0.7", "1.7.27"] {
+        let node = Node::new(&Kind { version, ..PLAIN }, &[]);
+        let before = node.all_files();
+        node.succeed(&["install"]);
+        assert!(node.is_reported(), "{version}");
+        assert!(node.read("fake/reported").contains("runc "), "{version}: the default runtime stays");
+        assert!(node.succeed(&["install"]).contains("is installed already"), "{version}");
+        node.succeed(&["remove"]);
+        assert_eq!(node.all_files(), before, "{version}");
+    }
+}
+
+#[test]
+fn an_upgrade_leaves_a_running_pod_its_programs_and_containerd_alone() {
+    let node = plain();
+    node.succeed(&["install"]);
+    let old = fs::read_link(node.path("opt/skiff/current")).unwrap();
+    let old = node.path("opt/skiff").join(old);
+    let pod = Pod(Command::new(old.join("skiff-engine")).spawn().unwrap());
+    node.write("fake/programs/skiff", "a newer one");
+    assert!(node.succeed(&["install"]).contains("containerd goes on"));
+    assert_eq!(node.restarts(), 1);
+    assert_eq!(node.read("opt/skiff/current/skiff"), "a newer one");
+    assert!(old.join("skiff").exists(), "a process runs from the old version");
+    let refused = node.run(&["remove"]);
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(refused.stderr.contains("wasm pods still run"), "{}", refused.stderr);
+    node.succeed(&["verify"]);
+    drop(pod);
+    node.succeed(&["install"]);
+    assert!(!old.exists(), "nothing runs from the old version any more");
+    node.succeed(&["remove"]);
+}
+
+/// A process that is ended with the test.
+struct Pod(Child);
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        // It may have ended.
+        drop(self.0.kill());
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn what_others_change_in_the_meantime_stays_when_skiff_goes() {
+    let node = plain();
+    node.succeed(&["install"]);
+    let changed = node.read(CONFIG) + "[debug]\nlevel = 'debug'\n";
+    node.write(CONFIG, &changed);
+    assert_eq!(node.run(&["verify"]).code, Some(1));
+    node.succeed(&["install"]);
+    node.succeed(&["verify"]);
+    node.succeed(&["remove"]);
+    assert_eq!(node.read(CONFIG), "version = 3\n[debug]\nlevel = 'debug'\n");
+    assert!(!node.path(DROP_IN).exists());
+}
+
+#[test]
+fn a_node_that_was_reverted_is_installed_again() {
+    let node = plain();
+    node.succeed(&["install"]);
+    node.write(CONFIG, ROOT);
+    let said = node.run(&["verify"]);
+    assert!(said.stderr.contains("`/etc/containerd/config.toml` is not as it was installed"), "{}", said.stderr);
+    node.succeed(&["install"]);
+    node.succeed(&["verify"]);
+    fs::remove_dir_all(node.path("opt/skiff")).unwrap();
+    assert!(node.run(&["verify"]).stderr.contains("is not there, or no program"));
+    node.succeed(&["install"]);
+    node.succeed(&["verify"]);
+    node.succeed(&["remove"]);
+    assert_eq!(node.read(CONFIG), ROOT);
+}
+
+#[test]
+fn a_watch_installs_again_and_ends_when_it_is_told() {
+    let node = plain();
+    let mut watch = Pod(node.command(&["install"]).args(["--watch", "--interval", "1"]).spawn().unwrap());
+    let is_verified = || node.run(&["verify"]).code == Some(0);
+    wait_for(is_verified);
+    fs::remove_file(node.path(DROP_IN)).unwrap();
+    wait_for(|| node.path(DROP_IN).exists() && is_verified());
+    let pid = nix::unistd::Pid::from_raw(watch.0.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(watch.0.wait().unwrap().success());
+}
+
+fn wait_for(mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "it did not come true");
+    }
+}
+
+#[test]
+fn a_configuration_behind_a_link_is_changed_where_it_is() {
+    let node = plain();
+    node.write("data/config.toml", ROOT);
+    fs::remove_file(node.path(CONFIG)).unwrap();
+    symlink("/data/config.toml", node.path(CONFIG)).unwrap();
+    let before = node.all_files();
+    node.succeed(&["install"]);
+    assert!(node.path(CONFIG).is_symlink());
+    assert!(node.read("data/config.toml").contains("imports"));
+    node.succeed(&["remove"]);
+    assert_eq!(node.all_files(), before);
+}
+
+#[test]
+fn the_cgroup_driver_of_the_default_runtime_is_told() {
+    let node = plain();
+    let runc = "plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc";
+    node.write(
+        CONFIG,
+        &format!("{ROOT}[{runc}]\nruntime_type = 'io.containerd.runc.v2'\n[{runc}.options]\nSystemdCgroup = true\n"),
+    );
+    node.succeed(&["install"]);
+    assert!(node.read(DROP_IN).contains("runtimes.skiff.options]\nSystemdCgroup = true\n"));
+}
+
+#[test]
+fn images_of_other_platforms_are_unpacked_where_containerd_has_to_be_told() {
+    for (version, expected) in [("2.4.2", true), ("2.1.0", true), ("2.0.7", false)] {
+        let node = Node::new(&Kind { version, ..PLAIN }, &[(CONFIG, ROOT)]);
+        node.succeed(&["install"]);
+        assert_eq!(node.read(DROP_IN).contains("use_local_image_pull = true"), expected, "{version}");
+    }
+}
+
+#[test]
+fn an_upgrade_of_containerd_moves_the_runtime_into_a_file_of_its_own() {
+    let node = Node::new(&Kind { version: "1.7.27", ..PLAIN }, &[(CONFIG, "version = 2\n")]);
+    let before = node.all_files();
+    node.succeed(&["install"]);
+    assert!(node.read(CONFIG).contains("runtimes.skiff]") && !node.path(DROP_IN).exists());
+    node.write("fake/version", "2.4.2");
+    assert_eq!(node.run(&["verify"]).code, Some(1), "images of other platforms are not unpacked");
+    node.succeed(&["install"]);
+    assert!(!node.read(CONFIG).contains("runtimes.skiff]") && node.path(DROP_IN).exists());
+    node.succeed(&["verify"]);
+    node.succeed(&["remove"]);
+    assert_eq!(node.all_files(), before);
+}
+
+#[test]
+fn a_place_that_is_named_is_where_the_programs_go() {
+    let node = plain();
+    node.succeed(&["install", "--to", "/home/kubernetes/bin/skiff"]);
+    assert!(node.read(DROP_IN).contains("'/home/kubernetes/bin/skiff/current/containerd-shim-skiff-v1'"));
+    node.succeed(&["install"]);
+    assert_eq!(node.restarts(), 1, "the place is kept");
+    node.succeed(&["install", "--to", "/opt/skiff"]);
+    assert_eq!(node.restarts(), 2);
+    assert!(!node.path("home/kubernetes/bin/skiff/current").exists());
+    node.succeed(&["remove"]);
+}
