@@ -121,9 +121,6 @@ impl Containerd {
         if !options.contains("CacheDir") {
             lines += &format!("CacheDir = \"{}\"\n", self.own_cache().display());
         }
-        if are_systemds() {
-            lines += "SystemdCgroup = true\n";
-        }
         if !options.contains("Root") {
             lines += &format!("Root = \"{}\"\n", self.runtime_root().display());
         }

@@ -53,6 +53,13 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// These settings for a container with this `cgroupsPath`: one of systemd's form says by itself that it is.
+    pub(crate) fn for_cgroups_path(mut self, path: Option<&str>) -> Self {
+        let parts: Vec<_> = path.unwrap_or_default().split(':').collect();
+        self.systemd_cgroup |= parts.len() == 3 && parts[0].ends_with(".slice");
+        self
+    }
+
     /// Reads the options of a request; absent ones are the defaults, unknown ones are named in the log.
     ///
     /// # Errors
@@ -172,6 +179,21 @@ mod tests {
     fn a_wrong_value_is_refused_in_a_sentence() {
         let error = Settings::from_any(Some(&runtime_options("SystemdCgroup = 3"))).unwrap_err();
         assert!(error.to_string().starts_with("a runtime option has a wrong value"), "{error}");
+    }
+
+    #[test]
+    fn a_path_of_systemds_form_needs_no_option() {
+        for (path, expected) in [
+            (Some("kubepods-pod1.slice:cri-containerd:abc"), true),
+            (Some("/kubepods/pod1/abc"), false),
+            (Some("/kubepods/a:b:c"), false),
+            (Some("x.slice:abc"), false),
+            (None, false),
+        ] {
+            assert_eq!(Settings::default().for_cgroups_path(path).systemd_cgroup, expected, "{path:?}");
+        }
+        let told = Settings { systemd_cgroup: true, ..Settings::default() };
+        assert!(told.for_cgroups_path(Some(":cri:abc")).systemd_cgroup);
     }
 
     #[test]

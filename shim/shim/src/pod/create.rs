@@ -64,6 +64,7 @@ impl Pod {
         let reservation = self.reserve(&request.id)?;
         let settings = Settings::from_any(request.options.as_ref())?;
         let config = Config::read(&request.bundle)?;
+        let settings = settings.for_cgroups_path(config.cgroups_path().as_deref());
         let record = Record {
             settings,
             namespace: self.identity.namespace.clone(),
