@@ -234,9 +234,14 @@ fn nothing_is_left_when_the_shim_is_killed_at_some_moment_of_create() {
         let place = containerd.bundle(id).join("rootfs");
         std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&place.display().to_string())
     };
+    let has_begun = |id: &str| {
+        let record = std::fs::read_to_string(containerd.bundle(id).join("skiff.json"));
+        record.is_ok_and(|record| record.contains("\"in_runtime\":true"))
+    };
     type Moment<'a> = (&'a str, &'a dyn Fn(&str) -> bool);
     let moments: [Moment<'_>; 4] = [
-        ("the shim is there", &|id| containerd.shim_of(id).is_some()),
+        // Not before: containerd has nothing deleted of a shim to which it had not connected yet.
+        ("Create has begun", &has_begun),
         ("the root file system is mounted", &rootfs_is_mounted),
         ("the OCI runtime has its state", &|id| containerd.runtime_root().join("skiff-test").join(id).exists()),
         ("the container has a process", &|id| !Cgroup::at(&containerd.cgroups_path(id)).processes().is_empty()),
