@@ -58,6 +58,17 @@ fn kill_at(
     }
 }
 
+/// After a killed run: the next one completes it, every other time by an install first, and nothing is left in the end.
+fn check_the_next_runs(step: usize, node: &Node, before: &Files) {
+    if step.is_multiple_of(2) {
+        node.succeed(&["install"]);
+        node.succeed(&["verify"]);
+    }
+    node.succeed(&["remove"]);
+    assert_eq!(node.all_files(), *before, "step {step}");
+    assert!(!node.is_reported(), "step {step}");
+}
+
 #[test]
 fn an_install_that_is_killed_at_any_step_is_completed_or_taken_back() {
     let prepare = || {
@@ -65,15 +76,7 @@ fn an_install_that_is_killed_at_any_step_is_completed_or_taken_back() {
         let before = node.all_files();
         (node, before)
     };
-    kill_at_every_step(&["install"], prepare, |step, node, before| {
-        if step % 2 == 0 {
-            node.succeed(&["install"]);
-            node.succeed(&["verify"]);
-        }
-        node.succeed(&["remove"]);
-        assert_eq!(node.all_files(), *before, "step {step}");
-        assert!(!node.is_reported(), "step {step}");
-    });
+    kill_at_every_step(&["install"], prepare, check_the_next_runs);
 }
 
 #[test]
@@ -84,15 +87,7 @@ fn a_remove_that_is_killed_at_any_step_is_completed_or_taken_back() {
         node.succeed(&["install"]);
         (node, before)
     };
-    kill_at_every_step(&["remove"], prepare, |step, node, before| {
-        if step % 2 == 0 {
-            node.succeed(&["install"]);
-            node.succeed(&["verify"]);
-        }
-        node.succeed(&["remove"]);
-        assert_eq!(node.all_files(), *before, "step {step}");
-        assert!(!node.is_reported(), "step {step}");
-    });
+    kill_at_every_step(&["remove"], prepare, check_the_next_runs);
 }
 
 #[test]
@@ -124,12 +119,7 @@ fn a_run_that_is_killed_while_it_takes_everything_back_is_taken_back_by_the_next
     // Each run waits for the handler until its time is over: only some steps, from about the restart on.
     kill_at((60..).step_by(7), &["install"], prepare, |step, node, before| {
         fs::remove_file(node.path("fake/never")).unwrap();
-        if step % 2 == 0 {
-            node.succeed(&["install"]);
-            node.succeed(&["verify"]);
-        }
-        node.succeed(&["remove"]);
-        assert_eq!(node.all_files(), *before, "step {step}");
+        check_the_next_runs(step, node, before);
     });
 }
 

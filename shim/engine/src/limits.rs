@@ -20,8 +20,6 @@ const HOST_SHARE_MIN_BYTES: u64 = 4 * MIB;
 const HOST_SHARE_MAX_BYTES: u64 = 64 * MIB;
 /// What one connection may cost: its buffers, its task and the kernel's socket.
 const CONNECTION_BYTES: u64 = 16 << 10;
-/// cgroup v1 says "no limit" with the largest number of whole pages; no machine has memory near it.
-const UNLIMITED_FROM_BYTES: u64 = 1 << 62;
 
 /// How much of a memory limit is kept for the host's side of a guest, in bytes: the engine, stacks, page tables, HTTP
 /// buffers and what the kernel charges for sockets and pipes. The rest is the guest's.
@@ -36,11 +34,6 @@ pub(crate) fn host_share_bytes(limit_bytes: u64) -> u64 {
 /// How much of a memory limit the guest may use, in bytes.
 pub(crate) fn guest_share_bytes(limit_bytes: u64) -> u64 {
     limit_bytes - host_share_bytes(limit_bytes)
-}
-
-/// Reads a memory limit file (`memory.max`, v1: `memory.limit_in_bytes`); `None` is no limit.
-pub(crate) fn parse_limit(text: &str) -> Option<u64> {
-    text.trim().parse().ok().filter(|bytes| *bytes < UNLIMITED_FROM_BYTES)
 }
 
 /// The most connections that a server keeps open under a memory limit; further ones wait to be accepted.
@@ -91,21 +84,6 @@ mod tests {
             let share = guest_share_bytes(limit_bytes);
             assert!(share >= last, "at {limit_bytes}");
             last = share;
-        }
-    }
-
-    #[test]
-    fn limit_files_of_both_hierarchies_are_read() {
-        for (text, expected) in [
-            ("max\n", None),
-            ("67108864\n", Some(67_108_864)),
-            ("0", Some(0)),
-            ("9223372036854771712\n", None),
-            ("18446744073709551615", None),
-            ("", None),
-            ("nonsense", None),
-        ] {
-            assert_eq!(parse_limit(text), expected, "{text:?}");
         }
     }
 

@@ -66,7 +66,10 @@ impl Output {
     }
 
     fn write_some(self, bytes: &[u8]) -> io::Result<usize> {
-        if matches!(self.target, Target::Stderr) && bytes.windows(OUT_OF_MEMORY.len()).any(|part| part == OUT_OF_MEMORY)
+        // Nobody asks it of a server, which goes on.
+        if matches!(self.target, Target::Stderr)
+            && self.writer != Writer::Server
+            && bytes.windows(OUT_OF_MEMORY.len()).any(|part| part == OUT_OF_MEMORY)
         {
             SAID_OUT_OF_MEMORY.store(true, Ordering::Relaxed);
         }
@@ -135,7 +138,7 @@ pub(crate) fn limit_rate(bytes_per_second: u64) {
     RATE.get_or_init(|| Rate { bytes_per_second, paid_until: Mutex::new(Instant::now()) });
 }
 
-/// Whether the guest's stderr has said so.
+/// Whether a command's stderr has said so.
 pub(crate) fn said_out_of_memory() -> bool {
     SAID_OUT_OF_MEMORY.load(Ordering::Relaxed)
 }

@@ -11,14 +11,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
-use skiff_plan::{Account, Limits};
+use skiff_plan::{Account, Limits, parse_limit};
 use tokio::sync::Notify;
 use wasmtime::{Engine, ResourceLimiter, Store};
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
-use crate::limits::{TABLE_ELEMENT_BYTES, guest_share_bytes, parse_limit};
+use crate::limits::{TABLE_ELEMENT_BYTES, guest_share_bytes};
 
 /// How old a known limit may be. A guest that grows page by page would otherwise read files all the time.
 const LIMIT_AGE_MAX: Duration = Duration::from_millis(10);

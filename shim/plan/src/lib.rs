@@ -9,7 +9,7 @@ mod limits;
 pub use account::{ACCOUNT_FILE, Account, Figures};
 pub use control::{LIMIT_FILES_MAX, Message, Refusal, Reply, receive_message, send_message};
 pub use exit::{EXIT_ENGINE, EXIT_OOM, EXIT_TRAP, exit_code_of_proc_exit, exit_code_of_signal};
-pub use limits::Limits;
+pub use limits::{Limits, parse_limit};
 
 use serde::{Deserialize, Serialize};
 

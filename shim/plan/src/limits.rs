@@ -1,8 +1,11 @@
-//! The limits of a guest that its pod may set, and their defaults.
+//! The limits of a guest: those that its pod may set, with their defaults, and the cgroup's memory limit.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+/// cgroup v1 says "no limit" with the largest number of whole pages; no machine has memory near it.
+const UNLIMITED_FROM_BYTES: u64 = 1 << 62;
 
 /// What bounds a guest besides its cgroup. `None` is no limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +45,31 @@ impl Default for Limits {
             concurrent_requests: 4096,
             stack_bytes: 512 << 10,
             output_bytes_per_second: None,
+        }
+    }
+}
+
+/// Reads a memory limit file (`memory.max`, v1: `memory.limit_in_bytes`), in bytes; `None` is no limit.
+pub fn parse_limit(text: &str) -> Option<u64> {
+    text.trim().parse().ok().filter(|bytes| *bytes < UNLIMITED_FROM_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limit_files_of_both_hierarchies_are_read() {
+        for (text, expected) in [
+            ("max\n", None),
+            ("67108864\n", Some(67_108_864)),
+            ("0", Some(0)),
+            ("9223372036854771712\n", None),
+            ("18446744073709551615", None),
+            ("", None),
+            ("nonsense", None),
+        ] {
+            assert_eq!(parse_limit(text), expected, "{text:?}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 
-use skiff_plan::LIMIT_FILES_MAX;
+use skiff_plan::{LIMIT_FILES_MAX, parse_limit};
 
 use super::{Cgroup, Hierarchy, at};
 
@@ -34,9 +34,7 @@ impl Cgroup {
     /// The smallest memory limit that applies to the container, in bytes; `None` is no limit.
     pub(crate) fn memory_limit_bytes(&self) -> Option<u64> {
         let files = self.memory_limit_files().ok()?;
-        // cgroup v1 says "no limit" with the largest number of whole pages.
-        let limits = files.into_iter().filter_map(|file| io::read_to_string(file).ok()?.trim().parse().ok());
-        limits.filter(|bytes| *bytes < 1 << 62).min()
+        files.into_iter().filter_map(|file| parse_limit(&io::read_to_string(file).ok()?)).min()
     }
 
     /// How many processors the quotas of the container and of those above it come to, rounded up; `None` is no quota.
