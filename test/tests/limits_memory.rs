@@ -12,8 +12,8 @@ use skiff_test::{
 const MIB: u64 = 1 << 20;
 /// The limits that the property is held to.
 const LIMITS_MIB: [u64; 4] = [16, 64, 256, 1024];
-/// The largest limit in user-mode Linux, where nothing else is said: each page that a process of it touches may be a mapping of the machine's, of
-/// which one process there has some 65,000. Beyond that it ends with SIGSEGV.
+/// The largest limit in user-mode Linux: each page that a process of it touches may be a mapping of the machine's, of which
+/// one process there has some 65,000. Beyond that it ends with SIGSEGV. How many pages are neighbours, and share one, is chance.
 const USER_MODE_LIMIT_MAX_MIB: u64 = 256;
 /// How many requests a server has at once.
 const CLIENTS: u64 = 64;
@@ -108,8 +108,7 @@ fn three_memories_that_touch_all_they_get_are_never_killed() {
     );
     let containerd = Containerd::shared();
     let image = Image::of_text(containerd, &text);
-    // In user-mode Linux, too: whole pages of wasm that are filled at once need few mappings.
-    for limit_mib in LIMITS_MIB {
+    for limit_mib in limits_mib() {
         run_unharmed(containerd.job_of(&image).memory(limit_mib * MIB), &format!("{limit_mib} MiB"));
     }
 }

@@ -124,7 +124,9 @@ fn the_shim_does_not_kill_itself() {
 #[test]
 fn every_process_of_the_tree_is_signalled_and_killed_also_below_and_frozen() {
     for scratch in [Some(Scratch::new()), Scratch::unified()].into_iter().flatten() {
-        let mut child = scratch.shell("trap 'echo; exit 3' TERM; sleep 1000 & sleep 1000 & echo; wait");
+        // Its children may end before the signal is with it.
+        let mut child =
+            scratch.shell("trap 'echo; exit 3' TERM; sleep 1000 & sleep 1000 & echo; while :; do wait; done");
         for dir in scratch.0.own_nodes().map(|node| node.path.join("below")) {
             fs::create_dir(&dir).unwrap();
         }
