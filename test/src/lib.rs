@@ -12,6 +12,7 @@
 
 mod api;
 mod cgroup;
+mod cluster;
 mod container;
 mod containerd;
 pub mod cri;
@@ -23,6 +24,7 @@ mod image;
 mod job;
 mod left;
 mod places;
+mod pods;
 mod process;
 mod spec;
 mod streams;
@@ -31,6 +33,7 @@ mod wait;
 
 pub use api::{Api, Refused};
 pub use cgroup::{Cgroup, PodCgroup, hierarchies, is_cgroup_v2};
+pub use cluster::{Cluster, Namespace};
 pub use container::{Container, Outcome};
 pub use containerd::{Containerd, Ctr};
 pub use events::{Event, Events};
@@ -41,6 +44,7 @@ pub use image::{Archive, CONFIG, File, Image, Layer, TAR, sha256};
 pub use job::{Described, Job};
 pub use left::{assert_nothing_left, left_of};
 pub use places::{guest, guests, programs, tools};
+pub use pods::{Lasting, container, service, status_of, wasm_pod};
 pub use process::{children_of, command_line_of, is_alive, is_user_mode_linux, processes_with, tasks_of};
 pub use streams::{Collected, Streams};
 pub use wait::{eventually, random_name, until};

@@ -8,14 +8,19 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// Waits until `condition` holds; whether it did within `limit`.
+pub fn until(limit: Duration, condition: impl FnMut() -> bool) -> bool {
+    until_every(PAUSE, limit, condition)
+}
+
+/// Waits like [`until`] for a condition that is not looked at more often than once in `pause`.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that waits for conditions, with a deadline")]
-pub fn until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+pub(crate) fn until_every(pause: Duration, limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + limit;
     while !condition() {
         if Instant::now() > deadline {
             return false;
         }
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(pause);
     }
     true
 }

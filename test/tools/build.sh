@@ -8,16 +8,24 @@
 #   wrk         the HTTP load generator, from the distribution
 #   apparmor    apparmor_parser, which loads profiles into the kernel
 #   criu        what runc makes checkpoints with, from Debian's newest: older ones do not know newer kernels
+# Only by name, since they take some ten minutes the first time:
+#   kubernetes  a control plane, kubelet, kube-proxy, kubectl, kubeadm, etcd and helm in one program, and coredns
+#   registry    crane: an image registry, and its client
+#   kubernetes-oldest, containerd-oldest   the oldest that skiff supports
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../cache.sh"
 
 go_flags="-trimpath -buildvcs=false -p=2"
 
-build_containerd() {
+build_containerd() { compile_containerd containerd "$1"; }
+build_containerd-oldest() { compile_containerd containerd-oldest "$1"; }
+
+# compile_containerd MODULE DIR
+compile_containerd() {
   local module=github.com/containerd/containerd/v2
-  in_module containerd CGO_ENABLED=0 go build -tags "no_btrfs no_devmapper no_zfs no_aufs" \
-    -ldflags "-s -w -X $module/version.Version=$(version_of containerd $module)" \
-    -o "$1/" $module/cmd/{containerd,ctr,containerd-shim-runc-v2}
+  in_module "$1" CGO_ENABLED=0 go build -tags "no_btrfs no_devmapper no_zfs no_aufs" \
+    -ldflags "-s -w -X $module/version.Version=$(version_of "$1" $module)" \
+    -o "$2/" $module/cmd/{containerd,ctr,containerd-shim-runc-v2}
 }
 
 build_runc() {
@@ -37,6 +45,29 @@ build_crictl() {
   local module=sigs.k8s.io/cri-tools
   in_module crictl CGO_ENABLED=0 go build \
     -ldflags "-s -w -X $module/pkg/version.Version=$(version_of crictl $module)" -o "$1/" $module/cmd/crictl
+}
+
+build_kubernetes() {
+  compile_kubernetes kubernetes "$1"
+  in_module kubernetes CGO_ENABLED=0 go build -ldflags "-s -w" -o "$1/" ./coredns
+  ln -s .kubernetes "$1/helm"
+}
+build_kubernetes-oldest() { compile_kubernetes kubernetes-oldest "$1"; }
+
+# compile_kubernetes MODULE DIR
+compile_kubernetes() {
+  local name version component=k8s.io/component-base/version
+  version=$(version_of "$1" k8s.io/kubernetes)
+  in_module "$1" CGO_ENABLED=0 go build -o "$2/.kubernetes" -ldflags "-s -w
+    -X $component.gitVersion=v$version -X $component.gitMajor=${version%%.*} -X $component.gitMinor=$(cut -d. -f2 <<< "$version")
+    -X k8s.io/client-go/pkg/version.gitVersion=v$version" .
+  for name in etcd kube-{apiserver,controller-manager,proxy,scheduler} kubeadm kubectl kubelet; do
+    ln -s .kubernetes "$2/$name"
+  done
+}
+
+build_registry() {
+  in_module registry CGO_ENABLED=0 go build -ldflags "-s -w" -o "$1/" github.com/google/go-containerregistry/cmd/crane
 }
 
 build_native() {
@@ -92,9 +123,13 @@ version_of() { sed -n "s|.*$2 v\([^ ]*\).*|\1|p" "$here/$1/go.mod"; }
 # identity NAME: what besides the tool's folder decides what comes out.
 identity() {
   case $1 in
-    containerd | cni | crictl) go env GOVERSION ;;
+    cni | crictl | registry) go env GOVERSION ;;
     runc) go env GOVERSION; gcc -dumpfullversion ;;
     native) gcc -dumpfullversion ;;
+  esac
+  case $1 in
+    containerd*) go env GOVERSION; declare -f compile_containerd ;;
+    kubernetes*) go env GOVERSION; declare -f compile_kubernetes; digest kubernetes/*.go ;;
   esac
   declare -f "build_$1" in_module
   printf '%s\n' "$go_flags"

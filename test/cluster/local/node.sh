@@ -1,0 +1,30 @@
+# Sourced by the scripts of the local back end.
+
+. "$(dirname "${BASH_SOURCE[0]}")/../cluster.sh"
+# The node's addresses are seen in its own network namespace only, so that clusters do not meet.
+node_ip=172.30.255.2
+service_cidr=10.96.0.0/16 service_dns=10.96.0.10
+pod_cidr=10.244.0.0/16
+# In each hierarchy of cgroup v1, or in that of v2.
+cgroup=skiff-cluster-$cluster_name
+
+# node_pid: the process 1 of the node, as the machine sees it; it fails when there is none that is ours.
+node_pid() {
+  local pid since
+  read -r pid since 2> /dev/null < "$cluster/init" || return 1
+  [ "$(start_time "$pid")" = "$since" ] || return 1
+  echo "$pid"
+}
+
+# start_time PID: in ticks since the machine's start: a pid alone may be another process by now.
+start_time() { sed 's/.*) //' "/proc/$1/stat" 2> /dev/null | cut -d' ' -f20; }
+
+# cgroup_roots: the folders of the node's cgroup.
+cgroup_roots() {
+  local hierarchy
+  if [ -f /sys/fs/cgroup/cgroup.controllers ]; then echo "/sys/fs/cgroup/$cgroup"; return; fi
+  for hierarchy in /sys/fs/cgroup/*/; do
+    # cpu,cpuacct has two links to it besides.
+    if [ ! -L "${hierarchy%/}" ]; then echo "$hierarchy$cgroup"; fi
+  done
+}

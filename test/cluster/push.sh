@@ -1,0 +1,10 @@
+#!/bin/bash
+# push.sh CLUSTER SOURCE NAME: pushes an OCI archive, or the folder of an OCI layout, to the node's registry as localhost:5000/NAME.
+set -euo pipefail
+cluster=$1 source=$2 name=$3
+if [ -f "$source" ]; then
+  layout=$(mktemp -d); trap 'rm -r "$layout"' EXIT
+  tar -C "$layout" -xf "$source"
+  source=$layout
+fi
+"$cluster/bin/crane" push "$source" "localhost:5000/$name" > /dev/null
