@@ -7,4 +7,4 @@ if [ -f "$source" ]; then
   tar -C "$layout" -xf "$source"
   source=$layout
 fi
-"$cluster/bin/crane" push "$source" "localhost:5000/$name" > /dev/null
+said=$("$cluster/bin/crane" push "$source" "localhost:5000/$name" 2>&1) || { echo "$said" >&2; exit 1; }

@@ -44,7 +44,7 @@ pub use image::{Archive, CONFIG, File, Image, Layer, TAR, sha256};
 pub use job::{Described, Job};
 pub use left::{assert_nothing_left, left_of};
 pub use places::{guest, guests, programs, tools};
-pub use pods::{Lasting, container, service, status_of, wasm_pod};
+pub use pods::{Lasting, Load, container, deployment, http_pod, service, status_of, wasm_pod};
 pub use process::{children_of, command_line_of, is_alive, is_user_mode_linux, processes_with, tasks_of};
 pub use streams::{Collected, Streams};
 pub use wait::{eventually, random_name, until};

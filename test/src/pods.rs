@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::cluster::Namespace;
+use crate::cluster::{Cluster, Namespace};
 use crate::streams::Collected;
 use crate::until;
 
@@ -40,11 +40,62 @@ pub fn service(name: &str) -> Value {
     })
 }
 
+/// A Deployment of the pod, under its name.
+pub fn deployment(mut pod: Value, replicas: u32) -> Value {
+    let name = pod["metadata"]["name"].clone();
+    pod["spec"]["restartPolicy"] = json!("Always");
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {"app": name}},
+            "template": {"metadata": {"labels": {"app": name}}, "spec": pod["spec"]},
+        },
+    })
+}
+
+/// A pod of the HTTP example, ready when it answers.
+pub fn http_pod(name: &str) -> Value {
+    let probe = json!({"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1});
+    wasm_pod(name, &[container("main", "http", json!({"readinessProbe": probe}))])
+}
+
 /// The status of a pod's container; null when there is none yet.
 pub fn status_of<'a>(pod: &'a Value, container: &str) -> &'a Value {
     let statuses = ["containerStatuses", "ephemeralContainerStatuses"].map(|kind| &pod["status"][kind]);
     let mut statuses = statuses.into_iter().filter_map(Value::as_array).flatten();
     statuses.find(|status| status["name"] == container).unwrap_or(&Value::Null)
+}
+
+impl Cluster {
+    /// Runs curl in the node's network; what it got, or its complaint.
+    pub fn curl(&self, words: &[&str]) -> Result<String, String> {
+        self.try_run("in-net", &[&["curl", "-sS", "--max-time", "20"], words].concat())
+    }
+
+    /// A request to a pod of the HTTP example that takes so long; it is under way now.
+    pub fn slow_request(&self, pod: &Value, ms: u32) -> Lasting {
+        let address = pod["status"]["podIP"].as_str().expect("a running pod has an address");
+        let urls = ["".into(), format!("slow?ms={ms}")].map(|path| format!("http://{address}:8080/{path}"));
+        let mut command = self.client("in-net");
+        let request = Lasting::start(command.args(["curl", "-sN"]).args(urls));
+        // Once there is an answer to the first, the other is asked for on the same connection.
+        request.expect("hello\n");
+        request
+    }
+
+    /// Asks for an address (with a `?` in it) again and again, each time on a connection of its own, 40 times a second at
+    /// most.
+    pub fn load(&self, url: &str) -> Load {
+        let mut command = self.client("in-net");
+        let urls = format!("{url}&n=[1-100000]");
+        command.args(["stdbuf", "-oL", "curl", "-s", "--rate", "40/s", "--max-time", "20", "-H", "Connection: close"]);
+        let client = Lasting::start(command.args(["-o", "/dev/null", "-w", "%{http_code} %{errormsg}\n", &urls]));
+        client.expect("200 \n");
+        Load { client }
+    }
 }
 
 impl Namespace<'_> {
@@ -92,6 +143,30 @@ impl Namespace<'_> {
     }
 }
 
+/// Requests that are made beside the test, of which none may fail.
+pub struct Load {
+    client: Lasting,
+}
+
+impl Load {
+    /// How many requests were answered so far, all of them well.
+    pub fn answered(&self) -> usize {
+        let said = self.client.said();
+        // Of the last line there may be a part only.
+        let lines: Vec<_> = said.rsplit_once('\n').map_or("", |(whole, _)| whole).lines().collect();
+        let failed: Vec<_> = lines.iter().filter(|line| line.trim() != "200").collect();
+        assert!(failed.is_empty(), "{} of {} requests failed: {failed:?}", failed.len(), lines.len());
+        lines.len()
+    }
+
+    /// Waits for an answer to a request that is made from now on.
+    pub fn goes_on(&self) {
+        // One may have been under way.
+        let enough = self.answered() + 2;
+        assert!(until(PATIENCE, || self.answered() >= enough), "no request is answered any more");
+    }
+}
+
 /// A command that runs beside the test. Dropping it ends it.
 pub struct Lasting {
     child: Child,
@@ -134,6 +209,12 @@ impl Lasting {
     /// Waits until its standard output holds this.
     pub fn expect(&self, text: &str) {
         let found = until(PATIENCE, || self.said().contains(text));
+        assert!(found, "{text:?} did not come; stdout: {:?}, stderr: {:?}", self.said(), self.stderr.text());
+    }
+
+    /// Waits until its standard error holds this.
+    pub fn complains(&self, text: &str) {
+        let found = until(PATIENCE, || self.stderr.text().contains(text));
         assert!(found, "{text:?} did not come; stdout: {:?}, stderr: {:?}", self.said(), self.stderr.text());
     }
 

@@ -9,7 +9,7 @@ end() {
     wait_until 60 "the end of the node's process $pid" test ! -e "/proc/$pid"
   fi
   for root in $(cgroup_roots); do wait_until 20 "the end of $root" remove_cgroup "$root"; done
-  for part in bin disk images pki helm registry init ready; do rm -rf --one-file-system "${cluster:?}/$part"; done
+  [ ! -d "$cluster" ] || find "$cluster" -mindepth 1 -maxdepth 1 ! -name logs -exec rm -rf --one-file-system {} +
 }
 
 remove_cgroup() {

@@ -97,7 +97,7 @@ daemons() {
     --listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380 \
     --initial-cluster "$cluster_name=http://127.0.0.1:2380"
   keep kube-apiserver kube-apiserver --etcd-servers http://127.0.0.1:2379 --advertise-address "$node_ip" \
-    --feature-gates ImageVolume=true --service-cluster-ip-range "$service_cidr" --allow-privileged --client-ca-file "$pki/ca.crt" \
+    --service-cluster-ip-range "$service_cidr" --allow-privileged --client-ca-file "$pki/ca.crt" \
     --authorization-mode Node,RBAC --enable-admission-plugins NodeRestriction \
     --tls-cert-file "$pki/apiserver.crt" --tls-private-key-file "$pki/apiserver.key" \
     --kubelet-client-certificate "$pki/apiserver-kubelet-client.crt" \
@@ -131,6 +131,8 @@ main() {
   keep_sysctl vm/overcommit_memory 1; keep_sysctl vm/panic_on_oom 0
   keep_sysctl kernel/panic 10; keep_sysctl kernel/panic_on_oops 1
   keep_sysctl kernel/keys/root_maxkeys 1000000; keep_sysctl kernel/keys/root_maxbytes 25000000
+  # The kernel lets nobody in a user namespace mount a proc that shows more than every other one there.
+  mkdir /run/node/proc; mount -t proc proc /run/node/proc
   network
   settings
   daemons

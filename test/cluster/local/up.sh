@@ -34,7 +34,7 @@ start() {
     init=$(tr -d ' ' < "/proc/$outer/task/$outer/children")
   done
   echo "$init $(start_time "$init")" > "$cluster/init"
-  wait_until 20 "the node's own root: see $cluster/logs/init.log" test -e "$cluster/ready"
+  wait_until 120 "the node's own root: see $cluster/logs/init.log" test -e "$cluster/ready"
 }
 
 # make_images: what the cluster itself runs, for the node to import.

@@ -1,8 +1,14 @@
-//! The command of WASI 0.2: `hello`, or `env`, `cwd`, `exit N`, `fail`, `panic`, `read PATH`, `sleep MS`, `resolve HOST`.
+//! The command of WASI 0.2: `hello`, or `env`, `cwd`, `exit N`, `fail`, `panic`, `read PATH`, `sleep MS`, `resolve HOST`,
+//! `get HOST:PORT PATH`.
 
-use std::net::ToSocketAddrs;
+use std::io::{Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How long `get` waits for its server, and how long between two attempts.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -30,6 +36,7 @@ fn run(words: &[&str]) -> Result<String, String> {
         ["read", path] => std::fs::read_to_string(path).map_err(|e| e.to_string()),
         ["sleep", ms] => sleep(ms.parse().map_err(|_| "not a number")?),
         ["resolve", host] => resolve(host),
+        ["get", server, path] => get(server, path).map_err(|e| format!("{server}: {e}")),
         _ => Err(format!("unknown: {words:?}")),
     }
 }
@@ -43,4 +50,24 @@ fn sleep(ms: u64) -> Result<String, String> {
 fn resolve(host: &str) -> Result<String, String> {
     let addresses = (host, 80).to_socket_addrs().map_err(|e| e.to_string())?;
     Ok(addresses.map(|address| format!("{}\n", address.ip())).collect())
+}
+
+/// The body of what the server answers to a request of HTTP/1.0, over a plain TCP connection.
+fn get(server: &str, path: &str) -> std::io::Result<String> {
+    let mut connection = connect(server)?;
+    write!(connection, "GET {path} HTTP/1.0\r\nHost: {server}\r\n\r\n")?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer)?;
+    Ok(answer.split_once("\r\n\r\n").map_or(answer.clone(), |(_, body)| body.to_owned()))
+}
+
+/// Connects as soon as there is such a server.
+fn connect(server: &str) -> std::io::Result<TcpStream> {
+    let begun = Instant::now();
+    loop {
+        match TcpStream::connect(server) {
+            Err(_) if begun.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+            result => return result,
+        }
+    }
 }

@@ -1,10 +1,12 @@
 //! An HTTP service on `wasi:http/incoming-handler` 0.2, with one route for each thing that a test wants to see.
 
+mod fetch;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use wasip2::http::types::{Fields, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam};
-use wasip2::io::streams::{OutputStream, StreamError};
+use wasip2::io::streams::{InputStream, OutputStream, StreamError};
 
 wasip2::http::proxy::export!(Service);
 
@@ -16,6 +18,8 @@ static REQUESTS: AtomicU64 = AtomicU64::new(0);
 const CHUNK: usize = 4096;
 /// How long `/hold` keeps its memory before it answers.
 const HOLD: Duration = Duration::from_millis(300);
+/// The message `HealthCheckResponse { status: SERVING }` of gRPC's health protocol: not compressed, 2 bytes, field 1 is 1.
+const SERVING: [u8; 7] = [0, 0, 0, 0, 2, 8, 1];
 
 impl wasip2::exports::http::incoming_handler::Guest for Service {
     fn handle(request: IncomingRequest, out: ResponseOutparam) {
@@ -30,6 +34,11 @@ impl wasip2::exports::http::incoming_handler::Guest for Service {
                 reply_result(out, result.map(|()| b"written".to_vec()));
             }
             "/files" => reply_result(out, std::fs::read(parameter(query, "path"))),
+            "/fetch" => match fetch::get(parameter(query, "url")) {
+                Ok((status, body)) => reply(out, status, &body),
+                Err(reason) => reply(out, 502, format!("{reason}\n").as_bytes()),
+            },
+            "/grpc.health.v1.Health/Check" => check_health(&request, out),
             _ => {
                 let (status, text) = answer(path, query, &request);
                 reply(out, status, text.as_bytes());
@@ -134,9 +143,23 @@ fn big(bytes: u64, out: ResponseOutparam) {
     });
 }
 
+/// Answers a gRPC client, such as the kubelet's probe.
+fn check_health(request: &IncomingRequest, out: ResponseOutparam) {
+    read_all(request);
+    let trailers = Fields::new();
+    trailers.append("grpc-status", b"0").expect("the trailer is valid");
+    let head = [("content-type", "application/grpc")];
+    send_with(out, 200, &head, Some(trailers), |output| {
+        output.blocking_write_and_flush(&SERVING).ok();
+    });
+}
+
 fn read_all(request: &IncomingRequest) -> Vec<u8> {
     let body = request.consume().expect("the body is taken once");
-    let input = body.stream().expect("the stream is taken once");
+    read_to_end(&body.stream().expect("the stream is taken once"))
+}
+
+fn read_to_end(input: &InputStream) -> Vec<u8> {
     let mut all = Vec::new();
     loop {
         match input.blocking_read(CHUNK as u64) {
@@ -164,8 +187,20 @@ fn reply(out: ResponseOutparam, status: u16, text: &[u8]) {
 }
 
 fn send(out: ResponseOutparam, status: u16, write: impl FnOnce(&OutputStream)) {
+    send_with(out, status, &[("x-guest", "rust-p2-http")], None, write);
+}
+
+fn send_with(
+    out: ResponseOutparam,
+    status: u16,
+    headers: &[(&str, &str)],
+    trailers: Option<Fields>,
+    write: impl FnOnce(&OutputStream),
+) {
     let fields = Fields::new();
-    fields.append("x-guest", b"rust-p2-http").expect("the header is valid");
+    for (name, value) in headers {
+        fields.append(name, value.as_bytes()).expect("the header is valid");
+    }
     let response = OutgoingResponse::new(fields);
     response.set_status_code(status).expect("the status is valid");
     let body = response.body().expect("the body is taken once");
@@ -174,7 +209,7 @@ fn send(out: ResponseOutparam, status: u16, write: impl FnOnce(&OutputStream)) {
     write(&output);
     drop(output);
     // A client that went away is no failure of the guest.
-    OutgoingBody::finish(body, None).ok();
+    OutgoingBody::finish(body, trailers).ok();
 }
 
 fn parameter<'a>(query: &'a str, name: &str) -> &'a str {
