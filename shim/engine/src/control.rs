@@ -8,6 +8,8 @@ use std::os::unix::net::UnixStream;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use skiff_plan::{CONTROL_FD, ENGINE_FD, Message, Refusal, Reply};
 
+use crate::report;
+
 /// The control socket. Invariant: the guest never runs while it is open.
 pub(crate) struct Control(UnixStream);
 
@@ -39,20 +41,40 @@ impl Control {
         }
     }
 
+    /// Says that the code is loaded.
+    ///
+    /// # Errors
+    /// When the shim is gone.
+    pub(crate) fn loaded(&self) -> io::Result<()> {
+        Reply::Loaded.write_to(&self.0)
+    }
+
     /// Says that the guest is about to run, and closes the socket.
     ///
     /// # Errors
-    /// When the shim is gone.
+    /// Those of writing, but for a shim that waits no longer: it has reported a guest with a long start function as started.
     pub(crate) fn ready(self) -> io::Result<()> {
-        Reply::Ready.write_to(&self.0)
+        match Reply::Ready.write_to(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            written => written,
+        }
     }
 
-    /// Says why the guest does not run.
+    /// Says why the guest does not run: to the shim, or on stderr when that waits no longer.
     ///
     /// # Errors
-    /// When the shim is gone.
+    /// Those of writing.
     pub(crate) fn refuse(&self, refusal: Refusal) -> io::Result<()> {
-        Reply::Refused(refusal).write_to(&self.0)
+        let reply = Reply::Refused(refusal);
+        match (reply.write_to(&self.0), reply) {
+            (Err(error), Reply::Refused(Refusal::Guest(sentence) | Refusal::Host(sentence)))
+                if error.kind() == io::ErrorKind::BrokenPipe =>
+            {
+                report::line(&sentence);
+                Ok(())
+            }
+            (written, _) => written,
+        }
     }
 }
 

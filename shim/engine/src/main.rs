@@ -38,7 +38,7 @@ fn run() -> std::io::Result<i32> {
     signals::install();
     let control = Control::inherit()?;
     loop {
-        match prepare(control.receive()?) {
+        match prepare(control.receive()?, &control) {
             Ok(prepared) => {
                 control.ready()?;
                 return Ok(prepared.run());
@@ -53,12 +53,13 @@ fn run() -> std::io::Result<i32> {
 }
 
 /// Loads, links and instantiates what the message holds.
-fn prepare(message: Message) -> Result<Prepared, Refusal> {
+fn prepare(message: Message, control: &Control) -> Result<Prepared, Refusal> {
     let account = Account::keep_in(&message.account)
         .map_err(|error| Refusal::Host(format!("cannot keep the account of the guest's memory: {error}")))?;
     let engine = load::config(&message.plan.limits).and_then(|config| Engine::new(&config));
     let engine = engine.map_err(|error| of_engine(&error))?;
     let guest = load::load(&engine, &message.code)?;
+    control.loaded().map_err(|error| Refusal::Host(format!("cannot talk to the shim: {error}")))?;
     let name = message.plan.module.rsplit('/').next().unwrap_or_default().to_owned();
     control::name_process(&name);
     let context = wasi::Context::new(message.plan, message.memory_limits, account);

@@ -1,7 +1,8 @@
 //! The control socket between shim and engine: a pair of stream sockets.
 //!
-//! The shim sends a [`Message`] (descriptors only: the plan travels in a file), the engine answers with one line of
-//! JSON, a [`Reply`], and closes its end. After [`Refusal::Incompatible`] it waits for another message instead.
+//! The shim sends a [`Message`] (descriptors only: the plan travels in a file), the engine answers with lines of JSON,
+//! each a [`Reply`]: `Loaded`, then `Ready` or `Refused`, or the latter alone; and closes its end. After
+//! [`Refusal::Incompatible`] it waits for another message instead.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
@@ -35,6 +36,8 @@ pub struct Message {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
+    /// The engine has loaded the compiled code. From here on it may take as long as the guest's own start function.
+    Loaded,
     /// The guest is instantiated and about to run.
     Ready,
     /// The guest cannot be started.
@@ -161,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_reply_reads_back() {
-        for reply in [Reply::Ready, Reply::Refused(Refusal::Guest("no `_start`\nhere".into()))] {
+        for reply in [Reply::Loaded, Reply::Ready, Reply::Refused(Refusal::Guest("no `_start`\nhere".into()))] {
             let mut line = Vec::new();
             reply.write_to(&mut line).unwrap();
             assert_eq!(Reply::parse(std::str::from_utf8(&line).unwrap()).unwrap(), reply);

@@ -230,6 +230,39 @@ fn an_engine_without_a_shim_ends_with_125() {
     assert!(ended.stderr.contains("the shim is gone"), "{}", ended.stderr);
 }
 
+/// Its own start function waits for a byte of standard input.
+const WAITS_IN_ITS_START_FUNCTION: &str = r#"(module
+    (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+    (memory (export "memory") 1)
+    (data (i32.const 0) "\10\00\00\00\01\00\00\00")
+    (func $wait (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8))))
+    (start $wait)
+    (func (export "_start") (call $exit (i32.const 7))))"#;
+
+#[test]
+fn a_guest_runs_when_the_shim_no_longer_waits_for_its_start_function() {
+    let (stdin, mut typed) = std::io::pipe().unwrap();
+    let mut running = Guest::text(WAITS_IN_ITS_START_FUNCTION).stdin(stdin).start();
+    assert_eq!(running.next_reply(), Reply::Loaded);
+    running.socket.shutdown(std::net::Shutdown::Both).unwrap();
+    typed.write_all(b"x").unwrap();
+    let ended = running.end();
+    assert_eq!((ended.code, ended.stderr), (7, String::new()));
+}
+
+#[test]
+fn what_no_shim_hears_is_said_on_stderr() {
+    let guest = Guest::named("c-hello");
+    let message = guest.message();
+    let mut running = guest.spawn();
+    running.socket.shutdown(std::net::Shutdown::Read).unwrap();
+    send_message(&running.socket, &message).unwrap();
+    let ended = running.end();
+    assert_eq!((ended.code, ended.stdout), (125, String::new()));
+    assert!(ended.stderr.starts_with("skiff: cannot talk to the shim: "), "{}", ended.stderr);
+}
+
 #[test]
 fn the_socket_is_closed_before_the_guest_runs() {
     let mut running = Guest::named("c-spin").start().ready();

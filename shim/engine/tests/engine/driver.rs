@@ -33,6 +33,7 @@ pub(crate) struct Guest {
 pub(crate) struct Running {
     pub(crate) child: Child,
     pub(crate) socket: UnixStream,
+    replies: BufReader<UnixStream>,
     stdout: Option<Collected>,
     stderr: Option<Collected>,
 }
@@ -177,7 +178,8 @@ impl Guest {
         let mut child = command.spawn().unwrap();
         let stdout = child.stdout.take().map(Collected::of);
         let stderr = child.stderr.take().map(Collected::of);
-        Running { child, socket: shim, stdout, stderr }
+        let replies = BufReader::new(shim.try_clone().unwrap());
+        Running { child, socket: shim, replies, stdout, stderr }
     }
 
     /// Runs a guest that is expected to start, to its end.
@@ -197,7 +199,7 @@ impl Guest {
                 }
                 refusal
             }
-            Reply::Ready => panic!("the engine is ready: {:?}", running.end()),
+            reply => panic!("the engine says {reply:?}: {:?}", running.end()),
         }
     }
 
@@ -214,10 +216,20 @@ impl Guest {
 }
 
 impl Running {
-    /// The engine's next reply.
+    /// The engine's next reply, but for that the guest is loaded.
     pub(crate) fn reply(&mut self) -> Reply {
+        loop {
+            match self.next_reply() {
+                Reply::Loaded => {}
+                reply => return reply,
+            }
+        }
+    }
+
+    /// The engine's next reply.
+    pub(crate) fn next_reply(&mut self) -> Reply {
         let mut line = String::new();
-        let read = BufReader::new(&self.socket).read_line(&mut line);
+        let read = self.replies.read_line(&mut line);
         match Reply::parse(&line) {
             Ok(reply) => reply,
             Err(_) => panic!("no reply ({read:?}): {line:?}; {}", self.stderr()),

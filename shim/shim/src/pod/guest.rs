@@ -14,8 +14,8 @@ use crate::host::cache::{Cache, CacheError, digest_of};
 use crate::host::compile::compile;
 use crate::settings::Settings;
 
-/// How long a guest may take before it counts as started without a word: its own start function may run for ever.
-const READY_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a loaded guest may take before it counts as started without a word: its own start function may run for ever.
+const START_FUNCTION_LIMIT: Duration = Duration::from_secs(1);
 /// A module that is larger than this is refused, in bytes.
 const MODULE_SIZE_MAX: u64 = 1 << 30;
 
@@ -114,20 +114,15 @@ impl Guest {
     /// # Errors
     /// `Invalid` with the engine's sentence when it refuses the guest.
     pub(crate) async fn wait_until_ready(mut self) -> Result<()> {
-        match self.reply().await? {
-            Reply::Refused(Refusal::Incompatible(why)) => {
-                log::info!("`{}` is compiled again: {why}", self.module.name);
-                self = tokio::task::spawn_blocking(move || self.recompile())
-                    .await
-                    .doing(|| "could not compile".into())??;
-                match self.reply().await? {
-                    Reply::Ready => Ok(()),
-                    Reply::Refused(refusal) => Err(refused(refusal)),
-                }
-            }
-            Reply::Refused(refusal) => Err(refused(refusal)),
-            Reply::Ready => Ok(()),
+        let mut replies = Replies::of(&self.control)?;
+        let mut reply = replies.next().await?;
+        if let Reply::Refused(Refusal::Incompatible(why)) = reply {
+            log::info!("`{}` is compiled again: {why}", self.module.name);
+            self =
+                tokio::task::spawn_blocking(move || self.recompile()).await.doing(|| "could not compile".into())??;
+            reply = replies.next().await?;
         }
+        replies.outcome(reply, START_FUNCTION_LIMIT).await
     }
 
     fn recompile(mut self) -> Result<Self> {
@@ -135,18 +130,42 @@ impl Guest {
         self.send()?;
         Ok(self)
     }
+}
 
-    async fn reply(&self) -> Result<Reply> {
-        let socket = self.control.try_clone().doing(|| "could not read from the engine".into())?;
+/// What the engine says, line by line.
+struct Replies(BufReader<UnixStream>);
+
+impl Replies {
+    fn of(control: &StdStream) -> Result<Self> {
+        let socket = control.try_clone().doing(|| "could not read from the engine".into())?;
         socket.set_nonblocking(true).doing(|| "could not read from the engine".into())?;
         let socket = UnixStream::from_std(socket).doing(|| "could not read from the engine".into())?;
+        Ok(Self(BufReader::new(socket)))
+    }
+
+    /// Waits for the next one, however long a loaded node lets the engine wait: one that dies closes the socket.
+    async fn next(&mut self) -> Result<Reply> {
         let mut line = String::new();
-        let mut reader = BufReader::new(socket);
-        match tokio::time::timeout(READY_TIMEOUT, reader.read_line(&mut line)).await {
-            Err(_still_in_its_start_function) => Ok(Reply::Ready),
-            Ok(Ok(0)) => Err(Error::new(Kind::Host, "the engine ended before the guest was ready")),
-            Ok(Ok(_)) => Reply::parse(&line).doing(|| "the engine's answer was not understood".into()),
-            Ok(Err(error)) => Err(Error::host("could not read from the engine", error)),
+        match self.0.read_line(&mut line).await {
+            Ok(0) => Err(Error::new(Kind::Host, "the engine ended before the guest was ready")),
+            Ok(_) => Reply::parse(&line).doing(|| "the engine's answer was not understood".into()),
+            Err(error) => Err(Error::host("could not read from the engine", error)),
+        }
+    }
+
+    /// What became of the guest after `reply`: it is started, or still in its start function after `limit`, or refused.
+    async fn outcome(&mut self, reply: Reply, limit: Duration) -> Result<()> {
+        let reply = match reply {
+            Reply::Loaded => match tokio::time::timeout(limit, self.next()).await {
+                Err(_still_in_its_start_function) => return Ok(()),
+                Ok(reply) => reply?,
+            },
+            reply @ (Reply::Ready | Reply::Refused(_)) => reply,
+        };
+        match reply {
+            Reply::Ready => Ok(()),
+            Reply::Refused(refusal) => Err(refused(refusal)),
+            Reply::Loaded => Err(Error::new(Kind::Host, "the engine loaded the guest twice")),
         }
     }
 }
@@ -158,5 +177,51 @@ fn refused(refusal: Refusal) -> Error {
         Refusal::Incompatible(sentence) => {
             Error::new(Kind::Host, format!("freshly compiled code was refused: {sentence}"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// What Start answers when the engine says this, late, and lives on.
+    fn outcome(limit: Duration, replies: &[Reply]) -> std::result::Result<(), String> {
+        let (shim, mut engine) = StdStream::pair().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let outcome = runtime.block_on(async {
+            let mut read = Replies::of(&shim)?;
+            let engine = async {
+                // The shim reads by now.
+                tokio::task::yield_now().await;
+                replies.iter().for_each(|reply| reply.write_to(&mut engine).unwrap());
+            };
+            let (first, ()) = tokio::join!(read.next(), engine);
+            read.outcome(first?, limit).await
+        });
+        outcome.map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_engine_is_waited_for_until_it_has_loaded_the_guest() {
+        let refused = || Reply::Refused(Refusal::Guest("no `_start`".into()));
+        assert_eq!(outcome(Duration::ZERO, &[refused()]), Err("no `_start`".into()));
+        assert_eq!(outcome(LONG, &[Reply::Loaded, refused()]), Err("no `_start`".into()));
+        assert_eq!(outcome(LONG, &[Reply::Loaded, Reply::Ready]), Ok(()));
+    }
+
+    #[test]
+    fn a_loaded_guest_may_stay_in_its_start_function() {
+        assert_eq!(outcome(Duration::ZERO, &[Reply::Loaded]), Ok(()));
+    }
+
+    #[test]
+    fn an_engine_that_dies_is_no_started_guest() {
+        let (shim, engine) = StdStream::pair().unwrap();
+        drop(engine);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let reply = runtime.block_on(async { Replies::of(&shim)?.next().await });
+        assert_eq!(reply.unwrap_err().to_string(), "the engine ended before the guest was ready");
     }
 }
