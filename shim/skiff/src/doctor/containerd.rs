@@ -17,8 +17,19 @@ const IMAGES_PLUGIN: &str = "io.containerd.cri.v1.images";
 #[derive(Debug, PartialEq, Eq)]
 struct Handler {
     name: String,
-    /// The shim's program, when the configuration names it.
-    path: Option<String>,
+    shim: Shim,
+}
+
+/// How the configuration says which program the shim is.
+#[derive(Debug, PartialEq, Eq)]
+enum Shim {
+    /// By the type of the runtime: containerd looks for it in its `PATH`.
+    InPath,
+    /// By its path, in place of the type.
+    At(String),
+    /// By its path beside the type, which a containerd that is restarted does not remember for its running containers
+    /// (<https://github.com/containerd/containerd/issues/10811>).
+    Beside,
 }
 
 pub(super) fn check(containerd: &Path, config: Option<&Path>) -> Vec<Check> {
@@ -42,16 +53,22 @@ fn check_handler(config: &Table) -> Check {
     const NAME: &str = "runtime class";
     let handlers = handlers(config);
     let names: Vec<_> = handlers.iter().map(|handler| format!("`{}`", handler.name)).collect();
+    let beside = handlers.iter().find(|handler| handler.shim == Shim::Beside);
     let unreachable = handlers.iter().find(|handler| !is_reachable(handler));
-    match (handlers.as_slice(), unreachable) {
+    match (handlers.as_slice(), beside.or(unreachable)) {
         ([], _) => {
             let advice = format!(
                 "Kubernetes needs one: add a runtime with `runtime_type = \"{RUNTIME}\"`, then restart containerd"
             );
             Check::warn(NAME, format!("containerd has no runtime of type `{RUNTIME}`"), advice)
         }
+        (_, Some(Handler { name, shim: Shim::Beside })) => {
+            let advice = format!("make that path the `runtime_type` of `{name}`, and take `runtime_path` away");
+            Check::warn(NAME, format!("a restarted containerd loses the containers of `{name}`"), advice)
+        }
         (_, Some(handler)) => {
-            let advice = format!("put it into containerd's `PATH`, or set `runtime_path` of `{}`", handler.name);
+            let advice =
+                format!("put it into containerd's `PATH`, or let the `runtime_type` of `{}` be its path", handler.name);
             Check::warn(NAME, format!("containerd may not find `{SHIM}`"), advice)
         }
         (_, None) => Check::ok(NAME, format!("containerd has {}", names.join(", "))),
@@ -76,10 +93,13 @@ fn handlers(config: &Table) -> Vec<Handler> {
     for (name, value) in config {
         let Value::Table(table) = value else { continue };
         let text = |key: &str| table.get(key).and_then(Value::as_str);
-        if text("runtime_type") == Some(RUNTIME) {
-            let path = text("runtime_path").filter(|path| !path.is_empty());
-            found.push(Handler { name: name.clone(), path: path.map(str::to_owned) });
-        }
+        let shim = match text("runtime_type") {
+            Some(RUNTIME) if text("runtime_path").is_none_or(str::is_empty) => Some(Shim::InPath),
+            Some(RUNTIME) => Some(Shim::Beside),
+            Some(path) if Path::new(path).file_name().is_some_and(|file| file == SHIM) => Some(Shim::At(path.into())),
+            _ => None,
+        };
+        found.extend(shim.map(|shim| Handler { name: name.clone(), shim }));
         found.extend(handlers(table));
     }
     found
@@ -87,9 +107,12 @@ fn handlers(config: &Table) -> Vec<Handler> {
 
 /// Whether the shim is where the configuration says, or in this process's `PATH`, which is most likely containerd's.
 fn is_reachable(handler: &Handler) -> bool {
-    match &handler.path {
-        Some(path) => Path::new(path).exists(),
-        None => env::var_os("PATH").is_some_and(|path| env::split_paths(&path).any(|path| path.join(SHIM).exists())),
+    match &handler.shim {
+        Shim::At(path) => Path::new(path).exists(),
+        Shim::Beside => true,
+        Shim::InPath => {
+            env::var_os("PATH").is_some_and(|path| env::split_paths(&path).any(|path| path.join(SHIM).exists()))
+        }
     }
 }
 
@@ -100,14 +123,32 @@ mod tests {
 
     #[test]
     fn a_runtime_is_found_in_every_version_of_the_configuration() {
-        let expected = [Handler { name: "skiff".into(), path: Some("/opt/shim".into()) }];
         for plugin in ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"] {
-            let text = format!(
-                "[plugins.'{plugin}'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n\
-                 [plugins.'{plugin}'.containerd.runtimes.skiff]\nruntime_type = '{RUNTIME}'\nruntime_path = '/opt/shim'\n"
-            );
-            assert_eq!(handlers(&text.parse().unwrap()), expected, "{plugin}");
+            for (entry, shim) in [
+                ("runtime_type = 'io.containerd.skiff.v1'", Shim::InPath),
+                ("runtime_type = 'io.containerd.skiff.v1'\nruntime_path = ''", Shim::InPath),
+                ("runtime_type = 'io.containerd.skiff.v1'\nruntime_path = '/opt/shim'", Shim::Beside),
+                ("runtime_type = '/opt/containerd-shim-skiff-v1'", Shim::At("/opt/containerd-shim-skiff-v1".into())),
+            ] {
+                let text = format!(
+                    "[plugins.'{plugin}'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n\
+                     [plugins.'{plugin}'.containerd.runtimes.skiff]\n{entry}\n"
+                );
+                assert_eq!(handlers(&text.parse().unwrap()), [Handler { name: "skiff".into(), shim }], "{text}");
+            }
         }
+    }
+
+    #[test]
+    fn a_shim_that_a_restarted_containerd_forgets_is_a_warning() {
+        let check = |entry: &str| check_handler(&format!("[runtimes.skiff]\n{entry}\n").parse().unwrap());
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(SHIM);
+        let check_path = || check(&format!("runtime_type = '{}'", path.display()));
+        assert_eq!(check("runtime_type = 'io.containerd.skiff.v1'\nruntime_path = '/opt/shim'").status, Status::Warn);
+        assert_eq!(check_path().status, Status::Warn);
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(check_path().status, Status::Ok);
     }
 
     #[test]
