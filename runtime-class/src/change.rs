@@ -2,11 +2,12 @@
 //!
 //! Invariant: the record is on the disk before the first change, and says how to take back every one of them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::containerd::remove_tried;
 use crate::cri::Reported;
 use crate::error::{Error, Kind, Result};
+use crate::host::Host;
 use crate::node::Node;
 use crate::programs;
 use crate::record::{self, Record, State};
@@ -14,6 +15,8 @@ use crate::restart::Restart;
 
 /// Where compiled code is kept by default: it is of no use without skiff.
 const CACHE: &str = "/var/lib/skiff/cache";
+/// Where runc keeps the states of containers by default, below a directory for each of containerd's namespaces.
+const STATES: &str = "/run/skiff/runc";
 
 /// Finds the record, and ends what an interrupted run began: `true` when there was one.
 pub(crate) fn recover(node: &Node) -> Result<(Option<Record>, bool)> {
@@ -96,10 +99,20 @@ pub(crate) fn finish(node: &Node, mut record: Record) -> Result<()> {
 fn clean_up(node: &Node, record: &Record) -> Result<()> {
     programs::remove_all(&node.host, &record.programs.root)?;
     node.host.remove_tree(CACHE.as_ref())?;
+    remove_states(&node.host)?;
     for directory in record.directories.iter().rev() {
         node.host.remove_empty(directory)?;
     }
     record::forget(&node.host)
+}
+
+/// Removes the directories of states; one that has some belongs to another skiff, which was not installed by this tool.
+fn remove_states(host: &Host) -> Result<()> {
+    let states = Path::new(STATES);
+    for namespace in host.names(states)? {
+        host.remove_empty(&states.join(namespace))?;
+    }
+    states.ancestors().take(2).try_for_each(|directory| host.remove_empty(directory))
 }
 
 /// The directories that are missing for `record`, added to those that were made before.
@@ -108,8 +121,7 @@ pub(crate) fn add_directories(node: &Node, record: &mut Record) {
     let wanted: Vec<PathBuf> = files.chain([record.programs.root.as_path()]).map(PathBuf::from).collect();
     for directory in wanted {
         for missing in node.host.missing_directories(&directory) {
-            let is_state =
-                missing.starts_with(record::STATE) || std::path::Path::new(record::STATE).starts_with(&missing);
+            let is_state = missing.starts_with(record::STATE) || Path::new(record::STATE).starts_with(&missing);
             if !record.directories.contains(&missing) && !is_state {
                 record.directories.push(missing);
             }

@@ -101,7 +101,7 @@ fn read(response: &StatusResponse) -> Reported {
         // containerd 1.7 lists no handlers, but tells its configuration.
         handlers.extend(runtimes.as_object().into_iter().flatten().map(|(name, _)| name.clone()));
     }
-    let shim = runtimes[HANDLER]["runtimePath"].as_str().filter(|path| !path.is_empty()).map(PathBuf::from);
+    let shim = runtimes[HANDLER]["runtimeType"].as_str().map(PathBuf::from);
     Reported { handlers, shim }
 }
 
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn handlers_are_read_from_both_places() {
-        let config = r#"{"containerd":{"runtimes":{"runc":{},"skiff":{"runtimePath":"/opt/shim"}}}}"#;
+        let config = r#"{"containerd":{"runtimes":{"runc":{},"skiff":{"runtimeType":"/opt/shim"}}}}"#;
         let new = read(&response(&["", "runc", "skiff"], config));
         assert_eq!(new, read(&response(&[], config)));
         assert!(new.has(Path::new("/opt/shim")) && !new.has(Path::new("/opt/other")));

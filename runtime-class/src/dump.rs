@@ -3,7 +3,7 @@
 use toml::{Table, Value};
 
 use crate::error::{Error, Result};
-use crate::text::{Entry, HANDLER, IMAGES_PLUGIN, POD_ANNOTATIONS, RUNTIME_TYPE};
+use crate::text::{Entry, HANDLER, IMAGES_PLUGIN, POD_ANNOTATIONS};
 
 /// The plugins that may have the runtimes, newest first.
 const RUNTIME_PLUGINS: [&str; 2] = ["io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri"];
@@ -37,12 +37,6 @@ impl Dump {
         self.runtimes()?.get(name)?.as_table()
     }
 
-    /// Whether cgroups are systemd's on this node: what its default runtime is told.
-    pub(crate) fn systemd_cgroup(&self) -> bool {
-        let option = |runtime: &Table| runtime.get("options")?.get("SystemdCgroup")?.as_bool();
-        self.default_runtime().and_then(option).unwrap_or(false)
-    }
-
     /// Refuses a node whose containerd serves no pods, or not with its default runtime.
     pub(crate) fn check_cri(&self) -> Result<()> {
         let disabled = self.0.get("disabled_plugins").and_then(Value::as_array).into_iter().flatten();
@@ -60,12 +54,10 @@ impl Dump {
     pub(crate) fn check_entry(&self, entry: &Entry) -> Result<(), String> {
         let runtime = self.runtimes().and_then(|runtimes| runtimes.get(HANDLER)?.as_table());
         let Some(runtime) = runtime else { return Err(format!("containerd does not see the runtime `{HANDLER}`")) };
-        let text = |key: &str| runtime.get(key).and_then(Value::as_str).unwrap_or_default();
-        let path = entry.shim.display().to_string();
-        for (key, expected) in [("runtime_type", RUNTIME_TYPE), ("runtime_path", &path)] {
-            if text(key) != expected {
-                return Err(format!("`{key}` of the runtime `{HANDLER}` is `{}`, not `{expected}`", text(key)));
-            }
+        let found = runtime.get("runtime_type").and_then(Value::as_str).unwrap_or_default();
+        let expected = entry.shim.display().to_string();
+        if found != expected {
+            return Err(format!("`runtime_type` of the runtime `{HANDLER}` is `{found}`, not `{expected}`"));
         }
         let annotations = runtime.get("pod_annotations").and_then(Value::as_array).into_iter().flatten();
         if !annotations.filter_map(Value::as_str).eq(POD_ANNOTATIONS) {
@@ -136,14 +128,6 @@ mod tests {
         let other = format!("version = 3\n{}[plugins.x]\na = [1]", RUNC.replace("'r'", "'q'"));
         assert_eq!(lost(&other), "plugins.io.containerd.cri.v1.runtime.containerd.runtimes.runc.runtime_type");
         assert_eq!(lost(&format!("version = 3\n{RUNC}[plugins.x]\na = [1, 2]")), "plugins.x.a");
-    }
-
-    #[test]
-    fn the_cgroup_driver_is_the_default_runtimes() {
-        let options = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]\nSystemdCgroup = true";
-        assert!(dump(&format!("{RUNC}{options}")).systemd_cgroup());
-        assert!(!dump(RUNC).systemd_cgroup());
-        assert!(!dump(&format!("{RUNC}{}", options.replace(".runc.", ".other."))).systemd_cgroup());
     }
 
     #[test]

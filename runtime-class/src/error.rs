@@ -39,6 +39,11 @@ impl Error {
         Self::new(Kind::Host, sentence)
     }
 
+    /// Whether nothing was changed, so that another try is for free.
+    pub(crate) fn is_refusal(&self) -> bool {
+        self.kind == Kind::Refused
+    }
+
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self.kind {
             Kind::Refused => 1,

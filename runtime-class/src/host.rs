@@ -240,14 +240,14 @@ fn write_new(temporary: &Path, target: &Path, content: &mut dyn Read, mode: u32)
     remove_if_there(temporary)?;
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
     io::copy(content, &mut file)?;
-    let mode = match fs::metadata(target) {
+    match fs::metadata(target) {
         Ok(old) => {
+            // In this order it needs no capability but CHOWN.
+            file.set_permissions(Permissions::from_mode(old.mode() & 0o777))?;
             fchown(&file, Some(old.uid()), Some(old.gid()))?;
-            old.mode() & 0o7777
         }
-        Err(_) => mode,
-    };
-    file.set_permissions(Permissions::from_mode(mode))?;
+        Err(_) => file.set_permissions(Permissions::from_mode(mode))?,
+    }
     file.flush()?;
     file.sync_all()
 }

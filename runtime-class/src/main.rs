@@ -2,6 +2,7 @@
 //!
 //! It runs in a container that has the node's root directory mounted, or on the node itself.
 
+mod api;
 mod change;
 mod command;
 mod containerd;
@@ -10,6 +11,7 @@ mod dump;
 mod error;
 mod host;
 mod install;
+mod keep;
 mod label;
 mod layout;
 mod node;
@@ -20,7 +22,7 @@ mod remove;
 mod restart;
 mod status;
 mod text;
-mod watch;
+mod uninstall;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -30,12 +32,15 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use nix::sys::stat::{Mode, umask};
 
+use crate::api::Api;
 use crate::error::{Context, Error, Result};
 use crate::install::Done;
-use crate::label::{LABEL, Labels, Wanted};
+use crate::keep::Wanted;
+use crate::label::{LABEL, Label, Labels};
 use crate::node::{Node, Options};
 use crate::programs::Source;
 use crate::status::Status;
+use crate::uninstall::{DaemonSet, VARIABLE};
 
 /// Puts skiff on a node of a cluster, keeps it there, and takes it away.
 #[derive(Debug, Parser)]
@@ -51,8 +56,27 @@ struct Arguments {
 enum Command {
     /// Install skiff, or bring it up to date.
     Install(InstallArguments),
-    /// End with 0 when skiff is installed as it should be; else say what is wrong.
-    Verify,
+    /// Stay, and install or remove skiff whenever the node is not as it is wanted.
+    Keep {
+        #[command(flatten)]
+        install: InstallArguments,
+        #[command(flatten)]
+        wanted: WantedArgument,
+        /// How many seconds lie between two looks.
+        #[arg(long, default_value_t = 60)]
+        interval: u64,
+    },
+    /// End with 0 when the node is as it is wanted; else say what is wrong.
+    Verify {
+        #[command(flatten)]
+        wanted: WantedArgument,
+        /// The directory with the programs that are to be installed; by default any will do.
+        #[arg(long)]
+        programs: Option<PathBuf>,
+        /// Where on the node they are to live; by default anywhere.
+        #[arg(long)]
+        to: Option<PathBuf>,
+    },
     /// Take skiff away; containerd's configuration is what it was before.
     Remove {
         /// How many seconds to wait for the end of running wasm pods.
@@ -65,6 +89,18 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Take skiff away from every node that a DaemonSet keeps, or from none; for a pod that may change the DaemonSet.
+    Uninstall {
+        /// The DaemonSet's namespace.
+        #[arg(long)]
+        namespace: String,
+        /// The DaemonSet's name.
+        #[arg(long)]
+        daemon_set: String,
+        /// How many seconds to wait for all nodes.
+        #[arg(long, default_value_t = 240)]
+        wait: u64,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -75,12 +111,13 @@ struct InstallArguments {
     /// Where on the node the programs are to live; by default the first place that is fit.
     #[arg(long)]
     to: Option<PathBuf>,
-    /// Stay, and install again whenever something takes it away.
-    #[arg(long)]
-    watch: bool,
-    /// How many seconds lie between two looks.
-    #[arg(long, default_value_t = 60, requires = "watch")]
-    interval: u64,
+}
+
+#[derive(Debug, Args)]
+struct WantedArgument {
+    /// What the node is to be.
+    #[arg(long, env = VARIABLE, value_enum, default_value = "installed")]
+    wanted: Wanted,
 }
 
 #[derive(Debug, Args)]
@@ -132,49 +169,63 @@ async fn main() -> ExitCode {
 }
 
 async fn run(command: Command, arguments: NodeArguments) -> Result<ExitCode> {
-    let labels = labels(&arguments)?;
     let node = || Node::find(options(&arguments));
     match command {
-        Command::Install(arguments) => {
-            let programs = match arguments.programs {
-                Some(programs) => programs,
-                None => own_directory()?,
-            };
-            let job = Job { source: Source::read(&programs)?, to: arguments.to, labels };
-            if arguments.watch {
-                watch::watch(&job, node, Duration::from_secs(arguments.interval)).await?;
-            } else {
-                job.install(&node()?).await?;
-            }
+        Command::Install(install) => job(install, &arguments)?.install(&node()?).await?,
+        Command::Keep { install, wanted, interval } => {
+            keep::keep(&job(install, &arguments)?, wanted.wanted, node, Duration::from_secs(interval)).await?;
         }
-        Command::Verify => {
-            let status = Status::of(&node()?).await;
-            status.reasons.iter().for_each(|reason| say(reason));
-            return Ok(if status.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        Command::Verify { wanted, programs, to } => {
+            let source = programs.as_deref().map(Source::read).transpose()?;
+            let id = source.as_ref().map(|source| source.id.as_str());
+            let status = Status::of(&node()?, id, to.as_deref()).await;
+            return Ok(verify(&status, wanted.wanted));
         }
         Command::Remove { wait } => {
-            let node = node()?;
-            let _lock = node.lock()?;
-            // First, so that no pod is sent here any more.
-            label(labels.as_ref(), Wanted::Absent)?;
-            let was_there = remove::remove(&node, Duration::from_secs(wait)).await?;
-            say(if was_there { "removed" } else { "there is nothing to remove" });
+            take_away(&node()?, labels(&arguments)?.as_ref(), Duration::from_secs(wait)).await?;
         }
         Command::Status { json } => {
-            let status = Status::of(&node()?).await;
+            let status = Status::of(&node()?, None, None).await;
             let text =
                 if json { serde_json::to_string(&status).or_host("cannot write JSON")? + "\n" } else { status.text() };
             io::stdout().lock().write_all(text.as_bytes()).or_host("cannot write to standard output")?;
+        }
+        Command::Uninstall { namespace, daemon_set, wait } => {
+            let set = DaemonSet { api: api(&arguments)?, namespace, name: daemon_set };
+            uninstall::uninstall(&set, Duration::from_secs(wait)).await?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// What `install` was asked for.
+fn verify(status: &Status, wanted: Wanted) -> ExitCode {
+    let is_right = match wanted {
+        Wanted::Installed => status.ready,
+        Wanted::Removed => status.is_removed(),
+    };
+    if is_right {
+        return ExitCode::SUCCESS;
+    }
+    status.reasons.iter().for_each(|reason| say(reason));
+    if status.reasons.is_empty() {
+        say("skiff is installed");
+    }
+    ExitCode::FAILURE
+}
+
+/// What is needed to install.
 struct Job {
     source: Source,
     to: Option<PathBuf>,
     labels: Option<Labels>,
+}
+
+fn job(install: InstallArguments, arguments: &NodeArguments) -> Result<Job> {
+    let programs = match install.programs {
+        Some(programs) => programs,
+        None => own_directory()?,
+    };
+    Ok(Job { source: Source::read(&programs)?, to: install.to, labels: labels(arguments)? })
 }
 
 impl Job {
@@ -188,26 +239,33 @@ impl Job {
             Done::Restarted => format!("installed {id}; containerd reports the handler"),
         });
         // Last, so that no pod is sent here before it can start.
-        label(self.labels.as_ref(), Wanted::Present)
+        if let Some(labels) = &self.labels {
+            labels.set(Label::Present)?;
+            say(&format!("the node has the label `{LABEL}`"));
+        }
+        Ok(())
     }
 }
 
-fn label(labels: Option<&Labels>, wanted: Wanted) -> Result<()> {
-    let Some(labels) = labels else { return Ok(()) };
-    labels.set(wanted)?;
-    say(&match wanted {
-        Wanted::Present => format!("the node has the label `{LABEL}`"),
-        Wanted::Absent => format!("the node does not have the label `{LABEL}`"),
-    });
+/// Removes skiff from the node; wasm pods are waited for as long as `patience` says.
+async fn take_away(node: &Node, labels: Option<&Labels>, patience: Duration) -> Result<()> {
+    let _lock = node.lock()?;
+    // First, so that no pod is sent here any more.
+    labels.map_or(Ok(()), |labels| labels.set(Label::Absent))?;
+    let was_there = remove::remove(node, patience).await?;
+    say(if was_there { "removed" } else { "there is nothing to remove" });
     Ok(())
 }
 
 fn labels(arguments: &NodeArguments) -> Result<Option<Labels>> {
-    let Some(name) = arguments.node_name.clone() else { return Ok(None) };
-    let host = arguments.api_host.clone().ok_or_else(|| {
-        Error::refused("a node's name is given, but `KUBERNETES_SERVICE_HOST` is not: this is no pod")
-    })?;
-    Ok(Some(Labels::in_cluster(name, host, arguments.api_port)))
+    let Some(node) = arguments.node_name.clone() else { return Ok(None) };
+    Ok(Some(Labels { api: api(arguments)?, node }))
+}
+
+fn api(arguments: &NodeArguments) -> Result<Api> {
+    let host = arguments.api_host.clone();
+    let host = host.ok_or_else(|| Error::refused("`KUBERNETES_SERVICE_HOST` is not there: this is no pod"))?;
+    Ok(Api::in_cluster(host, arguments.api_port))
 }
 
 fn options(arguments: &NodeArguments) -> Options {

@@ -102,12 +102,7 @@ impl Facts<'_> {
     }
 
     fn entry(&self) -> Entry {
-        Entry {
-            shim: self.shim.clone(),
-            systemd_cgroup: self.dump.systemd_cgroup(),
-            local_pull: self.containerd.unpacks_own_platform_only(),
-            carried: Vec::new(),
-        }
+        Entry { shim: self.shim.clone(), local_pull: self.containerd.unpacks_own_platform_only(), carried: Vec::new() }
     }
 
     /// Reads a file and takes away what we did to it.

@@ -37,13 +37,19 @@ impl Restart {
         let Some(systemctl) = systemctl else {
             return Err(Error::refused("the node has no systemctl; say `--restart-command` or `--restart-by-signal`"));
         };
+        let mut reason = String::new();
         for unit in &layout.units {
-            if command::run(host, systemctl, &["is-active", "--quiet", unit], limit).await?.is_success {
+            let said = command::run(host, systemctl, &["is-active", "--quiet", unit], limit).await?;
+            if said.is_success {
                 return Ok(Self::Unit { systemctl: systemctl.into(), unit: unit.clone() });
+            }
+            // It says something only when it could not ask.
+            if !said.stderr.is_empty() {
+                reason = format!(" ({})", said.stderr);
             }
         }
         let units = layout.units.join("`, `");
-        Err(Error::refused(format!("no unit is active of `{units}`; say `--restart-command` or `--unit`")))
+        Err(Error::refused(format!("no unit is active of `{units}`{reason}; say `--restart-command` or `--unit`")))
     }
 
     /// Restarts containerd, whose socket is at `socket` for this process.

@@ -1,6 +1,6 @@
 //! `verify` and `status`: what is installed, and what is not as it should be.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -9,6 +9,9 @@ use crate::plan::Version;
 use crate::programs;
 use crate::record::{Record, State};
 use crate::text::{Entry, HANDLER};
+
+/// What is wrong with a node that has no record.
+const NOT_INSTALLED: &str = "skiff is not installed";
 
 /// What is known of this node.
 #[derive(Debug, Serialize)]
@@ -29,8 +32,8 @@ pub(crate) struct Status {
 }
 
 impl Status {
-    /// Looks at the node.
-    pub(crate) async fn of(node: &Node) -> Self {
+    /// Looks at the node; another version of the programs than `id`, or another place than `to`, is wrong.
+    pub(crate) async fn of(node: &Node, id: Option<&str>, to: Option<&Path>) -> Self {
         let mut reasons = Vec::new();
         let record = Record::load(&node.host).unwrap_or_else(|error| {
             reasons.push(error.to_string());
@@ -42,9 +45,15 @@ impl Status {
             Default::default()
         });
         match &record {
-            None => reasons.push("skiff is not installed".into()),
+            None => reasons.push(NOT_INSTALLED.into()),
             Some(record) => {
                 check_record(node, record, &mut reasons);
+                if let Some(id) = id.filter(|id| record.programs.version.as_deref() != Some(id)) {
+                    reasons.push(format!("the installed version is not `{id}`"));
+                }
+                if let Some(to) = to.filter(|to| record.programs.root != *to) {
+                    reasons.push(format!("the programs are not in `{}`", to.display()));
+                }
                 check_configuration(node, record, containerd.as_ref().ok(), &mut reasons).await;
                 let shim = programs::shim(&record.programs.root);
                 if !reported.handlers.is_empty() && !reported.has(&shim) {
@@ -64,6 +73,11 @@ impl Status {
             handlers: reported.handlers.into_iter().collect(),
             reasons,
         }
+    }
+
+    /// Whether nothing of skiff is left, for all that can be seen.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.reasons == [NOT_INSTALLED] && self.handlers.iter().all(|name| name != HANDLER)
     }
 
     /// The same for people.
@@ -114,7 +128,6 @@ async fn check_configuration(node: &Node, record: &Record, version: Option<&Vers
     };
     let entry = Entry {
         shim: programs::shim(&record.programs.root),
-        systemd_cgroup: false,
         local_pull: version.is_some_and(|version| version.unpacks_own_platform_only()),
         carried: Vec::new(),
     };

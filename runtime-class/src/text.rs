@@ -9,8 +9,6 @@ use crate::error::{Context, Error, Result};
 
 /// The name of the runtime in containerd's configuration: what a RuntimeClass calls its handler.
 pub(crate) const HANDLER: &str = "skiff";
-/// The type of the runtime, by which containerd names it in its own records.
-pub(crate) const RUNTIME_TYPE: &str = "io.containerd.skiff.v1";
 /// The annotations of a pod that the runtime is given.
 pub(crate) const POD_ANNOTATIONS: [&str; 2] = ["limits.skiff.dev/*", "*.limits.skiff.dev/*"];
 /// The part of containerd's configuration that says how images are pulled, since containerd 2.0.
@@ -25,8 +23,6 @@ const END: &str = "# skiff-node: end.";
 pub(crate) struct Entry {
     /// The shim's program.
     pub(crate) shim: PathBuf,
-    /// Whether cgroups are made by systemd on this node.
-    pub(crate) systemd_cgroup: bool,
     /// Whether containerd has to be told to unpack images of other platforms, as `wasi/wasm` is.
     pub(crate) local_pull: bool,
     /// Runtimes that containerd would drop from its defaults, now that one is named: containerd 1 replaces the list.
@@ -39,17 +35,16 @@ pub(crate) const fn runtime_plugin(version: u8) -> &'static str {
 }
 
 /// The tables of `entry` in a configuration of this version.
+///
+/// The type is the shim's path, and not a name with the path beside it: of that a containerd that is restarted finds only the
+/// sandboxes again, and takes the containers in them for dead (its issue 10811).
 pub(crate) fn tables(version: u8, entry: &Entry) -> String {
     let runtimes = format!("plugins.'{}'.containerd.runtimes", runtime_plugin(version));
     let annotations = POD_ANNOTATIONS.map(|annotation| format!("'{annotation}'")).join(", ");
     let mut text = format!(
-        "[{runtimes}.{HANDLER}]\nruntime_type = '{RUNTIME_TYPE}'\nruntime_path = '{}'\n\
-         pod_annotations = [{annotations}]\n",
+        "[{runtimes}.{HANDLER}]\nruntime_type = '{}'\npod_annotations = [{annotations}]\n",
         entry.shim.display()
     );
-    if entry.systemd_cgroup {
-        text += &format!("\n[{runtimes}.{HANDLER}.options]\nSystemdCgroup = true\n");
-    }
     if entry.local_pull {
         text += &format!("\n[plugins.'{IMAGES_PLUGIN}']\nuse_local_image_pull = true\n");
     }
@@ -187,7 +182,7 @@ mod tests {
     use super::*;
 
     fn entry() -> Entry {
-        Entry { shim: "/opt/skiff/shim".into(), systemd_cgroup: false, local_pull: false, carried: Vec::new() }
+        Entry { shim: "/opt/skiff/shim".into(), local_pull: false, carried: Vec::new() }
     }
 
     #[test]

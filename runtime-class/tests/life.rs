@@ -4,8 +4,9 @@
 mod node;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use node::{Kind, Node, PLAIN};
@@ -71,7 +72,11 @@ fn an_upgrade_leaves_a_running_pod_its_programs_and_containerd_alone() {
     let old = node.path("opt/skiff").join(old);
     let pod = Pod(Command::new(old.join("skiff-engine")).spawn().unwrap());
     node.write("fake/programs/skiff", "a newer one");
+    let newer = node.programs.to_str().unwrap();
+    node.succeed(&["verify"]);
+    assert!(node.run(&["verify", "--programs", newer]).stderr.contains("the installed version is not `0.1.0-"));
     assert!(node.succeed(&["install"]).contains("containerd goes on"));
+    node.succeed(&["verify", "--programs", newer]);
     assert_eq!(node.restarts(), 1);
     assert_eq!(node.read("opt/skiff/current/skiff"), "a newer one");
     assert!(old.join("skiff").exists(), "a process runs from the old version");
@@ -127,17 +132,48 @@ fn a_node_that_was_reverted_is_installed_again() {
     assert_eq!(node.read(CONFIG), ROOT);
 }
 
+/// A run that stays, and is told to end.
+fn end(mut kept: Pod) {
+    let pid = nix::unistd::Pid::from_raw(kept.0.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(kept.0.wait().unwrap().success());
+}
+
 #[test]
-fn a_watch_installs_again_and_ends_when_it_is_told() {
+fn a_node_that_is_kept_is_installed_again() {
     let node = plain();
-    let mut watch = Pod(node.command(&["install"]).args(["--watch", "--interval", "1"]).spawn().unwrap());
+    let kept = Pod(node.command(&["keep", "--interval", "1"]).stderr(Stdio::null()).spawn().unwrap());
     let is_verified = || node.run(&["verify"]).code == Some(0);
     wait_for(is_verified);
     fs::remove_file(node.path(DROP_IN)).unwrap();
     wait_for(|| node.path(DROP_IN).exists() && is_verified());
-    let pid = nix::unistd::Pid::from_raw(watch.0.id().cast_signed());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-    assert!(watch.0.wait().unwrap().success());
+    node.write(CONFIG, "version = 3\n[broken");
+    assert_eq!(node.run(&["verify"]).code, Some(1));
+    node.write(CONFIG, ROOT);
+    wait_for(is_verified);
+    end(kept);
+}
+
+#[test]
+fn a_node_that_is_wanted_without_skiff_waits_for_its_pods() {
+    let node = plain();
+    let before = node.all_files();
+    node.succeed(&["install"]);
+    assert_eq!(node.run(&["verify", "--wanted", "removed"]).code, Some(1));
+    let pod = Pod(Command::new(node.path("opt/skiff/current/skiff-engine")).spawn().unwrap());
+    let mut command = node.command(&["keep", "--interval", "1"]);
+    let mut kept = Pod(command.env("SKIFF_NODE_WANTED", "removed").stderr(Stdio::piped()).spawn().unwrap());
+    let mut said = String::new();
+    BufReader::new(kept.0.stderr.take().unwrap()).read_line(&mut said).unwrap();
+    assert!(said.contains("wasm pods still run"), "{said}");
+    node.succeed(&["verify"]);
+    drop(pod);
+    wait_for(|| !node.path("var/lib/skiff").exists());
+    assert_eq!(node.all_files(), before);
+    node.succeed(&["verify", "--wanted", "removed"]);
+    end(kept);
+    let said = node.run(&["uninstall", "--namespace", "n", "--daemon-set", "d"]);
+    assert!(said.stderr.contains("this is no pod"), "{}", said.stderr);
 }
 
 fn wait_for(mut condition: impl FnMut() -> bool) {
@@ -159,18 +195,6 @@ fn a_configuration_behind_a_link_is_changed_where_it_is() {
     assert!(node.read("data/config.toml").contains("imports"));
     node.succeed(&["remove"]);
     assert_eq!(node.all_files(), before);
-}
-
-#[test]
-fn the_cgroup_driver_of_the_default_runtime_is_told() {
-    let node = plain();
-    let runc = "plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc";
-    node.write(
-        CONFIG,
-        &format!("{ROOT}[{runc}]\nruntime_type = 'io.containerd.runc.v2'\n[{runc}.options]\nSystemdCgroup = true\n"),
-    );
-    node.succeed(&["install"]);
-    assert!(node.read(DROP_IN).contains("runtimes.skiff.options]\nSystemdCgroup = true\n"));
 }
 
 #[test]
@@ -204,8 +228,25 @@ fn a_place_that_is_named_is_where_the_programs_go() {
     assert!(node.read(DROP_IN).contains("'/home/kubernetes/bin/skiff/current/containerd-shim-skiff-v1'"));
     node.succeed(&["install"]);
     assert_eq!(node.restarts(), 1, "the place is kept");
+    let said = node.run(&["verify", "--to", "/opt/skiff"]);
+    assert!(said.stderr.contains("the programs are not in `/opt/skiff`"), "{}", said.stderr);
     node.succeed(&["install", "--to", "/opt/skiff"]);
     assert_eq!(node.restarts(), 2);
     assert!(!node.path("home/kubernetes/bin/skiff/current").exists());
     node.succeed(&["remove"]);
+}
+
+#[test]
+fn what_the_shim_left_goes_with_it_and_states_of_another_skiff_stay() {
+    let node = plain();
+    let before = node.all_files();
+    node.succeed(&["install"]);
+    node.write("var/lib/skiff/cache/code", "compiled");
+    fs::create_dir_all(node.path("run/skiff/runc/k8s.io")).unwrap();
+    node.succeed(&["remove"]);
+    assert_eq!(node.all_files(), before);
+    node.succeed(&["install"]);
+    node.write("run/skiff/runc/default/container/state.json", "{}");
+    node.succeed(&["remove"]);
+    assert!(node.path("run/skiff/runc/default/container/state.json").exists());
 }

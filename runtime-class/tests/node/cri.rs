@@ -74,7 +74,7 @@ struct Handler {
 fn status(text: &str) -> Status {
     let lines: Vec<_> = text.lines().filter_map(|line| line.split_once(' ')).collect();
     let runtimes: serde_json::Map<_, _> =
-        lines.iter().map(|(name, path)| ((*name).to_owned(), serde_json::json!({"runtimePath": path}))).collect();
+        lines.iter().map(|(name, path)| ((*name).to_owned(), serde_json::json!({"runtimeType": path}))).collect();
     let config = serde_json::json!({"containerd": {"runtimes": runtimes}}).to_string();
     let handlers = ["", "runc"].into_iter().chain(lines.iter().map(|(name, _)| *name).filter(|name| *name != "runc"));
     let handlers = handlers.map(|name| Handler { name: name.into() }).collect();

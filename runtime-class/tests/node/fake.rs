@@ -161,7 +161,7 @@ fn restart() -> i32 {
         let plugins = &table["plugins"];
         let plugin = plugins.get(NEW).or_else(|| plugins.get(OLD)).unwrap();
         for (name, runtime) in plugin["containerd"]["runtimes"].as_table().unwrap() {
-            let path = runtime.get("runtime_path").and_then(Value::as_str).unwrap_or_default();
+            let path = runtime.get("runtime_type").and_then(Value::as_str).unwrap_or_default();
             if name != "skiff" || setting("never").is_none() {
                 reported += &format!("{name} {path}\n");
             }
