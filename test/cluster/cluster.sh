@@ -32,3 +32,11 @@ wrapper() {
   { printf '#!/bin/bash\nexec'; printf ' %q' "${@:2}"; printf ' "$@"\n'; } > "$cluster/bin/$1"
   chmod 755 "$cluster/bin/$1"
 }
+
+# daemon_is_up NAME: whether the kubelet or the containerd of the node answers.
+daemon_is_up() {
+  case $1 in
+    containerd) "$cluster/bin/ctr" version ;;
+    kubelet) "$cluster/bin/in-net" curl -sf http://127.0.0.1:10248/healthz ;;
+  esac
+}

@@ -3,14 +3,7 @@
 cluster=$1 program=$2
 . "$(dirname "$0")/../cluster.sh"
 
-is_up() {
-  case $program in
-    containerd) "$cluster/bin/ctr" version ;;
-    kubelet) "$cluster/bin/in-net" curl -sf http://127.0.0.1:10248/healthz ;;
-  esac
-}
-
 pid=$("$cluster/bin/in-node" cat "/run/node/$program.pid")
 # shellcheck disable=SC2016 # the node's shell expands it
 "$cluster/bin/in-node" bash -c 'kill "$1" && tail -s 0.1 --pid="$1" -f /dev/null' restart "$pid"
-wait_until 60 "$program" is_up
+wait_until 60 "$program" daemon_is_up "$program"

@@ -67,7 +67,7 @@ make_wrappers() {
 main() {
   local kubectl=$cluster/bin/kubectl
   mkdir -p "$(dirname "$cluster")"
-  if node_pid > /dev/null; then step "found $cluster_name"; else with_lock "cluster-$cluster_name" start; step "namespaces"; fi
+  if node_pid > /dev/null; then step "found $cluster_name"; else with_lock "cluster-$backend-$cluster_name" start; step "namespaces"; fi
   make_wrappers
   wait_until 300 "the API server: see $cluster/logs" "$kubectl" get --raw /readyz; step "API server"
   wait_until 300 "containerd: see $cluster/logs" "$cluster/bin/ctr" version; step "containerd"

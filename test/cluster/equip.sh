@@ -1,0 +1,14 @@
+#!/bin/bash
+# equip.sh CLUSTER: puts skiff on a cluster as an operator does, with the chart and the installer's image, and gives it the
+# images of the examples.
+cluster=$1
+. "$(dirname "$0")/cluster.sh"
+
+"$here/images.sh" "$cluster" & images=$!
+"$here/installer.sh" "$cluster" > "$cluster/values.yaml"
+step "the installer's image is in the node's registry"
+"$cluster/bin/helm" upgrade --install skiff "$here/../../charts/skiff" --namespace skiff-system --create-namespace \
+  --wait --timeout 5m --values "$cluster/values.yaml" > "$cluster/logs/helm.log" || { cat "$cluster/logs/helm.log" >&2; exit 1; }
+step "the chart is installed"
+wait "$images"
+step "the examples' images are in the node's registry"

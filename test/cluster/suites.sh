@@ -1,0 +1,63 @@
+#!/bin/bash
+# suites.sh [--node] SUITE... [-- ARGUMENT...]: starts a cluster, puts skiff on it with the chart, runs suites of test/tests on
+# it, one after the other, and ends the cluster. With --node all of that happens in a node with cgroup v2. The arguments are
+# for the test programs (names of tests, --skip). It ends as the last suite that failed. SKIFF_CLUSTER: a cluster to use instead.
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/../cache.sh"
+cd "$here/../.."
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$cache/target}
+
+# build SUITE...: fills `programs` with the suites' test programs.
+build() {
+  local suite built
+  local -a targets=()
+  for suite in "$@"; do targets+=(--test "$suite"); done
+  built=$(cargo test --release --locked --no-run --quiet --message-format=json -p skiff-test "${targets[@]}")
+  programs=()
+  for suite in "$@"; do programs+=("$(sed -n 's/.*"name":"'"$suite"'".*"executable":"\([^"]*\)".*/\1/p' <<< "$built")"); done
+}
+
+# run PROGRAM... [-- ARGUMENT...]: on a cluster that lasts as long.
+run() {
+  local -a suites=()
+  while [ $# -gt 0 ] && [ "$1" != -- ]; do suites+=("$1"); shift; done
+  [ $# = 0 ] || shift
+  if [ -z "${SKIFF_CLUSTER:-}" ]; then
+    export SKIFF_CLUSTER_NAME=test-$$
+    trap '"$here/down.sh"; rm -rf "$SKIFF_CLUSTER"' EXIT
+    trap 'exit 130' INT TERM
+    SKIFF_CLUSTER=$("$here/up.sh" | tail -n 1)
+    export SKIFF_CLUSTER
+    "$here/equip.sh" "$SKIFF_CLUSTER"
+  fi
+  local suite status=0
+  cd test
+  for suite in "${suites[@]}"; do
+    echo "${suite##*/}"
+    "$suite" "$@" || status=$?
+  done
+  return "$status"
+}
+
+main() {
+  local node=''
+  local -a suites=() programs=()
+  if [ "${1:-}" = --run ]; then shift; run "$@"; return; fi
+  if [ "${1:-}" = --node ]; then node=yes; shift; fi
+  while [ $# -gt 0 ] && [ "$1" != -- ]; do suites+=("$1"); shift; done
+  : "${SKIFF_BIN:=$(test/programs.sh | tail -n 1)}"
+  : "${SKIFF_TOOLS:=$(test/tools/build.sh | tail -n 1)}"
+  : "${SKIFF_GUESTS:=$(test/guests/build.sh | tail -n 1)}"
+  export SKIFF_BIN SKIFF_TOOLS SKIFF_GUESTS RUST_TEST_THREADS=${RUST_TEST_THREADS:-3}
+  test/tools/build.sh containerd runc cni crictl native kubernetes registry > /dev/null
+  build "${suites[@]}"
+  if [ -z "$node" ]; then
+    run "${programs[@]}" "$@"
+  else
+    # A disk that snapshots can be on is in the node's memory.
+    SKIFF_CLUSTER_STATE=/tmp/clusters exec "$here/../nodes/run.sh" --mem 6144 --timeout 1500 -- \
+      "$here/suites.sh" --run "${programs[@]}" "$@"
+  fi
+}
+
+main "$@"; exit
