@@ -1,5 +1,5 @@
 #!/bin/bash
-# all.sh [check] [unit] [suites] [nodes]: runs the levels of tests and adds up what they say, ending with `N passed, N failed`.
+# all.sh [check] [unit] [suites] [nodes] [cluster]: runs the levels of tests and adds up what they say, ending with `N passed, N failed`.
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/cache.sh"
 cd "$here/.."
@@ -10,7 +10,7 @@ passed=0 failed=0
 suites=()
 for file in test/tests/*.rs; do
   name=$(basename "$file" .rs)
-  case $name in tidy | apparmor) ;; *) suites+=(--test "$name") ;; esac
+  case $name in tidy | apparmor | kube_*) ;; *) suites+=(--test "$name") ;; esac
 done
 
 # one NAME COMMAND...: a check that is one test by itself.
@@ -38,8 +38,9 @@ check() {
   local package
   apt_need protobuf-compiler libprotobuf-dev shellcheck
   one formatting cargo fmt --check
-  one "shell scripts" shellcheck -s bash -S error test/*.sh test/*/*.sh
+  one "shell scripts" shellcheck -s bash -S error test/*.sh test/*/*.sh test/*/*/*.sh
   for package in "${packages[@]}"; do one "lints of $package" lint "$package"; done
+  one "the chart" test/charts.sh
   many tidy cargo test --release --locked --quiet -p skiff-test --test tidy
 }
 
@@ -74,6 +75,14 @@ nodes() {
   # systemd removes the cgroup of what was killed, and its last limit with it.
   many "cgroup v2 of systemd" test/nodes/suites.sh --systemd --timeout 600 limits_oom memory process \
     -- --skip a_limit_written_below_what_is_in_use
+}
+
+# cluster: Kubernetes, with skiff put on it by the chart, and what depends on cgroups once more on version 2. The last suite
+# changes the node.
+cluster() {
+  prepare
+  many "Kubernetes" test/cluster/suites.sh kube_examples kube_overhead kube_pods kube_services kube_limits kube_node kube_install
+  [ "${SKIFF_CLUSTER_BACKEND:-local}" != local ] || many "Kubernetes on cgroup v2" test/cluster/suites.sh --node kube_limits
 }
 
 for level in "$@"; do
