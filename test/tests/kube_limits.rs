@@ -10,16 +10,15 @@ fn namespace() -> Namespace<'static> {
     Cluster::shared().namespace()
 }
 
-/// Limits, and requests that are as large.
+/// Limits; the pods of all tests together must fit on a node with one processor.
 fn limits(memory_mib: u64, cpu: &str) -> Value {
-    json!({"limits": {"memory": format!("{memory_mib}Mi"), "cpu": cpu}})
+    let memory = format!("{memory_mib}Mi");
+    json!({"limits": {"memory": memory, "cpu": cpu}, "requests": {"memory": memory, "cpu": "10m"}})
 }
 
 /// Changes the limits of a running pod's container `main`.
 fn resize(namespace: &Namespace<'_>, pod: &str, memory_mib: u64, cpu: &str) {
-    let amounts = limits(memory_mib, cpu)["limits"].take();
-    let resources = json!({"limits": amounts, "requests": amounts});
-    let patch = json!({"spec": {"containers": [{"name": "main", "resources": resources}]}});
+    let patch = json!({"spec": {"containers": [{"name": "main", "resources": limits(memory_mib, cpu)}]}});
     namespace.kubectl(&["patch", "pod", pod, "--subresource", "resize", "-p", &patch.to_string()]);
 }
 
@@ -169,7 +168,10 @@ fn a_resize_below_what_is_in_use_is_refused() {
 #[test]
 fn a_guest_that_spins_gets_the_share_that_its_limit_says() {
     let namespace = namespace();
-    namespace.start(&wasm_pod("spins", &[container("main", "c-spin", json!({"resources": limits(64, "200m")}))]));
+    let mut resources = limits(64, "200m");
+    // Nobody on a busy node shall get its share.
+    resources["requests"]["cpu"] = json!("200m");
+    namespace.start(&wasm_pod("spins", &[container("main", "c-spin", json!({"resources": resources}))]));
     // Of the time at which it was measured, and of what the guest had taken then.
     let nanos = |summary: &Value| {
         let cpu = &of_main(summary)["cpu"];

@@ -202,28 +202,30 @@ impl Drop for Cordoned {
 #[test]
 fn a_drain_keeps_to_the_budget_and_loses_no_request() {
     let (namespace, _turn) = namespace();
-    let mut pod = http_pod("web");
-    pod["spec"]["containers"][0]["lifecycle"] = json!({"preStop": {"sleep": {"seconds": 3}}});
+    let mut pod = http_pod("drained");
+    pod["spec"]["containers"][0]["lifecycle"] = json!({"preStop": {"sleep": {"seconds": 5}}});
     namespace.make(&deployment(pod, 2));
-    namespace.make(&service("web"));
-    namespace.kubectl(&["create", "poddisruptionbudget", "web", "--selector=app=web", "--min-available=1"]);
-    namespace.kubectl(&["rollout", "status", "deployment/web", "--timeout=120s"]);
-    namespace.until("poddisruptionbudget/web", |budget| budget["status"]["disruptionsAllowed"] == 1);
-    let old = pods_of(&namespace, "web");
-    let address = namespace.kubectl(&["get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"]);
+    namespace.make(&service("drained"));
+    namespace.kubectl(&["create", "poddisruptionbudget", "drained", "--selector=app=drained", "--min-available=1"]);
+    namespace.kubectl(&["rollout", "status", "deployment/drained", "--timeout=120s"]);
+    namespace.until("poddisruptionbudget/drained", |budget| budget["status"]["disruptionsAllowed"] == 1);
+    let old = pods_of(&namespace, "drained");
+    let address = namespace.kubectl(&["get", "service", "drained", "-o", "jsonpath={.spec.clusterIP}"]);
     namespace.eventually("an answer", || Cluster::shared().curl(&[&format!("http://{address}/")]).ok());
     let load = Cluster::shared().load(&format!("http://{address}/slow?ms=200"));
     let node = Cordoned(Cluster::shared().node());
-    let drain = namespace.lasting(&["drain", &node.0, "--pod-selector=app=web", "--timeout=120s"]);
+    // Of all namespaces: what other tests have left there goes by other names.
+    let drain = namespace.lasting(&["drain", &node.0, "--pod-selector=app=drained", "--timeout=120s"]);
     // The one that takes the place of the first finds no node.
     drain.complains("Cannot evict pod as it would violate the pod's disruption budget");
     assert_eq!(namespace.get(&["node", &node.0])["spec"]["unschedulable"], true);
     load.goes_on();
+    let done = format!("node/{} drained", node.0);
     drop(node);
     let said = drain.end().unwrap();
-    assert!(said.contains("drained"), "{said}");
-    namespace.kubectl(&["rollout", "status", "deployment/web", "--timeout=120s"]);
-    let new = pods_of(&namespace, "web");
+    assert!(said.contains(&done), "{said}");
+    namespace.kubectl(&["rollout", "status", "deployment/drained", "--timeout=120s"]);
+    let new = pods_of(&namespace, "drained");
     assert!(old.iter().all(|old| new.iter().all(|new| name_of(old) != name_of(new))), "an old pod is still there");
     load.goes_on();
 }

@@ -12,25 +12,11 @@ tools=$("$here/../tools/build.sh" kubernetes registry | tail -n 1)
 
 # start: everything between nothing and a docker daemon that answers.
 start() {
-  local outer init='' root
   rm -rf --one-file-system "$cluster"
   mkdir -p "$cluster"/{disk,helm,host,logs,registry}
+  make_cgroups
   export cgroup cluster parts
-  for root in $(cgroup_roots); do
-    mkdir -p "$root"
-    # A new cpuset of v1 has no processors.
-    if [ -f "$root/cpuset.cpus" ] && [ ! -f "$root/cgroup.controllers" ]; then
-      cat "$root/../cpuset.cpus" > "$root/cpuset.cpus"; cat "$root/../cpuset.mems" > "$root/cpuset.mems"
-    fi
-  done
-  setsid unshare --mount --net --uts --pid --ipc --fork --kill-child=KILL --propagation private \
-    bash "$kind/init.sh" > "$cluster/logs/init.log" 2>&1 < /dev/null &
-  outer=$!
-  until [ -n "$init" ]; do
-    kill -0 "$outer" 2> /dev/null || { cat "$cluster/logs/init.log" >&2; say "the docker host did not start"; exit 1; }
-    init=$(tr -d ' ' < "/proc/$outer/task/$outer/children")
-  done
-  echo "$init $(start_time "$init")" > "$cluster/init"
+  start_init "$kind/init.sh"
   wait_until 300 "docker: see $cluster/logs/init.log and $cluster/host/dockerd.log" in_host docker version
 }
 

@@ -28,3 +28,28 @@ cgroup_roots() {
     if [ ! -L "${hierarchy%/}" ]; then echo "$hierarchy$cgroup"; fi
   done
 }
+
+# make_cgroups: the node's cgroup in each hierarchy.
+make_cgroups() {
+  local root
+  for root in $(cgroup_roots); do
+    mkdir -p "$root"
+    # A new cpuset of v1 has no processors.
+    if [ -f "$root/cpuset.cpus" ] && [ ! -f "$root/cgroup.controllers" ]; then
+      cat "$root/../cpuset.cpus" > "$root/cpuset.cpus"; cat "$root/../cpuset.mems" > "$root/cpuset.mems"
+    fi
+  done
+}
+
+# start_init SCRIPT: runs the script as process 1 of namespaces of its own, and notes which process that is.
+start_init() {
+  local outer init=''
+  setsid unshare --mount --net --uts --pid --ipc --fork --kill-child=KILL --propagation private \
+    bash "$1" > "$cluster/logs/init.log" 2>&1 < /dev/null &
+  outer=$!
+  until [ -n "$init" ]; do
+    kill -0 "$outer" 2> /dev/null || { cat "$cluster/logs/init.log" >&2; say "$1 did not start"; exit 1; }
+    init=$(tr -d ' ' < "/proc/$outer/task/$outer/children")
+  done
+  echo "$init $(start_time "$init")" > "$cluster/init"
+}

@@ -13,27 +13,12 @@ fi
 
 # start: everything between nothing and a node whose process 1 runs.
 start() {
-  local outer init='' root
   rm -rf --one-file-system "$cluster"
   mkdir -p "$cluster"/{bin,disk/containerd,disk/kubelet,images,logs,pki}
   make_images
-  for root in $(cgroup_roots); do
-    mkdir -p "$root"
-    # A new cpuset of v1 has no processors.
-    if [ -f "$root/cpuset.cpus" ] && [ ! -f "$root/cgroup.controllers" ]; then
-      cat "$root/../cpuset.cpus" > "$root/cpuset.cpus"; cat "$root/../cpuset.mems" > "$root/cpuset.mems"
-    fi
-  done
-  # Everything but the descriptors of locks goes on.
+  make_cgroups
   export cache cluster cluster_name tools daemons node_ip service_cidr service_dns pod_cidr cgroup
-  setsid unshare --mount --net --uts --pid --ipc --fork --kill-child=KILL --propagation private \
-    bash "$here/local/init.sh" > "$cluster/logs/init.log" 2>&1 < /dev/null &
-  outer=$!
-  until [ -n "$init" ]; do
-    kill -0 "$outer" 2> /dev/null || { cat "$cluster/logs/init.log" >&2; say "the node did not start"; exit 1; }
-    init=$(tr -d ' ' < "/proc/$outer/task/$outer/children")
-  done
-  echo "$init $(start_time "$init")" > "$cluster/init"
+  start_init "$here/local/init.sh"
   wait_until 120 "the node's own root: see $cluster/logs/init.log" test -e "$cluster/ready"
 }
 
