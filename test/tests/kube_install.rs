@@ -51,6 +51,8 @@ impl Release {
             release.helm(&["rollback", "skiff"]).unwrap();
         }
         release.upgrade(&[]).unwrap();
+        // A test may take away the programs, which pods of earlier ones need to end.
+        release.until("the end of earlier pods", || release.shims().is_empty());
         release
     }
 
