@@ -4,18 +4,9 @@
 # for the test programs (names of tests, --skip). It ends as the last suite that failed. SKIFF_CLUSTER: a cluster to use instead.
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../cache.sh"
+. "$here/../suites.sh"
 cd "$here/../.."
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$cache/target}
-
-# build SUITE...: fills `programs` with the suites' test programs.
-build() {
-  local suite built
-  local -a targets=()
-  for suite in "$@"; do targets+=(--test "$suite"); done
-  built=$(cargo test --release --locked --no-run --quiet --message-format=json -p skiff-test "${targets[@]}")
-  programs=()
-  for suite in "$@"; do programs+=("$(sed -n 's/.*"name":"'"$suite"'".*"executable":"\([^"]*\)".*/\1/p' <<< "$built")"); done
-}
 
 # run PROGRAM... [-- ARGUMENT...]: on a cluster that lasts as long.
 run() {
@@ -45,12 +36,10 @@ main() {
   if [ "${1:-}" = --run ]; then shift; run "$@"; return; fi
   if [ "${1:-}" = --node ]; then node=yes; shift; fi
   while [ $# -gt 0 ] && [ "$1" != -- ]; do suites+=("$1"); shift; done
-  : "${SKIFF_BIN:=$(test/programs.sh | tail -n 1)}"
-  : "${SKIFF_TOOLS:=$(test/tools/build.sh | tail -n 1)}"
-  : "${SKIFF_GUESTS:=$(test/guests/build.sh | tail -n 1)}"
-  export SKIFF_BIN SKIFF_TOOLS SKIFF_GUESTS RUST_TEST_THREADS=${RUST_TEST_THREADS:-3}
+  provide
+  export RUST_TEST_THREADS=${RUST_TEST_THREADS:-3}
   test/tools/build.sh containerd runc cni crictl native kubernetes registry > /dev/null
-  build "${suites[@]}"
+  build_suites "${suites[@]}"
   if [ -z "$node" ]; then
     run "${programs[@]}" "$@"
   else

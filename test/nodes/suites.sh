@@ -4,6 +4,7 @@
 # made too unless they are set. It ends as the last suite that failed.
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../cache.sh"
+. "$here/../suites.sh"
 cd "$here/../.."
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$cache/target}
 
@@ -13,20 +14,14 @@ while [ $# -gt 0 ]; do
     --systemd) options+=("$1"); export SKIFF_TEST_SYSTEMD=yes ;;
     --mem | --timeout) options+=("$1" "$2"); shift ;;
     --) shift; break ;;
-    *) suites+=(--test "$1") ;;
+    *) suites+=("$1") ;;
   esac
   shift
 done
 
-# A suite looks for what is not set with programs that the node has not.
-: "${SKIFF_BIN:=$(test/programs.sh | tail -n 1)}"
-: "${SKIFF_TOOLS:=$(test/tools/build.sh | tail -n 1)}"
-: "${SKIFF_GUESTS:=$(test/guests/build.sh | tail -n 1)}"
-export SKIFF_BIN SKIFF_TOOLS SKIFF_GUESTS RUST_TEST_THREADS=${RUST_TEST_THREADS:-2}
-
-built=$(cargo test --release --locked --no-run --quiet --message-format=json -p skiff-test "${suites[@]}")
-mapfile -t programs < <(sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' <<< "$built")
-[ "${#programs[@]}" = $((${#suites[@]} / 2)) ] || { say "built ${#programs[@]} of ${suites[*]}"; exit 1; }
+provide
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-2}
+build_suites "${suites[@]}"
 
 cd test
 # shellcheck disable=SC2016 # the node's shell expands it

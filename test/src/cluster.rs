@@ -13,7 +13,7 @@ use crate::random_name;
 use crate::wait::until_every;
 
 /// How long anything in a cluster may take here: a loaded machine with two processors starts pods slowly.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// How often something is looked at: each look is a program that is started.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -63,9 +63,7 @@ impl Cluster {
 
     /// Makes what a manifest describes.
     pub fn apply(&self, manifest: &str) {
-        let command = &mut self.client("kubectl");
-        let applied = answer(command.args(["apply", "-f", "-"]), manifest.as_bytes());
-        applied.unwrap_or_else(|said| panic!("cannot apply: {said}\n{manifest}"));
+        apply(self.client("kubectl"), manifest);
     }
 
     /// The name of the one node.
@@ -82,6 +80,26 @@ impl Cluster {
     /// Ends a daemon of the node, `kubelet` or `containerd`, which is started again.
     pub fn restart(&self, daemon: &str) {
         self.run("restart", &[daemon]);
+    }
+
+    /// What somebody would look at who has to find out why a test failed.
+    pub fn tell(&self, namespace: &str) {
+        let kubectl = |words: &[&str]| self.try_run("kubectl", &[&["-n", namespace], words].concat());
+        let mut told = String::new();
+        let views: [&[&str]; 3] =
+            [&["get", "all", "-o", "wide"], &["describe", "pods"], &["get", "events", "--sort-by=.lastTimestamp"]];
+        for view in views {
+            let said = kubectl(view).unwrap_or_else(|said| said);
+            told += &format!("--- kubectl {}\n{said}\n", view.join(" "));
+        }
+        let pods = kubectl(&["get", "pods", "-o", "name"]).unwrap_or_default();
+        for pod in pods.lines() {
+            let words = ["logs", pod, "--all-containers", "--prefix", "--tail=50"];
+            told += &format!("--- logs of {pod}\n{}\n", kubectl(&words).unwrap_or_else(|said| said));
+        }
+        told += &format!("--- the node\n{}", self.try_run("node-logs", &[]).unwrap_or_else(|said| said));
+        // Nothing is left to be done when standard error is gone.
+        drop(std::io::stderr().lock().write_all(told.as_bytes()));
     }
 
     /// A namespace for one test, gone after it.
@@ -124,8 +142,7 @@ impl Namespace<'_> {
 
     /// Makes what a manifest describes.
     pub fn apply(&self, manifest: &str) {
-        let applied = answer(self.client().args(["apply", "-f", "-"]), manifest.as_bytes());
-        applied.unwrap_or_else(|said| panic!("cannot apply: {said}\n{manifest}"));
+        apply(self.client(), manifest);
     }
 
     /// Makes what the file describes.
@@ -148,17 +165,6 @@ impl Namespace<'_> {
         self.kubectl(&["wait", &format!("--for={condition}"), what, &format!("--timeout={}s", PATIENCE.as_secs())]);
     }
 
-    /// Waits until an object is as `condition` wants it; answers it then.
-    pub fn until(&self, what: &str, mut condition: impl FnMut(&Value) -> bool) -> Value {
-        let mut last = Value::Null;
-        let holds = until_every(PAUSE, PATIENCE, || {
-            last = self.get(&[what]);
-            condition(&last)
-        });
-        assert!(holds, "{what} did not become as expected: {last:#}");
-        last
-    }
-
     /// Waits until `probe` answers something.
     pub fn eventually<T>(&self, what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
         let mut found = None;
@@ -168,42 +174,20 @@ impl Namespace<'_> {
         });
         found.unwrap_or_else(|| panic!("waited {} s in vain: {what}", PATIENCE.as_secs()))
     }
-
-    /// Waits for a pod's end: the state `terminated` of its first container.
-    pub fn ended(&self, pod: &str) -> Value {
-        let pod = self.until(&format!("pod/{pod}"), |pod| {
-            matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
-        });
-        pod["status"]["containerStatuses"][0]["state"]["terminated"].clone()
-    }
-
-    /// What somebody would look at who has to find out why a test failed.
-    fn tell(&self) {
-        let mut told = String::new();
-        let views: [&[&str]; 3] =
-            [&["get", "all", "-o", "wide"], &["describe", "pods"], &["get", "events", "--sort-by=.lastTimestamp"]];
-        for view in views {
-            let said = self.try_kubectl(view).unwrap_or_else(|said| said);
-            told += &format!("--- kubectl {}\n{said}\n", view.join(" "));
-        }
-        let pods = self.try_kubectl(&["get", "pods", "-o", "name"]).unwrap_or_default();
-        for pod in pods.lines() {
-            let words = ["logs", pod, "--all-containers", "--prefix", "--tail=50"];
-            told += &format!("--- logs of {pod}\n{}\n", self.try_kubectl(&words).unwrap_or_else(|said| said));
-        }
-        told += &format!("--- the node\n{}", self.cluster.try_run("node-logs", &[]).unwrap_or_else(|said| said));
-        // Nothing is left to be done when standard error is gone.
-        drop(std::io::stderr().lock().write_all(told.as_bytes()));
-    }
 }
 
 impl Drop for Namespace<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.tell();
+            self.cluster.tell(&self.name);
         }
         drop(self.cluster.try_run("kubectl", &["delete", "namespace", &self.name, "--wait=false"]));
     }
+}
+
+fn apply(mut kubectl: Command, manifest: &str) {
+    let applied = answer(kubectl.args(["apply", "-f", "-"]), manifest.as_bytes());
+    applied.unwrap_or_else(|said| panic!("cannot apply: {said}\n{manifest}"));
 }
 
 /// Runs a command with this input: its standard output, or its standard error when it failed.

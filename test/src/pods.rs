@@ -2,15 +2,12 @@
 
 use std::io::{BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, Namespace};
+use crate::cluster::{Cluster, Namespace, PATIENCE};
 use crate::streams::Collected;
 use crate::until;
-
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A container of an example image, with these fields besides.
 pub fn container(name: &str, image: &str, fields: Value) -> Value {
@@ -133,8 +130,17 @@ impl Namespace<'_> {
     /// Makes a pod and waits for its end; the pod then.
     pub fn run(&self, pod: &Value) -> Value {
         self.make(pod);
-        let name = format!("pod/{}", pod["metadata"]["name"].as_str().expect("it has a name"));
-        self.watch(&name, |pod| matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed")))
+        self.until_end(pod["metadata"]["name"].as_str().expect("it has a name"))
+    }
+
+    /// Waits for a pod's end: the state `terminated` of its first container.
+    pub fn ended(&self, pod: &str) -> Value {
+        self.until_end(pod)["status"]["containerStatuses"][0]["state"]["terminated"].clone()
+    }
+
+    fn until_end(&self, pod: &str) -> Value {
+        let has_ended = |pod: &Value| matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+        self.watch(&format!("pod/{pod}"), has_ended)
     }
 
     /// Starts a `kubectl` command that lasts.
@@ -183,11 +189,6 @@ impl Lasting {
         let stdout = Collected::start(std::os::fd::OwnedFd::from(child.stdout.take().expect("it is piped")).into());
         let stderr = Collected::start(std::os::fd::OwnedFd::from(child.stderr.take().expect("it is piped")).into());
         Self { stdin: child.stdin.take(), child, stdout, stderr }
-    }
-
-    /// Its process.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
     }
 
     /// What it has written to standard output.

@@ -169,12 +169,7 @@ impl Release {
 impl Drop for Release {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let views: [&[&str]; 3] =
-                [&["get", "all", "-o", "wide"], &["describe", "pods"], &["logs", "-l", PODS, "--tail=50"]];
-            for view in views {
-                let said = self.kubectl(view).unwrap_or_else(|said| said);
-                drop(writeln!(std::io::stderr().lock(), "--- kubectl {}\n{said}", view.join(" ")));
-            }
+            self.cluster.tell(SYSTEM);
         }
     }
 }

@@ -208,7 +208,7 @@ fn a_drain_keeps_to_the_budget_and_loses_no_request() {
     namespace.make(&service("drained"));
     namespace.kubectl(&["create", "poddisruptionbudget", "drained", "--selector=app=drained", "--min-available=1"]);
     namespace.kubectl(&["rollout", "status", "deployment/drained", "--timeout=120s"]);
-    namespace.until("poddisruptionbudget/drained", |budget| budget["status"]["disruptionsAllowed"] == 1);
+    namespace.watch("poddisruptionbudget/drained", |budget| budget["status"]["disruptionsAllowed"] == 1);
     let old = pods_of(&namespace, "drained");
     let address = namespace.kubectl(&["get", "service", "drained", "-o", "jsonpath={.spec.clusterIP}"]);
     namespace.eventually("an answer", || Cluster::shared().curl(&[&format!("http://{address}/")]).ok());

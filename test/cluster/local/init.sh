@@ -2,21 +2,12 @@
 # Process 1 of the node: makes its root, its network and its settings, and keeps its daemons running.
 # Environment: what up.sh exports.
 set -euo pipefail
+. "$(dirname "$0")/../root.sh"
 
 # own_root: an overlay over the machine's root whose changes are kept in memory, with the kernel's files and the node's disk.
 own_root() {
   local root=/run/node-root place
-  # A private /run, for a place to mount on and for sockets.
-  mount -t tmpfs -o mode=755 run /run
-  mkdir -p /run/changes /run/work $root
-  mount -t overlay -o lowerdir=/,upperdir=/run/changes,workdir=/run/work overlay $root
-  mount --rbind /dev $root/dev
-  mount -t proc proc $root/proc
-  # What a sysfs says of network devices is that of the namespace it was mounted in.
-  mount -t sysfs sysfs $root/sys
-  mount --rbind /sys/fs/cgroup $root/sys/fs/cgroup
-  mount -t tmpfs -o mode=755 run $root/run
-  mount -t tmpfs -o mode=1777 tmp $root/tmp
+  make_root $root /
   for place in "$cache" "$cluster"; do
     mkdir -p "$root$place"
     mount --rbind "$place" "$root$place"
@@ -30,19 +21,8 @@ own_root() {
   for place in /etc/containerd /etc/cni /etc/kubernetes /opt /var/lib/cni /var/log; do
     rm -rf --one-file-system "${root:?}$place"; mkdir -p "$root$place"
   done
-  mkdir -p $root/opt/cni/bin $root/etc/cni/net.d $root/etc/containerd/conf.d $root/run/node $root/run/netns $root/mnt
-  cd $root
-  pivot_root . mnt
-  umount --lazy /mnt
-  mount --make-rshared /
-}
-
-# keep_sysctl NAME VALUE: the kubelet wants settings of the whole kernel, which are the machine's. It reads before it writes:
-# it shall read what it wants.
-keep_sysctl() {
-  [ -e "/proc/sys/$1" ] || return 0
-  echo "$2" > "/run/node/${1//\//.}"
-  mount --bind "/run/node/${1//\//.}" "/proc/sys/$1"
+  mkdir -p $root/opt/cni/bin $root/etc/cni/net.d $root/etc/containerd/conf.d $root/run/node $root/run/netns
+  enter_root $root
 }
 
 network() {
