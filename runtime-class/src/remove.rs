@@ -39,10 +39,12 @@ pub(crate) async fn remove(node: &Node, patience: Duration) -> Result<bool> {
         Some(name) => Some(format!("the CRI does not report `{name}` any more")),
         None => now.has_handler().then(|| format!("the CRI still reports `{HANDLER}`")),
     };
-    if let Some(restart) = &restart
-        && let Err(error) = node.restart_until(restart, missing).await
-    {
-        return Err(roll_back(node, record, error, &reported, Some(restart)).await);
+    if let Some(restart) = &restart {
+        let gone = node.restart_until(restart, missing).await;
+        // A pod may have started until then; from now on none can.
+        if let Err(error) = gone.and_then(|()| refuse_users(node, &old)) {
+            return Err(roll_back(node, record, error, &reported, Some(restart)).await);
+        }
     }
     finish(node, record)?;
     Ok(true)
@@ -60,16 +62,21 @@ async fn refuse_unknown(node: &Node) -> Result<()> {
 async fn wait_for_pods(node: &Node, old: &Record, patience: Duration) -> Result<()> {
     let deadline = Instant::now() + patience;
     loop {
-        let users = programs::users(&node.host, &old.programs.root)?;
-        let Some((_, pid)) = users.first() else { return Ok(()) };
-        if Instant::now() >= deadline {
-            let count = users.len();
-            return Err(Error::refused(format!(
-                "wasm pods still run, {count} processes of them, process {pid} among them; drain the node first"
-            )));
+        let done = refuse_users(node, old);
+        if done.is_ok() || Instant::now() >= deadline {
+            return done;
         }
         sleep(PAUSE).await;
     }
+}
+
+fn refuse_users(node: &Node, old: &Record) -> Result<()> {
+    let users = programs::users(&node.host, &old.programs.root)?;
+    let Some((_, pid)) = users.first() else { return Ok(()) };
+    let count = users.len();
+    Err(Error::refused(format!(
+        "wasm pods still run, {count} processes of them, process {pid} among them; drain the node first"
+    )))
 }
 
 fn record(node: &Node, old: &Record) -> Result<Record> {

@@ -10,6 +10,8 @@ use std::path::PathBuf;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount, umount};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use node::{Files, Kind, Node, PLAIN};
 use steps::{End, run_and_kill};
 
@@ -106,6 +108,25 @@ fn an_upgrade_that_is_killed_at_any_step_leaves_new_pods_their_programs() {
         node.succeed(&["remove"]);
         assert_eq!(node.all_files(), *before, "step {step}");
     });
+}
+
+#[test]
+fn a_pod_that_starts_during_a_remove_keeps_its_programs() {
+    let node = plain();
+    let before = node.all_files();
+    node.succeed(&["install"]);
+    let installed = node.configuration();
+    node.write("fake/pod", "/opt/skiff/current/skiff-engine");
+    let said = node.run(&["remove"]);
+    let pid = Pid::from_raw(node.read("fake/pid").parse().unwrap());
+    kill(pid, Signal::SIGKILL).unwrap();
+    assert_eq!(said.code, Some(3), "{}", said.stderr);
+    assert!(said.stderr.contains(&format!("process {pid} among them")), "{}", said.stderr);
+    assert!(node.is_reported());
+    assert_eq!(node.configuration(), installed);
+    node.succeed(&["verify"]);
+    node.succeed(&["remove", "--wait", "10"]);
+    assert_eq!(node.all_files(), before);
 }
 
 #[test]

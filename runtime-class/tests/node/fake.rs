@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use toml::{Table, Value};
 
@@ -144,10 +145,20 @@ fn merge(into: &mut Table, from: Table) {
     }
 }
 
+/// Starts a program that `/fake/pod` names, as a pod would that comes just then.
+#[expect(clippy::zombie_processes, reason = "it outlives this program")]
+fn start_pod() {
+    let Some(program) = setting("pod") else { return };
+    fs::remove_file("/fake/pod").unwrap();
+    let pod = Command::new(program).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    fs::write("/fake/pid", pod.id().to_string()).unwrap();
+}
+
 /// Writes the configuration from its template, reads it, and says what the CRI reports from now on.
 fn restart() -> i32 {
     let mut log = OpenOptions::new().create(true).append(true).open("/fake/restarts").unwrap();
     log.write_all(b"restart\n").unwrap();
+    start_pod();
     let config = PathBuf::from(setting("config").unwrap());
     if let Some(template) = setting("template") {
         let base = setting("base").map(|base| base + "\n").unwrap_or_default();
