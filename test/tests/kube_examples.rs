@@ -373,9 +373,10 @@ fn a_pod_has_a_user_namespace_of_its_own() {
 
 /// Whether containerd asks other runtimes than runc what they are able to, as it does since 2.4, and tells the kubelet.
 fn knows_other_runtimes() -> bool {
-    let path = "jsonpath={.items[0].status.nodeInfo.containerRuntimeVersion}";
-    let version = Cluster::shared().kubectl(&["get", "nodes", "-o", path]);
-    let version = version.strip_prefix("containerd://").unwrap().trim_start_matches('v');
+    // The node's status says `Unknown` for a while when the kubelet looked during a restart.
+    let versions = Cluster::shared().run("crictl", &["version"]);
+    let version = versions.lines().find_map(|line| line.strip_prefix("RuntimeVersion:")).unwrap();
+    let version = version.trim().trim_start_matches('v');
     let mut numbers = version.split(['.', '-', '+']).map(|number| number.parse::<u32>().unwrap());
     (numbers.next().unwrap(), numbers.next().unwrap()) >= (2, 4)
 }
