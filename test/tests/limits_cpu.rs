@@ -17,6 +17,8 @@ const LONGEST_MAX: Duration = Duration::from_millis(100);
 const KILL_MAX: Duration = Duration::from_secs(1);
 /// How long a share is measured.
 const WINDOW: Duration = Duration::from_secs(2);
+/// How long a raised quota may take to show.
+const RAISED_MAX: Duration = Duration::from_secs(30);
 
 /// Guests that never come back: in their own code, and in a call of the host.
 fn endless() -> [(&'static str, Job<'static>); 4] {
@@ -113,8 +115,13 @@ fn a_quota_is_the_share_that_a_guest_gets_and_follows_an_update() {
     assert!((0.1..0.3).contains(&share), "{share} of a processor");
     container.update(&json!({"cpu": {"quota": 60_000, "period": 100_000}})).unwrap();
     assert_eq!(container.cgroup.cpu_quota(), Some((60_000, 100_000)));
-    let raised = share_of(&container);
-    assert!(raised > share * 1.5 && raised < 0.75, "{share}, then {raised} of a processor");
+    // While other tests want the same processor, it gets less than it may.
+    let is_raised = until(RAISED_MAX, || {
+        let raised = share_of(&container);
+        assert!(raised < 0.75, "{share}, then {raised} of a processor");
+        raised > share * 1.5
+    });
+    assert!(is_raised, "no more than {share} of a processor");
 }
 
 #[test]
