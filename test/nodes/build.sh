@@ -36,7 +36,7 @@ EOF
     tar -x -C "$1/source" --strip-components=1 "${unneeded[@]/#/--exclude=}"
   rm -r "$1/apt"
   cd "$1/source"
-  patch -s -p1 < "$here/kernel/cpu-mhz.patch"
+  cat "$here"/kernel/*.patch | patch -s -p1
   make -s ARCH=um x86_64_defconfig
   scripts/kconfig/merge_config.sh -m -O . .config "$here/kernel/config" > /dev/null
   make -s ARCH=um olddefconfig
