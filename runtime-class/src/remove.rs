@@ -42,7 +42,7 @@ pub(crate) async fn remove(node: &Node, patience: Duration) -> Result<bool> {
     if let Some(restart) = &restart {
         let gone = node.restart_until(restart, missing).await;
         // A pod may have started until then; from now on none can.
-        if let Err(error) = gone.and_then(|()| refuse_users(node, &old)) {
+        if let Err(error) = gone.and_then(|()| users(node, &old)?.map_or(Ok(()), Err)) {
             return Err(roll_back(node, record, error, &reported, Some(restart)).await);
         }
     }
@@ -62,21 +62,23 @@ async fn refuse_unknown(node: &Node) -> Result<()> {
 async fn wait_for_pods(node: &Node, old: &Record, patience: Duration) -> Result<()> {
     let deadline = Instant::now() + patience;
     loop {
-        let done = refuse_users(node, old);
-        if done.is_ok() || Instant::now() >= deadline {
-            return done;
+        let Some(refusal) = users(node, old)? else { return Ok(()) };
+        if Instant::now() >= deadline {
+            return Err(refusal);
         }
         sleep(PAUSE).await;
     }
 }
 
-fn refuse_users(node: &Node, old: &Record) -> Result<()> {
+/// The refusal that wasm pods which run are a reason for.
+fn users(node: &Node, old: &Record) -> Result<Option<Error>> {
     let users = programs::users(&node.host, &old.programs.root)?;
-    let Some((_, pid)) = users.first() else { return Ok(()) };
-    let count = users.len();
-    Err(Error::refused(format!(
-        "wasm pods still run, {count} processes of them, process {pid} among them; drain the node first"
-    )))
+    Ok(users.first().map(|(_, pid)| {
+        let count = users.len();
+        Error::refused(format!(
+            "wasm pods still run, {count} processes of them, process {pid} among them; drain the node first"
+        ))
+    }))
 }
 
 fn record(node: &Node, old: &Record) -> Result<Record> {
