@@ -182,7 +182,7 @@ fn what_cannot_start_says_why_in_the_pods_status() {
         rows.iter().all(|(name, _)| {
             let status = status_of(pod, name);
             let last = &status["lastState"]["terminated"];
-            status["state"]["waiting"].is_object() && last.is_object()
+            status["state"]["waiting"]["reason"] == "CrashLoopBackOff" && last.is_object()
         })
     });
     for (name, sentence) in rows {
