@@ -19,9 +19,34 @@ pub fn command_line_of(pid: u32) -> String {
     String::from_utf8_lossy(&words).trim_end_matches('\0').replace('\0', " ")
 }
 
+/// What an engine makes of what the specification gives a process: the value of a line of `/proc/PID/status` once the engine
+/// has raised its own wall, where that of a native process is `value` and its effective capabilities are `effective`.
+pub fn behind_the_wall(name: &str, value: &str, effective: &str) -> String {
+    // DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID and NET_BIND_SERVICE.
+    const KEPT: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 10;
+    const SETPCAP: u64 = 1 << 8;
+    let number = |text: &str| u64::from_str_radix(text.trim(), 16).expect("a set of capabilities");
+    match name {
+        "CapPrm" | "CapEff" => format!("{:016x}", number(value) & KEPT),
+        // Only who has a capability for it can lower this bound.
+        "CapBnd" if number(effective) & SETPCAP != 0 => format!("{:016x}", number(value) & KEPT),
+        "CapInh" | "CapAmb" => format!("{:016x}", 0),
+        "NoNewPrivs" => "1".into(),
+        "Seccomp" => "2".into(),
+        _ => value.trim().into(),
+    }
+}
+
 /// The children of `pid` that have not ended.
 pub fn children_of(pid: u32) -> Vec<u32> {
     all().into_iter().filter(|child| state_and_parent(*child).is_some_and(|(_, parent)| parent == pid)).collect()
+}
+
+/// The children of `pid` that have ended, and that nobody has waited for.
+pub fn zombies_of(pid: u32) -> Vec<u32> {
+    let is_its_zombie =
+        |child: &u32| state_and_parent(*child).is_some_and(|(state, parent)| parent == pid && state == "Z");
+    all().into_iter().filter(is_its_zombie).collect()
 }
 
 /// How many tasks (threads) `pid` has; none when it is gone.

@@ -15,14 +15,18 @@ use skiff_test::{
 };
 use xxhash_rust::xxh3::xxh3_128;
 
-/// What stands behind the compiled code in an entry: a name, its length, the digest, and a hash over all before.
-const TRAILER_NAME: &[u8] = b"skiffao1";
-const TRAILER_BYTES: usize = 8 + 8 + 64 + 16;
+/// What stands behind the compiled code in an entry: a name, its length, the digest, the owner, and a hash over all before.
+const TRAILER_NAME: &[u8] = b"skiffao2";
+const OWNER_BYTES: usize = 64;
+const TRAILER_BYTES: usize = 8 + 8 + 64 + OWNER_BYTES + 16;
 
-/// The entries of a cache, and nothing else may be in it.
+/// The entries of a cache, and nothing else may be in it but the locks for which compilers take turns.
 fn entries(containerd: &Containerd) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for engine in fs::read_dir(containerd.own_cache()).unwrap().flatten() {
+        if engine.file_name().to_string_lossy().starts_with("slot.") {
+            continue;
+        }
         found.extend(fs::read_dir(engine.path()).unwrap().flatten().map(|entry| entry.path()));
     }
     found.sort();
@@ -195,7 +199,7 @@ fn replace(path: &Path, bytes: &[u8]) {
 /// An entry that verifies, whatever its code.
 fn sealed(code: &[u8], digest: &str) -> Vec<u8> {
     let length = u64::try_from(code.len()).unwrap().to_le_bytes();
-    let mut bytes = [code, TRAILER_NAME, &length, digest.as_bytes()].concat();
+    let mut bytes = [code, TRAILER_NAME, &length, digest.as_bytes(), &[0; OWNER_BYTES]].concat();
     bytes.extend(xxh3_128(&bytes).to_le_bytes());
     bytes
 }

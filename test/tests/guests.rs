@@ -257,9 +257,8 @@ fn a_trap_in_a_request_answers_500_and_the_server_lives() {
         let server = serving(Containerd::shared().job(guest), port);
         assert_eq!(get(port, "/trap").unwrap().status, 500, "{guest}");
         assert_eq!(get(port, "/").unwrap().status, 200, "{guest}");
-        assert!(until(Duration::from_secs(5), || server.streams.stderr().contains("on purpose")), "{guest}");
-        let stderr = server.streams.stderr();
-        assert!(stderr.contains("trapped"), "{guest}: {stderr}");
+        let is_told = |words: &str| until(Duration::from_secs(5), || server.streams.stderr().contains(words));
+        assert!(is_told("on purpose") && is_told("trapped"), "{guest}: {}", server.streams.stderr());
     }
 }
 

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use skiff_plan::{EXIT_OOM, Refusal};
 use tokio::runtime::{Builder, Runtime};
 use wasmtime::component::{Func as ComponentFunction, InstancePre as ComponentPre, Val as ComponentValue};
-use wasmtime::{Error, Extern, ExternType, Func, Instance, Linker, Module, Result, Store, Val};
+use wasmtime::{
+    Error, Extern, ExternType, Func, Instance, InstancePre as ModulePre, Linker, Module, Result, Store, Val,
+};
 use wasmtime_wasi::{I32Exit, p0, p1, p2, p3};
 
 use crate::load::{describe_export, of_engine};
@@ -41,39 +43,89 @@ enum Entry {
     Ended(Error),
 }
 
-impl Command {
-    /// Links and instantiates a core module.
+/// A core module that is linked; nothing of it has run.
+pub(crate) struct LinkedModule {
+    pre: ModulePre<State>,
+    runtime: Runtime,
+    context: Context,
+}
+
+/// A component that is linked; nothing of it has run.
+pub(crate) struct LinkedComponent {
+    pre: ComponentPre<State>,
+    kind: ComponentKind,
+    runtime: Runtime,
+    context: Context,
+}
+
+impl LinkedModule {
+    /// Links a core module.
     ///
     /// # Errors
-    /// [`Refusal::Guest`] for an import that skiff has not, for no function to run and for too much initial memory.
-    pub(crate) fn of_module(module: &Module, context: Context) -> Result<Self, Refusal> {
+    /// [`Refusal::Guest`] for an import that skiff has not and for no function to run.
+    pub(crate) fn new(module: &Module, context: Context) -> Result<Self, Refusal> {
         let linker = module_linker(module).map_err(|error| of_engine(&error))?;
         check_exports(module, &context)?;
-        let (runtime, mut store) = prepare(module.engine(), &context, Writer::Module)?;
-        let pre = linker
-            .instantiate_pre(module)
-            .map_err(|error| cannot_link(&linker, &mut store, module, &error, &context))?;
+        match linker.instantiate_pre(module) {
+            Ok(pre) => Ok(Self { pre, runtime: runtime()?, context }),
+            Err(error) => {
+                let mut store = context.state(Writer::Module)?.into_store(module.engine());
+                Err(cannot_link(&linker, &mut store, module, &error, &context))
+            }
+        }
+    }
+
+    /// What its instance will be given.
+    pub(crate) fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// Instantiates it.
+    ///
+    /// # Errors
+    /// [`Refusal::Guest`] for too much initial memory.
+    pub(crate) fn instantiate(self) -> Result<Command, Refusal> {
+        let Self { pre, runtime, context } = self;
+        let mut store = prepare(pre.module().engine(), &context, Writer::Module)?;
         let entry = match runtime.block_on(pre.instantiate_async(&mut store)) {
             Ok(instance) => module_entry(&mut store, &instance, &context)?,
             Err(error) => ended_or_refused(&store, error, &context)?,
         };
-        Ok(Self { module: context.plan.module, budget: context.budget, runtime, store, entry })
+        Ok(Command { module: context.plan.module, budget: context.budget, runtime, store, entry })
     }
+}
 
-    /// Instantiates a linked component.
+impl LinkedComponent {
+    /// Finds what of a component is called.
     ///
     /// # Errors
-    /// [`Refusal::Guest`] when it exports nothing to run and for too much initial memory.
-    pub(crate) fn of_component(pre: &ComponentPre<State>, context: Context) -> Result<Self, Refusal> {
-        let kind = ComponentKind::of(pre, &context)?;
-        let (runtime, mut store) = prepare(pre.engine(), &context, Writer::Component)?;
-        let entry = match runtime.block_on(kind.instantiate(pre, &mut store)) {
+    /// [`Refusal::Guest`] when it exports nothing to run.
+    pub(crate) fn new(pre: ComponentPre<State>, context: Context) -> Result<Self, Refusal> {
+        let kind = ComponentKind::of(&pre, &context)?;
+        Ok(Self { pre, kind, runtime: runtime()?, context })
+    }
+
+    /// What its instance will be given.
+    pub(crate) fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// Instantiates it.
+    ///
+    /// # Errors
+    /// [`Refusal::Guest`] for too much initial memory.
+    pub(crate) fn instantiate(self) -> Result<Command, Refusal> {
+        let Self { pre, kind, runtime, context } = self;
+        let mut store = prepare(pre.engine(), &context, Writer::Component)?;
+        let entry = match runtime.block_on(kind.instantiate(&pre, &mut store)) {
             Ok(entry) => entry,
             Err(error) => ended_or_refused(&store, error, &context)?,
         };
-        Ok(Self { module: context.plan.module, budget: context.budget, runtime, store, entry })
+        Ok(Command { module: context.plan.module, budget: context.budget, runtime, store, entry })
     }
+}
 
+impl Command {
     /// Runs the guest to its end; answers the exit code.
     pub(crate) fn run(mut self) -> i32 {
         let result = self.runtime.block_on(call(&mut self.store, self.entry));
@@ -95,14 +147,18 @@ impl Command {
     }
 }
 
-fn prepare(engine: &wasmtime::Engine, context: &Context, writer: Writer) -> Result<(Runtime, Store<State>), Refusal> {
+/// The runtime of a command, which has no thread of its own. It is made before the wall: it makes sockets for itself.
+fn runtime() -> Result<Runtime, Refusal> {
+    Builder::new_current_thread().enable_all().build().map_err(|error| cannot_prepare(&error))
+}
+
+fn prepare(engine: &wasmtime::Engine, context: &Context, writer: Writer) -> Result<Store<State>, Refusal> {
     // Before Ready: from then on a signal has to find the guest's course.
     signals::grant_grace();
     if let Some(limit) = context.plan.limits.run_time {
         deadline::end_after(limit, &context.plan.module).map_err(|error| cannot_prepare(&error))?;
     }
-    let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| cannot_prepare(&error))?;
-    Ok((runtime, context.state(writer)?.into_store(engine)))
+    Ok(context.state(writer)?.into_store(engine))
 }
 
 fn cannot_prepare(error: &io::Error) -> Refusal {

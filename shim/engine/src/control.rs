@@ -1,8 +1,9 @@
-//! The engine's end of the control socket, and what it inherits from the shim.
+//! The engine's ends of what goes between it and the shim, and what it inherits from it.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -10,11 +11,12 @@ use skiff_plan::{CONTROL_FD, ENGINE_FD, Message, Refusal, Reply};
 
 use crate::report;
 
-/// The control socket. Invariant: the guest never runs while it is open.
+/// The control socket. Messages come through it, nothing goes back. Invariant: no guest code runs while it is open.
 pub(crate) struct Control(UnixStream);
 
 impl Control {
-    /// Takes the socket over from the process that executed the engine, and closes the engine's own file.
+    /// Takes the socket over from the process that executed the engine, and closes everything else that was handed down:
+    /// the engine's own file, and what nobody meant to.
     ///
     /// # Errors
     /// When descriptor [`CONTROL_FD`] is not open.
@@ -24,6 +26,7 @@ impl Control {
         fcntl(number, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
         // Closing fails when nothing is there, as in a test that starts the engine by its path: nothing to do then.
         let _closed = nix::unistd::close(ENGINE_FD);
+        close_above(CONTROL_FD);
         // SAFETY: the descriptor is open, was made for the engine, and nothing else in this process uses it.
         Ok(Self(UnixStream::from(unsafe { OwnedFd::from_raw_fd(number.as_raw_fd()) })))
     }
@@ -40,6 +43,23 @@ impl Control {
             }
         }
     }
+}
+
+/// Closes what this process was born with beyond `number`. Kernels before 5.9 cannot, and runtimes leave nothing there.
+fn close_above(number: RawFd) {
+    let first = number.cast_unsigned() + 1;
+    // SAFETY: at its start the process has opened nothing yet, so that no descriptor of Rust's is among these.
+    let _closed = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+}
+
+/// The pipe for what the shim is told of one message. It is all that a starting guest's engine holds of the shim.
+pub(crate) struct Replies(File);
+
+impl Replies {
+    /// Through the pipe that came with a message.
+    pub(crate) fn through(pipe: File) -> Self {
+        Self(pipe)
+    }
 
     /// Says that the code is loaded.
     ///
@@ -49,7 +69,7 @@ impl Control {
         Reply::Loaded.write_to(&self.0)
     }
 
-    /// Says that the guest is about to run, and closes the socket.
+    /// Says that the guest is about to run, and closes the pipe.
     ///
     /// # Errors
     /// Those of writing, but for a shim that waits no longer: it has reported a guest with a long start function as started.

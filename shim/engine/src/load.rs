@@ -1,20 +1,20 @@
-//! Maps compiled code and finds out what kind of guest it is.
+//! Maps compiled code, finds out what kind of guest it is, and links it.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
-use skiff_plan::{Limits, Refusal};
+use skiff_plan::{Account, EnginePlan, Limits, Refusal};
 use wasmtime::component::types::ComponentItem;
-use wasmtime::component::{Component, InstancePre, Linker};
+use wasmtime::component::{Component, InstancePre};
 use wasmtime::{Config, Engine, Module, Precompiled};
-use wasmtime_wasi::{p2, p3};
 use wasmtime_wasi_http::handler::ProxyPre;
 
-use crate::command::Command;
-use crate::http::Server;
+use crate::command::{LinkedComponent, LinkedModule};
+use crate::control::name_process;
+use crate::http::LinkedServer;
 use crate::store::State;
 use crate::wasi::Context;
-use crate::{Prepared, report};
+use crate::{Linked, http, linker, mounts, report};
 
 /// What host functions get of a call's stack, beyond the guest's part.
 const HOST_STACK_BYTES: usize = 3 << 19;
@@ -27,13 +27,67 @@ pub(crate) enum Guest {
     Component(Component),
 }
 
+/// A guest whose code is mapped, as often as it will ever be, and whose container is known.
+pub(crate) struct Loaded {
+    guest: Guest,
+    is_server: bool,
+    context: Context,
+}
+
+impl Loaded {
+    /// Maps what a message holds. Afterwards its files are not needed any more.
+    ///
+    /// # Errors
+    /// [`Refusal::Incompatible`] when the code is not of this engine, [`Refusal::Host`] when the engine itself fails.
+    pub(crate) fn of(plan: EnginePlan, code: &File, account: &File, memory_limits: Vec<File>) -> Result<Self, Refusal> {
+        let account = Account::keep_in(account)
+            .map_err(|error| Refusal::Host(format!("cannot keep the account of the guest's memory: {error}")))?;
+        let engine = config(&plan.limits).and_then(|config| Engine::new(&config)).map_err(|error| of_engine(&error))?;
+        let guest = load(&engine, code)?;
+        name_process(plan.module.rsplit('/').next().unwrap_or_default());
+        let context = Context::new(plan, memory_limits, account);
+        let is_server = match &guest {
+            Guest::Component(component) => context.plan.function.is_none() && exports_http_handler(component),
+            Guest::Module(_) => false,
+        };
+        let guest = match guest {
+            Guest::Component(component) if is_server => {
+                Guest::Component(http::pooled(&component, code, &context).unwrap_or(component))
+            }
+            other => other,
+        };
+        Ok(Self { guest, is_server, context })
+    }
+
+    /// Links the guest as what its exports say it is: a command, a library or an HTTP server. Runs nothing of it.
+    ///
+    /// # Errors
+    /// [`Refusal::Guest`] when it is none of these, imports what skiff has not, or would see a kernel file system.
+    pub(crate) fn link(self) -> Result<Linked, Refusal> {
+        let Self { guest, is_server, context } = self;
+        mounts::check(&context.plan.preopens)?;
+        match guest {
+            Guest::Module(module) => LinkedModule::new(&module, context).map(|linked| Linked::Module(Box::new(linked))),
+            Guest::Component(component) if is_server => {
+                let handler = http_handler(&linked(&component, &context)?, &context)?;
+                let linked = LinkedServer::new(component.engine(), handler, context);
+                linked.map(|linked| Linked::Server(Box::new(linked)))
+            }
+            Guest::Component(component) => {
+                let linked = LinkedComponent::new(linked(&component, &context)?, context);
+                linked.map(|linked| Linked::Component(Box::new(linked)))
+            }
+        }
+    }
+}
+
 /// The configuration of the engine for a guest with these limits.
 ///
 /// # Errors
 /// Those of [`skiff_config::engine_config`].
 pub(crate) fn config(limits: &Limits) -> wasmtime::Result<Config> {
     let mut config = skiff_config::engine_config()?;
-    config.max_wasm_stack(limits.stack_bytes).async_stack_size(limits.stack_bytes + HOST_STACK_BYTES);
+    config.max_wasm_stack(limits.stack_bytes).async_stack_size(limits.stack_bytes.saturating_add(HOST_STACK_BYTES));
     Ok(config)
 }
 
@@ -64,56 +118,13 @@ fn incompatible(error: &wasmtime::Error) -> Refusal {
     Refusal::Incompatible(format!("the compiled code is not of this engine: {}", report::sentence(error)))
 }
 
-/// Links a component and instantiates it as what its exports say: an HTTP server, a command or a library.
-///
-/// # Errors
-/// [`Refusal::Guest`] when it is none of these or imports what skiff has not.
-pub(crate) fn link(component: &Component, code: &File, context: Context) -> Result<Prepared, Refusal> {
-    if context.plan.function.is_none() && exports_http_handler(component) {
-        let component = Server::pooled(component, code, &context).unwrap_or_else(|| component.clone());
-        let handler = http_handler(&linked(&component, &context)?, &context)?;
-        return Server::new(component.engine(), handler, context).map(|server| Prepared::Server(Box::new(server)));
-    }
-    Command::of_component(&linked(component, &context)?, context).map(|command| Prepared::Command(Box::new(command)))
-}
-
 fn linked(component: &Component, context: &Context) -> Result<InstancePre<State>, Refusal> {
-    let linker = component_linker(component).map_err(|error| of_engine(&error))?;
+    let linker = linker::of_component(component).map_err(|error| of_engine(&error))?;
     linker.instantiate_pre(component).map_err(|error| cannot_link(&error, context))
 }
 
 fn cannot_link(error: &wasmtime::Error, context: &Context) -> Refusal {
     Refusal::Guest(format!("cannot link `{}`: {}", context.plan.module, report::sentence(error)))
-}
-
-/// Defines all interfaces of the WASI versions that `component` speaks: defining those of a version that it does not
-/// would only take time.
-fn component_linker(component: &Component) -> wasmtime::Result<Linker<State>> {
-    let mut linker = Linker::new(component.engine());
-    let names = names(component);
-    let speaks =
-        |package: &str, version: &str| names.iter().any(|name| name.starts_with(package) && name.contains(version));
-    if speaks("wasi:", "@0.2") {
-        p2::add_to_linker_async(&mut linker)?;
-    }
-    if speaks("wasi:http/", "@0.2") {
-        wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
-    }
-    if speaks("wasi:", "@0.3") {
-        p3::add_to_linker(&mut linker)?;
-    }
-    if speaks("wasi:http/", "@0.3") {
-        wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
-    }
-    Ok(linker)
-}
-
-/// The names of what `component` imports and exports.
-fn names(component: &Component) -> Vec<String> {
-    let engine = component.engine();
-    let ty = component.component_type();
-    let imports = ty.imports(engine).map(|(name, _)| name.to_owned());
-    imports.chain(ty.exports(engine).map(|(name, _)| name.to_owned())).collect()
 }
 
 fn exports_http_handler(component: &Component) -> bool {

@@ -6,18 +6,24 @@ mod control;
 mod deadline;
 mod http;
 mod limits;
+mod linker;
 mod load;
+mod mounts;
+mod names;
+mod outgoing;
+mod queue;
 mod report;
+mod server_output;
 mod signals;
 mod stdio;
 mod store;
+mod wall;
 mod wasi;
 
-use skiff_plan::{Account, EXIT_ENGINE, Message, Refusal};
-use wasmtime::Engine;
+use skiff_plan::{EXIT_ENGINE, Message, Refusal};
 
-use crate::control::Control;
-use crate::load::{Guest, of_engine};
+use crate::control::{Control, Replies};
+use crate::load::Loaded;
 
 /// A guest that is instantiated and waits to run.
 enum Prepared {
@@ -25,49 +31,74 @@ enum Prepared {
     Server(Box<http::Server>),
 }
 
+/// A guest whose code is mapped and linked. Nothing of it has run.
+enum Linked {
+    Module(Box<command::LinkedModule>),
+    Component(Box<command::LinkedComponent>),
+    Server(Box<http::LinkedServer>),
+}
+
 fn main() {
     let code = run().unwrap_or_else(|error| {
         report::line(&format!("the engine cannot talk to the shim: {error}"));
         EXIT_ENGINE
     });
+    report::flush();
     std::process::exit(code);
 }
 
 /// Serves the control socket until a guest has run or was refused for good; answers the exit code.
 fn run() -> std::io::Result<i32> {
+    wall::hide()?;
     signals::install();
     let control = Control::inherit()?;
     loop {
-        match prepare(control.receive()?, &control) {
-            Ok(prepared) => {
-                control.ready()?;
-                return Ok(prepared.run());
+        let Message { plan, code, account, replies, memory_limits } = control.receive()?;
+        let replies = Replies::through(replies);
+        match Loaded::of(plan, &code, &account, memory_limits) {
+            Ok(loaded) => {
+                drop((control, code, account));
+                return start(loaded, replies);
             }
-            Err(incompatible @ Refusal::Incompatible(_)) => control.refuse(incompatible)?,
+            Err(incompatible @ Refusal::Incompatible(_)) => replies.refuse(incompatible)?,
             Err(refusal) => {
-                control.refuse(refusal)?;
+                replies.refuse(refusal)?;
                 return Ok(EXIT_ENGINE);
             }
         }
     }
 }
 
-/// Loads, links and instantiates what the message holds.
-fn prepare(message: Message, control: &Control) -> Result<Prepared, Refusal> {
-    let account = Account::keep_in(&message.account)
-        .map_err(|error| Refusal::Host(format!("cannot keep the account of the guest's memory: {error}")))?;
-    let engine = load::config(&message.plan.limits).and_then(|config| Engine::new(&config));
-    let engine = engine.map_err(|error| of_engine(&error))?;
-    let guest = load::load(&engine, &message.code)?;
-    control.loaded().map_err(|error| Refusal::Host(format!("cannot talk to the shim: {error}")))?;
-    let name = message.plan.module.rsplit('/').next().unwrap_or_default().to_owned();
-    control::name_process(&name);
-    let context = wasi::Context::new(message.plan, message.memory_limits, account);
-    match guest {
-        Guest::Module(module) => {
-            command::Command::of_module(&module, context).map(|command| Prepared::Command(Box::new(command)))
+/// Brings a guest from its code to its end; answers the exit code.
+fn start(loaded: Loaded, replies: Replies) -> std::io::Result<i32> {
+    let told = replies.loaded().map_err(|error| Refusal::Host(format!("cannot talk to the shim: {error}")));
+    match told.and_then(|()| loaded.link()).and_then(Linked::prepare) {
+        Ok(prepared) => {
+            replies.ready()?;
+            Ok(prepared.run())
         }
-        Guest::Component(component) => load::link(&component, &message.code, context),
+        Err(refusal) => {
+            replies.refuse(refusal)?;
+            Ok(EXIT_ENGINE)
+        }
+    }
+}
+
+impl Linked {
+    /// Raises the wall and instantiates.
+    // Invariant: no instruction of a guest runs on this side of the wall.
+    fn prepare(self) -> Result<Prepared, Refusal> {
+        let context = match &self {
+            Self::Module(module) => module.context(),
+            Self::Component(component) => component.context(),
+            Self::Server(server) => server.context(),
+        };
+        context.raise_wall()?;
+        match self {
+            Self::Module(module) => module.instantiate().map(|command| Prepared::Command(Box::new(command))),
+            Self::Component(component) => component.instantiate().map(|command| Prepared::Command(Box::new(command))),
+            Self::Server(server) => server.prepare().map(|server| Prepared::Server(Box::new(server))),
+        }
     }
 }
 

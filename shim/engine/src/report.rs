@@ -1,14 +1,21 @@
 //! What the engine says on the container's stderr, and the exit code that goes with it.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io;
+use std::sync::OnceLock;
+use std::thread::Builder;
+use std::time::Duration;
 
 use skiff_plan::{EXIT_TRAP, exit_code_of_proc_exit};
 use wasmtime::{Error, Result, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
+use crate::queue::Queue;
 use crate::stdio;
 
+/// The messages of a server; a command has none.
+static QUEUE: OnceLock<Queue> = OnceLock::new();
+const STACK_BYTES: usize = 64 << 10;
 /// How long the last line waits for a slow reader, in milliseconds.
 const LAST_WAIT: u8 = 100;
 
@@ -36,10 +43,36 @@ pub(crate) fn trap(module: &str, error: &Error) {
     line(&trap_text(module, error));
 }
 
-/// Writes one message to stderr, at once and whole.
+/// Writes one message to stderr: at once and whole, or in a server, whose threads do not wait for a reader, in its turn.
 pub(crate) fn line(text: &str) {
-    // There is nobody left to tell when stderr itself fails.
-    let _told = std::io::stderr().write_all(format!("skiff: {text}\n").as_bytes());
+    let message = format!("skiff: {text}\n");
+    match QUEUE.get() {
+        Some(queue) => queue.push(message),
+        // There is nobody left to tell when stderr itself fails.
+        None => drop(stdio::say(message.as_bytes())),
+    }
+}
+
+/// From now on a thread of its own writes the messages.
+///
+/// # Errors
+/// When there is no room for a thread.
+pub(crate) fn queue() -> io::Result<()> {
+    let queue = QUEUE.get_or_init(Queue::default);
+    Builder::new().name("stderr".to_owned()).stack_size(STACK_BYTES).spawn(move || {
+        loop {
+            let _told = stdio::say(queue.next().as_bytes());
+            queue.written();
+        }
+    })?;
+    Ok(())
+}
+
+/// Waits until all messages are written, but not for long.
+pub(crate) fn flush() {
+    if let Some(queue) = QUEUE.get() {
+        queue.wait_empty(Duration::from_millis(LAST_WAIT.into()));
+    }
 }
 
 /// The same for a process that ends whether or not somebody reads.

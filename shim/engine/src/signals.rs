@@ -3,12 +3,13 @@
 //! the guest spins or blocks in a host call, and cost no thread.
 
 use std::io;
-use std::os::fd::IntoRawFd;
-use std::os::unix::net::UnixStream;
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
 use std::time::Duration;
 
+use nix::fcntl::OFlag;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
+use nix::unistd::pipe2;
 use skiff_plan::exit_code_of_signal;
 
 /// How long a command goes on after SIGTERM or SIGINT. A guest cannot see signals: this is for one that is about done.
@@ -39,7 +40,7 @@ enum Course {
 static COURSE: AtomicU8 = AtomicU8::new(Course::AtOnce as u8);
 /// The exit code of the first SIGTERM or SIGINT; 0 before it.
 static ENDING: AtomicI32 = AtomicI32::new(0);
-/// The socket that tells the HTTP server; -1 without one.
+/// The pipe that tells the HTTP server; -1 without one.
 static NOTIFIED: AtomicI32 = AtomicI32::new(-1);
 
 /// Installs the handlers. Until [`grant_grace`] or [`notify`] every signal ends the process at once.
@@ -59,13 +60,12 @@ pub(crate) fn grant_grace() {
     COURSE.store(Course::Grace as u8, Ordering::SeqCst);
 }
 
-/// From now on the first SIGTERM or SIGINT makes the answered socket readable, and nothing else.
+/// From now on the first SIGTERM or SIGINT makes the answered pipe readable, and nothing else.
 ///
 /// # Errors
-/// Those of `socketpair(2)`.
-pub(crate) fn notify() -> io::Result<UnixStream> {
-    let (ours, handlers) = UnixStream::pair()?;
-    handlers.set_nonblocking(true)?;
+/// Those of `pipe2(2)`.
+pub(crate) fn notify() -> io::Result<OwnedFd> {
+    let (ours, handlers) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     NOTIFIED.store(handlers.into_raw_fd(), Ordering::SeqCst);
     COURSE.store(Course::Drain as u8, Ordering::SeqCst);
     Ok(ours)
@@ -108,7 +108,7 @@ fn start_timer() -> bool {
 
 fn write_event() -> bool {
     let byte = [0_u8];
-    // SAFETY: `write` is async-signal-safe and reads one byte of a local; without a socket it answers `EBADF`.
+    // SAFETY: `write` is async-signal-safe and reads one byte of a local; without a pipe it answers `EBADF`.
     unsafe { libc::write(NOTIFIED.load(Ordering::SeqCst), byte.as_ptr().cast(), byte.len()) == 1 }
 }
 

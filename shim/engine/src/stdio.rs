@@ -22,7 +22,7 @@ use crate::deadline;
 /// How much a guest may write at once.
 const PERMIT_BYTES: usize = 64 << 10;
 /// What a pipe that is ready takes without blocking; see pipe(7).
-const PIPE_BYTES: usize = 4096;
+pub(crate) const PIPE_BYTES: usize = 4096;
 /// How much of a limited rate may be used up at once.
 const BURST: Duration = Duration::from_secs(1);
 
@@ -45,11 +45,11 @@ pub(crate) enum Writer {
     Module,
     /// A component of a command: for it a broken pipe is a closed stream.
     Component,
-    /// An instance of a server: while it waits for a reader, another thread takes over the requests of its own.
+    /// An instance of a server; see [`ServerOutput`](crate::server_output::ServerOutput).
     Server,
 }
 
-/// An output stream of the guest.
+/// An output stream of a command: its only thread waits for a slow reader.
 #[derive(Clone, Copy)]
 pub(crate) struct Output {
     pub(crate) target: Target,
@@ -66,49 +66,80 @@ impl Output {
     }
 
     fn write_some(self, bytes: &[u8]) -> io::Result<usize> {
-        // Nobody asks it of a server, which goes on.
-        if matches!(self.target, Target::Stderr)
-            && self.writer != Writer::Server
-            && bytes.windows(OUT_OF_MEMORY.len()).any(|part| part == OUT_OF_MEMORY)
+        if matches!(self.target, Target::Stderr) && bytes.windows(OUT_OF_MEMORY.len()).any(|part| part == OUT_OF_MEMORY)
         {
             SAID_OUT_OF_MEMORY.store(true, Ordering::Relaxed);
         }
-        let bytes = RATE.get().map_or(bytes, |rate| self.wait_for(rate, bytes));
-        if self.writer != Writer::Server {
-            return self.write_blocking(bytes);
-        }
-        let first = bytes.get(..PIPE_BYTES).unwrap_or(bytes);
-        if wait_writable(self.as_fd(), PollTimeout::ZERO)? {
-            return self.write_blocking(first);
-        }
-        tokio::task::block_in_place(|| self.write_blocking(first))
+        let bytes = RATE.get().map_or(bytes, |rate| {
+            let part = bytes.get(..rate.piece_bytes()).unwrap_or(bytes);
+            deadline::pass(rate.take(part.len(), Instant::now()));
+            part
+        });
+        write_blocking(self.target, bytes)
     }
+}
 
-    /// Waits until some of `bytes` may be written, and answers that part.
-    fn wait_for<'a>(self, rate: &Rate, bytes: &'a [u8]) -> &'a [u8] {
-        let part = bytes.get(..rate.piece_bytes()).unwrap_or(bytes);
-        let delay = rate.take(part.len(), Instant::now());
-        if !delay.is_zero() {
-            match self.writer {
-                Writer::Server => tokio::task::block_in_place(|| deadline::pass(delay)),
-                Writer::Module | Writer::Component => deadline::pass(delay),
+fn write_blocking(target: Target, bytes: &[u8]) -> io::Result<usize> {
+    loop {
+        match nix::unistd::write(target, bytes) {
+            Ok(written) => return Ok(written),
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => {
+                wait_writable(target.as_fd(), PollTimeout::NONE)?;
             }
+            Err(error) => return Err(error.into()),
         }
-        part
     }
+}
 
-    fn write_blocking(self, bytes: &[u8]) -> io::Result<usize> {
-        loop {
-            match nix::unistd::write(self, bytes) {
-                Ok(written) => return Ok(written),
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => {
-                    wait_writable(self.as_fd(), PollTimeout::NONE)?;
-                }
-                Err(error) => return Err(error.into()),
-            }
+/// Writes some of a server's output; `None` when it would have to wait, for a reader or for the allowed pace.
+///
+/// # Errors
+/// Those of `write(2)`.
+pub(crate) fn try_write(target: Target, bytes: &[u8]) -> io::Result<Option<usize>> {
+    if !pace_delay().is_zero() {
+        return Ok(None);
+    }
+    let written = write_into_room(target, bytes)?;
+    if let (Some(rate), Some(written)) = (RATE.get(), written) {
+        rate.take(written, Instant::now());
+    }
+    Ok(written)
+}
+
+/// Whether [`try_write`] would write.
+pub(crate) fn has_room(target: Target) -> bool {
+    pace_delay().is_zero() && is_writable(&target, 0)
+}
+
+/// How long nothing may be written yet.
+pub(crate) fn pace_delay() -> Duration {
+    RATE.get().map_or(Duration::ZERO, |rate| rate.delay(Instant::now()))
+}
+
+/// Writes all of what the engine itself says to stderr, however long its reader takes.
+///
+/// # Errors
+/// Those of `write(2)`.
+pub(crate) fn say(mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match write_into_room(Target::Stderr, bytes)? {
+            Some(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            None => drop(wait_writable(Target::Stderr.as_fd(), PollTimeout::NONE)?),
         }
     }
+    Ok(())
+}
+
+/// Writes what a pipe that is ready takes. Of this process's threads one does so at a time: two that see the same room
+/// would both fill it, and one of them would wait.
+fn write_into_room(target: Target, bytes: &[u8]) -> io::Result<Option<usize>> {
+    static WRITING: Mutex<()> = Mutex::new(());
+    let _alone = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+    if !wait_writable(target.as_fd(), PollTimeout::ZERO)? {
+        return Ok(None);
+    }
+    write_blocking(target, bytes.get(..PIPE_BYTES).unwrap_or(bytes)).map(Some)
 }
 
 /// How much the guest may write in a second, stdout and stderr together; a second's worth at once.
@@ -131,11 +162,16 @@ impl Rate {
         *paid_until = start + Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
         paid_until.saturating_duration_since(now).saturating_sub(BURST)
     }
+
+    /// How long at `now` nothing more is to be written.
+    fn delay(&self, now: Instant) -> Duration {
+        self.take(0, now)
+    }
 }
 
 /// From now on the guest writes at most so many bytes in a second.
 pub(crate) fn limit_rate(bytes_per_second: u64) {
-    RATE.get_or_init(|| Rate { bytes_per_second, paid_until: Mutex::new(Instant::now()) });
+    RATE.get_or_init(|| Rate { bytes_per_second: bytes_per_second.max(1), paid_until: Mutex::new(Instant::now()) });
 }
 
 /// Whether a command's stderr has said so.
@@ -168,11 +204,18 @@ fn wait_writable(fd: BorrowedFd<'_>, timeout: PollTimeout) -> io::Result<bool> {
     }
 }
 
-impl AsFd for Output {
+impl AsFd for Target {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        let number = match self.target {
-            Target::Stdout => libc::STDOUT_FILENO,
-            Target::Stderr => libc::STDERR_FILENO,
+        self.as_static_fd()
+    }
+}
+
+impl Target {
+    /// The descriptor, which is open as long as the process lives.
+    pub(crate) fn as_static_fd(self) -> BorrowedFd<'static> {
+        let number = match self {
+            Self::Stdout => libc::STDOUT_FILENO,
+            Self::Stderr => libc::STDERR_FILENO,
         };
         // SAFETY: the runtime of Rust has made sure that 0 to 2 are open, and nothing in the engine closes them.
         unsafe { BorrowedFd::borrow_raw(number) }
@@ -181,7 +224,7 @@ impl AsFd for Output {
 
 impl IsTerminal for Output {
     fn is_terminal(&self) -> bool {
-        nix::unistd::isatty(self).unwrap_or(false)
+        nix::unistd::isatty(self.target).unwrap_or(false)
     }
 }
 

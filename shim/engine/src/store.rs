@@ -19,6 +19,8 @@ use wasmtime_wasi::{WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::limits::{TABLE_ELEMENT_BYTES, guest_share_bytes};
+use crate::names::Resolver;
+use crate::outgoing::Outgoing;
 
 /// How old a known limit may be. A guest that grows page by page would otherwise read files all the time.
 const LIMIT_AGE_MAX: Duration = Duration::from_millis(10);
@@ -32,7 +34,10 @@ pub(crate) struct State {
     pub(crate) wasi: WasiP1Ctx,
     /// The limits, and what they refused.
     pub(crate) limiter: Limiter,
+    /// What looks names up.
+    pub(crate) resolver: Arc<Resolver>,
     http: WasiHttpCtx,
+    outgoing: Outgoing,
 }
 
 impl State {
@@ -40,11 +45,17 @@ impl State {
     ///
     /// # Errors
     /// When the budget has no room for a stack that is larger than usual.
-    pub(crate) fn new(wasi: WasiP1Ctx, budget: &Arc<Budget>, limits: &Limits) -> Result<Self, Denied> {
+    pub(crate) fn new(
+        wasi: WasiP1Ctx,
+        budget: &Arc<Budget>,
+        limits: &Limits,
+        resolver: &Arc<Resolver>,
+    ) -> Result<Self, Denied> {
         let limiter = Limiter::new(budget, limits);
         let usual_bytes = Limits::default().stack_bytes;
         limiter.lease.take(limits.stack_bytes.saturating_sub(usual_bytes) as u64)?;
-        Ok(Self { wasi, limiter, http: WasiHttpCtx::new() })
+        let outgoing = Outgoing(Arc::clone(resolver));
+        Ok(Self { wasi, limiter, resolver: Arc::clone(resolver), http: WasiHttpCtx::new(), outgoing })
     }
 
     /// Makes a store of this state, its limits in force and its epoch deadline out of reach.
@@ -64,11 +75,7 @@ impl WasiView for State {
 
 impl WasiHttpView for State {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
-        WasiHttpCtxView {
-            ctx: &mut self.http,
-            table: self.wasi.ctx().table,
-            hooks: wasmtime_wasi_http::default_hooks(),
-        }
+        WasiHttpCtxView { ctx: &mut self.http, table: self.wasi.ctx().table, hooks: &mut self.outgoing }
     }
 }
 
@@ -365,7 +372,7 @@ mod tests {
     const MIB: usize = 1 << 20;
 
     fn account() -> Account {
-        Account::keep_in(&tempfile::tempfile().unwrap()).unwrap()
+        Account::keep_in(&Account::create().unwrap()).unwrap()
     }
 
     fn limited(limit: &str) -> (tempfile::NamedTempFile, Arc<Budget>) {

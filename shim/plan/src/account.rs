@@ -9,6 +9,8 @@ use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use serde::{Deserialize, Serialize};
 
@@ -48,12 +50,27 @@ struct Page {
 }
 
 impl Account {
-    /// Keeps the account in `file`, for as long as the process lives.
+    /// Makes an empty account: a page of memory that nobody who gets the file can make longer or shorter.
     ///
     /// # Errors
-    /// Those of `ftruncate(2)` and `mmap(2)`.
-    pub fn keep_in(file: &File) -> io::Result<Self> {
+    /// Those of `memfd_create(2)`, `ftruncate(2)` and of sealing it.
+    pub fn create() -> io::Result<File> {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = File::from(memfd_create(c"skiff-account", flags)?);
         file.set_len(PAGE_BYTES.get() as u64)?;
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+        Ok(file)
+    }
+
+    /// Keeps the account in `file`, which [`Account::create`] made, for as long as the process lives.
+    ///
+    /// # Errors
+    /// Those of `mmap(2)`; `InvalidInput` for a file that is shorter than an account.
+    pub fn keep_in(file: &File) -> io::Result<Self> {
+        if file.metadata()?.len() < PAGE_BYTES.get() as u64 {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "this is not an account"));
+        }
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory of Rust's.
         let page: NonNull<Page> = unsafe { mmap(None, PAGE_BYTES, protection, MapFlags::MAP_SHARED, file, 0)? }.cast();
@@ -127,8 +144,7 @@ mod tests {
 
     #[test]
     fn a_reader_sees_what_is_kept() {
-        let file =
-            File::from(nix::sys::memfd::memfd_create(c"account", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap());
+        let file = Account::create().unwrap();
         assert_eq!(Figures::read(&file).unwrap(), Figures::default());
         let account = Account::keep_in(&file).unwrap();
         account.take(300, 300).unwrap();
@@ -142,5 +158,8 @@ mod tests {
         assert_eq!(Figures::read(&file).unwrap(), expected);
         account.set_ran_out();
         assert!(Figures::read(&file).unwrap().ran_out);
+        for bytes in [0, 1 << 20] {
+            assert_eq!(file.set_len(bytes).unwrap_err().kind(), io::ErrorKind::PermissionDenied, "{bytes}");
+        }
     }
 }

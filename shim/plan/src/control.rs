@@ -1,8 +1,9 @@
-//! The control socket between shim and engine: a pair of stream sockets.
+//! What goes to the engine and what comes back: two ways, so that each can be closed as soon as it is not needed.
 //!
-//! The shim sends a [`Message`] (descriptors only: the plan travels in a file), the engine answers with lines of JSON,
-//! each a [`Reply`]: `Loaded`, then `Ready` or `Refused`, or the latter alone; and closes its end. After
-//! [`Refusal::Incompatible`] it waits for another message instead.
+//! The shim sends a [`Message`] over the control socket (descriptors only: the plan travels in a file). The engine answers
+//! through a pipe that the message brings, with lines of JSON, each a [`Reply`]: `Loaded`, then `Ready` or `Refused`, or
+//! the latter alone. It closes the socket once the code is loaded; from then on all that it holds of the shim is the pipe's
+//! writing end. After [`Refusal::Incompatible`] it waits for another message instead.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
@@ -16,8 +17,14 @@ use crate::EnginePlan;
 
 /// The most memory limit files that a message carries.
 pub const LIMIT_FILES_MAX: usize = 16;
-/// The plan, the compiled code and the account come first.
-const FILES_MAX: usize = 3 + LIMIT_FILES_MAX;
+/// The plan, the compiled code, the account and the pipe for replies come first.
+const FILES_MAX: usize = 4 + LIMIT_FILES_MAX;
+/// The longest line that is a [`Reply`], in bytes; the kernel's default size of a pipe.
+pub const REPLY_BYTES_MAX: usize = 64 << 10;
+/// Room for most plans, so that they are read at once.
+const PLAN_BYTES_USUAL: usize = 16 << 10;
+/// The longest plan that is read, in bytes.
+const PLAN_BYTES_MAX: u64 = 16 << 20;
 
 /// What the shim hands to the engine.
 #[derive(Debug)]
@@ -28,6 +35,8 @@ pub struct Message {
     pub code: File,
     /// Where the engine keeps its [`Account`](crate::Account), opened for reading and writing.
     pub account: File,
+    /// The writing end of the pipe for replies.
+    pub replies: File,
     /// The memory limit files (`memory.max`, v1: `memory.limit_in_bytes`) from the container's cgroup upwards.
     pub memory_limits: Vec<File>,
 }
@@ -67,7 +76,8 @@ pub fn send_message(socket: impl AsFd, message: &Message) -> io::Result<()> {
     let mut plan = File::from(memfd_create(c"skiff-plan", MFdFlags::MFD_CLOEXEC)?);
     plan.write_all(&serde_json::to_vec(&message.plan)?)?;
     plan.seek(SeekFrom::Start(0))?;
-    let mut fds: Vec<RawFd> = vec![plan.as_raw_fd(), message.code.as_raw_fd(), message.account.as_raw_fd()];
+    let mut fds: Vec<RawFd> =
+        vec![plan.as_raw_fd(), message.code.as_raw_fd(), message.account.as_raw_fd(), message.replies.as_raw_fd()];
     fds.extend(message.memory_limits.iter().map(AsRawFd::as_raw_fd));
     sendmsg::<()>(
         socket.as_fd().as_raw_fd(),
@@ -101,23 +111,39 @@ pub fn receive_message(socket: impl AsFd) -> io::Result<Message> {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the shim is gone"));
     }
     let mut files = files.into_iter();
-    let (Some(mut plan), Some(code), Some(account)) = (files.next(), files.next(), files.next()) else {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message without plan, code and account"));
+    let (Some(plan), Some(code), Some(account), Some(replies)) =
+        (files.next(), files.next(), files.next(), files.next())
+    else {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message without plan, code, account and replies"));
     };
-    let mut text = Vec::new();
-    plan.read_to_end(&mut text)?;
-    Ok(Message { plan: serde_json::from_slice(&text)?, code, account, memory_limits: files.collect() })
+    let mut text = Vec::with_capacity(PLAN_BYTES_USUAL);
+    plan.take(PLAN_BYTES_MAX).read_to_end(&mut text)?;
+    Ok(Message { plan: serde_json::from_slice(&text)?, code, account, replies, memory_limits: files.collect() })
 }
 
 impl Reply {
-    /// Writes the reply as one line.
+    /// Writes the reply as one line of at most [`REPLY_BYTES_MAX`] bytes: a longer sentence is cut.
     ///
     /// # Errors
     /// Those of writing to `writer`.
     pub fn write_to(&self, mut writer: impl Write) -> io::Result<()> {
-        let mut line = serde_json::to_vec(self)?;
+        let mut line = serde_json::to_vec(&self.bounded())?;
         line.push(b'\n');
         writer.write_all(&line)
+    }
+
+    /// The reply with a sentence that fits into a line whatever its characters are: JSON needs at most six bytes for one.
+    fn bounded(&self) -> Self {
+        let cut = |text: &String| text[..text.floor_char_boundary(REPLY_BYTES_MAX / 8)].to_owned();
+        match self {
+            Self::Loaded => Self::Loaded,
+            Self::Ready => Self::Ready,
+            Self::Refused(refusal) => Self::Refused(match refusal {
+                Refusal::Incompatible(text) => Refusal::Incompatible(cut(text)),
+                Refusal::Guest(text) => Refusal::Guest(cut(text)),
+                Refusal::Host(text) => Refusal::Host(cut(text)),
+            }),
+        }
     }
 
     /// Reads a reply from the line that [`Reply::write_to`] made.
@@ -132,6 +158,9 @@ impl Reply {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixStream;
+
+    use proptest::collection::vec;
+    use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_assert, prop_oneof, proptest};
 
     use super::*;
     use crate::Preopen;
@@ -152,6 +181,7 @@ mod tests {
             plan: plan.clone(),
             code: File::open("/proc/self/exe").unwrap(),
             account: File::open("/dev/null").unwrap(),
+            replies: File::open("/dev/null").unwrap(),
             memory_limits: vec![File::open("/dev/null").unwrap()],
         };
         send_message(&shim, &message).unwrap();
@@ -168,6 +198,70 @@ mod tests {
             let mut line = Vec::new();
             reply.write_to(&mut line).unwrap();
             assert_eq!(Reply::parse(std::str::from_utf8(&line).unwrap()).unwrap(), reply);
+        }
+    }
+
+    #[test]
+    fn a_reply_is_never_longer_than_a_pipe_holds() {
+        for character in ["x", "\u{1}", "\"", "\u{10ffff}"] {
+            let mut line = Vec::new();
+            Reply::Refused(Refusal::Guest(character.repeat(1 << 20))).write_to(&mut line).unwrap();
+            assert!(line.len() <= REPLY_BYTES_MAX, "{character:?}: {}", line.len());
+            Reply::parse(std::str::from_utf8(&line).unwrap()).unwrap();
+        }
+    }
+
+    /// Bytes of a stranger: any at all, or a valid text with some bytes replaced, put in or cut off.
+    fn bytes_like(valid: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
+        let edits = vec((any::<u16>(), any::<u8>(), 0..3_u8), 0..8);
+        let mutated = (Just(valid), edits).prop_map(|(mut bytes, edits)| {
+            for (at, byte, edit) in edits {
+                let at = usize::from(at) % (bytes.len() + 1);
+                match (edit, bytes.get_mut(at)) {
+                    (0, Some(place)) => *place = byte,
+                    (1, _) => bytes.insert(at, byte),
+                    (_, _) => bytes.truncate(bytes.len().saturating_sub(at / 16)),
+                }
+            }
+            bytes
+        });
+        prop_oneof![vec(any::<u8>(), 0..256), mutated]
+    }
+
+    fn valid_plan() -> Vec<u8> {
+        let preopens = vec![Preopen { host: "/a".into(), guest: "/".into(), read_only: true }];
+        serde_json::to_vec(&EnginePlan { env: vec!["A=1".into()], preopens, ..EnginePlan::default() }).unwrap()
+    }
+
+    fn valid_reply() -> Vec<u8> {
+        serde_json::to_vec(&Reply::Refused(Refusal::Guest("no \"such\" \u{1f980}".into()))).unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_line_that_an_engine_says_does_harm(line in bytes_like(valid_reply())) {
+            if let Ok(reply) = Reply::parse(&String::from_utf8_lossy(&line)) {
+                let mut again = Vec::new();
+                reply.write_to(&mut again).unwrap();
+                prop_assert!(again.len() <= REPLY_BYTES_MAX);
+            }
+        }
+
+        #[test]
+        fn no_plan_does_harm(text in bytes_like(valid_plan()), files in 0..8_usize) {
+            let (shim, engine) = UnixStream::pair().unwrap();
+            let mut plan = File::from(memfd_create(c"plan", MFdFlags::MFD_CLOEXEC).unwrap());
+            plan.write_all(&text).unwrap();
+            plan.rewind().unwrap();
+            let fds = vec![plan.as_raw_fd(); files];
+            let rights = [ControlMessage::ScmRights(&fds)];
+            let sent = if files == 0 { &[] } else { &rights[..] };
+            sendmsg::<()>(shim.as_raw_fd(), &[IoSlice::new(&[0])], sent, MsgFlags::empty(), None).unwrap();
+            if let Ok(message) = receive_message(&engine) {
+                prop_assert!(message.memory_limits.len() <= LIMIT_FILES_MAX);
+            }
         }
     }
 }

@@ -5,11 +5,13 @@ mod account;
 mod control;
 mod exit;
 mod limits;
+mod mounts;
 
 pub use account::{ACCOUNT_FILE, Account, Figures};
-pub use control::{LIMIT_FILES_MAX, Message, Refusal, Reply, receive_message, send_message};
+pub use control::{LIMIT_FILES_MAX, Message, REPLY_BYTES_MAX, Refusal, Reply, receive_message, send_message};
 pub use exit::{EXIT_ENGINE, EXIT_OOM, EXIT_TRAP, exit_code_of_proc_exit, exit_code_of_signal};
 pub use limits::{Limits, parse_limit};
+pub use mounts::{KERNEL_FILE_SYSTEMS, unescape_mount};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +20,9 @@ use serde::{Deserialize, Serialize};
 /// It is part of the key of every cache entry and of the header of compiled code itself
 /// (`wasmtime::ModuleVersionStrategy::Custom`), so that code of another engine is never mapped.
 pub const CODE_ID: &str = "wasmtime-48.0.8-skiff-1";
+
+/// The largest module that is read, compiled and run, in bytes; the largest real one known is 99 MB.
+pub const MODULE_BYTES_MAX: u64 = 512 << 20;
 
 /// The descriptor number under which the engine's own file is passed to the container's process.
 pub const ENGINE_FD: i32 = 3;
@@ -33,6 +38,9 @@ pub struct EnginePlan {
     pub function: Option<String>,
     /// The guest's arguments, its own name first.
     pub args: Vec<String>,
+    /// The guest's environment, each as `NAME=value`. The engine itself is executed with none, so that no variable of the
+    /// container changes what the engine does.
+    pub env: Vec<String>,
     /// The guest's working directory, an absolute path.
     pub cwd: String,
     /// The directories that the guest may open, and nothing else.

@@ -30,6 +30,8 @@ const P3_REQUESTS_MAX: usize = 128;
 const P3_CONCURRENT_REQUESTS_MAX: usize = 16;
 /// How long an instance without a request is kept.
 const IDLE: Duration = Duration::from_secs(1);
+/// Longer than any process lives.
+const NEVER: Duration = Duration::from_secs(30 * 365 * 86_400);
 /// How long an instance over the time of a request may take to yield.
 const YIELD_GRACE: Duration = Duration::from_millis(50);
 /// How long a request waits for the memory of others.
@@ -288,6 +290,11 @@ impl Expiration {
     }
 }
 
+/// When an instance has gone on for too long after `start`. A time that no clock can show never comes.
+fn deadline(start: Instant, limit: Duration) -> tokio::time::Instant {
+    start.checked_add(limit.saturating_add(YIELD_GRACE)).unwrap_or(start + NEVER).into()
+}
+
 impl WorkerExpiration for Expiration {
     fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
         match (status, self.request_time) {
@@ -298,11 +305,26 @@ impl WorkerExpiration for Expiration {
                 self.poll_until(context, (start + IDLE).into())
             }
             (WorkerStatus::Requests | WorkerStatus::PostReturn, Some(limit)) => {
-                let expired = self.poll_until(context, (start + limit + YIELD_GRACE).into());
+                let expired = self.poll_until(context, deadline(start, limit));
                 self.timed_out.store(expired.is_ready(), Ordering::Relaxed);
                 expired
             }
             (WorkerStatus::Requests | WorkerStatus::PostReturn, None) => Poll::Pending,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_limit_is_too_long_for_a_deadline() {
+        let start = Instant::now();
+        for (limit, expected) in
+            [(Duration::ZERO, YIELD_GRACE), (Duration::from_secs(u64::MAX), NEVER), (Duration::MAX, NEVER)]
+        {
+            assert_eq!(deadline(start, limit).into_std() - start, expected, "{limit:?}");
         }
     }
 }

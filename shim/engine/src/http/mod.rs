@@ -9,6 +9,7 @@ mod ticker;
 
 use std::convert::Infallible;
 use std::fs::File;
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
@@ -23,7 +24,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use skiff_plan::{Limits, Refusal};
 use tokio::io::AsyncReadExt;
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::net::unix::pipe::Receiver;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use wasmtime::Engine;
@@ -31,6 +33,7 @@ use wasmtime::component::Component;
 use wasmtime_wasi_http::WasiBody;
 use wasmtime_wasi_http::handler::{InstantiationError, ProxyHandler, ProxyPre};
 
+use crate::http::address::Address;
 use crate::http::instances::{Ended, Instances, RequestData};
 use crate::limits::{connections_max, instances_max, threads};
 use crate::load::{Guest, of_engine};
@@ -52,7 +55,7 @@ pub(crate) struct Server {
     runtime: Runtime,
     listener: TcpListener,
     /// Readable after the first SIGTERM or SIGINT.
-    terminated: UnixStream,
+    terminated: Receiver,
     shared: Arc<Shared>,
     /// Closed when the last connection and the last instance are gone.
     gone: mpsc::Receiver<Infallible>,
@@ -71,41 +74,67 @@ struct Shared {
     builder: auto::Builder<TokioExecutor>,
 }
 
-impl Server {
-    /// The same component in an engine that keeps the memory of its instances for the next ones, where it is possible.
-    pub(crate) fn pooled(component: &Component, code: &File, context: &Context) -> Option<Component> {
-        let instances = instances_max(context.budget.limit_bytes());
-        let engine = pool::engine(component, instances, &context.plan.limits)?;
-        match load::load(&engine, code) {
-            Ok(Guest::Component(component)) => Some(component),
-            Ok(Guest::Module(_)) | Err(_) => None,
-        }
+/// A component that is linked as a server; nothing of it has run.
+pub(crate) struct LinkedServer {
+    engine: Engine,
+    handler: ProxyPre<State>,
+    address: Address,
+    /// How many processors this process may use. It stands in files that are out of reach later.
+    runnable: usize,
+    context: Context,
+}
+
+/// The same component in an engine that keeps the memory of its instances for the next ones, where it is possible.
+pub(crate) fn pooled(component: &Component, code: &File, context: &Context) -> Option<Component> {
+    let instances = instances_max(context.budget.limit_bytes());
+    let engine = pool::engine(component, instances, &context.plan.limits)?;
+    match load::load(&engine, code) {
+        Ok(Guest::Component(component)) => Some(component),
+        Ok(Guest::Module(_)) | Err(_) => None,
+    }
+}
+
+impl LinkedServer {
+    /// A server of what `handler` links.
+    ///
+    /// # Errors
+    /// [`Refusal::Guest`] for an address that makes no sense.
+    pub(crate) fn new(engine: &Engine, handler: ProxyPre<State>, context: Context) -> Result<Self, Refusal> {
+        let address = address::from_environment(|name| context.variable(name)).map_err(Refusal::Guest)?;
+        let runnable = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        // tokio makes two sockets once for all of its runtimes. Later there are none of their kind.
+        let first = Builder::new_current_thread().enable_io().build();
+        first.map_err(|error| cannot_serve(&context, &error))?;
+        Ok(Self { engine: engine.clone(), handler, address, runnable, context })
     }
 
-    /// Binds the server's address and tries out one instance.
+    /// What its instances will be given.
+    pub(crate) fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// Tries out one instance and binds the server's address.
     ///
     /// # Errors
     /// [`Refusal::Guest`] when no instance can be made, [`Refusal::Host`] when the address cannot be bound.
-    pub(crate) fn new(engine: &Engine, pre: ProxyPre<State>, context: Context) -> Result<Self, Refusal> {
-        let address = address::from_environment(|name| std::env::var(name).ok()).map_err(Refusal::Guest)?;
-        let runtime = runtime(&context)?;
-        let _entered = runtime.enter();
+    pub(crate) fn prepare(self) -> Result<Server, Refusal> {
+        let Self { engine, handler, address, runnable, context } = self;
+        report::queue().map_err(|error| cannot_serve(&context, &error))?;
+        let runtime = runtime(runnable, &context)?;
+        let entered = runtime.enter();
         let (alive, gone) = mpsc::channel(1);
         let (ending, is_ending) = watch::channel(false);
         let module = context.plan.module.clone();
         let Limits { request_time, concurrent_requests, .. } = context.plan.limits;
         let requests_max = concurrent_requests.min(Semaphore::MAX_PERMITS);
         let connections_max = connections_max(context.budget.limit_bytes());
-        let instances = Instances::new(engine, pre, context, alive, is_ending)?;
+        let instances = Instances::new(&engine, handler, context, alive, is_ending)?;
         runtime.block_on(instances.try_out())?;
         let listener = address::bind(&address)
             .and_then(TcpListener::from_std)
             .map_err(|error| Refusal::Host(format!("cannot listen on {address}: {error}")))?;
         // Before Ready: from then on a signal has to find the server's course.
-        let terminated = signals::notify().and_then(|socket| {
-            socket.set_nonblocking(true)?;
-            UnixStream::from_std(socket)
-        });
+        let terminated = signals::notify().and_then(Receiver::from_owned_fd);
         let terminated = terminated.map_err(|error| of_engine(&error.into()))?;
         let shared = Arc::new(Shared {
             module,
@@ -115,10 +144,12 @@ impl Server {
             request_time,
             builder: connection_builder(),
         });
-        drop(_entered);
-        Ok(Self { runtime, listener, terminated, shared, gone, ending, connections_max })
+        drop(entered);
+        Ok(Server { runtime, listener, terminated, shared, gone, ending, connections_max })
     }
+}
 
+impl Server {
     /// Serves until SIGTERM or SIGINT; answers the exit code.
     pub(crate) fn run(self) -> i32 {
         let Self { runtime, listener, mut terminated, shared, gone, ending, connections_max } = self;
@@ -138,15 +169,18 @@ impl Server {
     }
 }
 
-fn runtime(context: &Context) -> Result<Runtime, Refusal> {
-    let runnable = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+fn runtime(runnable: usize, context: &Context) -> Result<Runtime, Refusal> {
     let (workers, blocking) = threads(runnable, context.plan.processors);
     Builder::new_multi_thread()
         .worker_threads(workers)
         .max_blocking_threads(blocking)
         .enable_all()
         .build()
-        .map_err(|error| Refusal::Host(format!("cannot prepare to serve `{}`: {error}", context.plan.module)))
+        .map_err(|error| cannot_serve(context, &error))
+}
+
+fn cannot_serve(context: &Context, error: &io::Error) -> Refusal {
+    Refusal::Host(format!("cannot prepare to serve `{}`: {error}", context.plan.module))
 }
 
 fn connection_builder() -> auto::Builder<TokioExecutor> {

@@ -1,11 +1,12 @@
 //! Commands, from the message on the control socket to the exit code.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::driver::{Guest, limit_file, pause, set_limit, wait_for};
+use crate::driver::{Guest, limit_file, pause, set_limit, status_of, wait_for};
 use skiff_plan::{Refusal, Reply, send_message};
 
 const MIB: u64 = 1 << 20;
@@ -196,7 +197,7 @@ fn the_result_of_a_component_is_its_exit_code() {
 fn code_of_another_engine_is_refused_and_the_next_message_runs() {
     let folder = tempfile::tempdir().unwrap();
     let mut whole = Vec::new();
-    Guest::named("c-hello").message().code.read_to_end(&mut whole).unwrap();
+    Guest::named("c-hello").code().read_to_end(&mut whole).unwrap();
     for (name, bytes) in [
         ("empty", Vec::new()),
         ("text", b"not compiled code at all".to_vec()),
@@ -215,7 +216,8 @@ fn code_of_another_engine_is_refused_and_the_next_message_runs() {
             Reply::Refused(Refusal::Incompatible(_)) => {}
             reply => panic!("{name}: {reply:?}"),
         }
-        send_message(&running.socket, &Guest::named("c-hello").message()).unwrap();
+        assert!(running.has_hung_up(), "{name}");
+        running.send(Guest::named("c-hello").message());
         assert_eq!(running.reply(), Reply::Ready, "{name}");
         assert_eq!(running.end().stdout, "hello\n", "{name}");
     }
@@ -245,7 +247,7 @@ fn a_guest_runs_when_the_shim_no_longer_waits_for_its_start_function() {
     let (stdin, mut typed) = std::io::pipe().unwrap();
     let mut running = Guest::text(WAITS_IN_ITS_START_FUNCTION).stdin(stdin).start();
     assert_eq!(running.next_reply(), Reply::Loaded);
-    running.socket.shutdown(std::net::Shutdown::Both).unwrap();
+    running.hang_up();
     typed.write_all(b"x").unwrap();
     let ended = running.end();
     assert_eq!((ended.code, ended.stderr), (7, String::new()));
@@ -254,28 +256,163 @@ fn a_guest_runs_when_the_shim_no_longer_waits_for_its_start_function() {
 #[test]
 fn what_no_shim_hears_is_said_on_stderr() {
     let guest = Guest::named("c-hello");
-    let message = guest.message();
+    let (message, heard) = guest.message();
     let mut running = guest.spawn();
-    running.socket.shutdown(std::net::Shutdown::Read).unwrap();
+    drop(heard);
     send_message(&running.socket, &message).unwrap();
     let ended = running.end();
     assert_eq!((ended.code, ended.stdout), (125, String::new()));
     assert!(ended.stderr.starts_with("skiff: cannot talk to the shim: "), "{}", ended.stderr);
 }
 
-#[test]
-fn the_socket_is_closed_before_the_guest_runs() {
-    let mut running = Guest::named("c-spin").start().ready();
-    assert_eq!(running.socket.read(&mut [0]).unwrap(), 0);
+/// The open descriptors of a process, by their numbers.
+fn descriptors(process: u32) -> BTreeMap<i32, String> {
+    let links = std::fs::read_dir(format!("/proc/{process}/fd")).unwrap().map(|link| link.unwrap());
+    let target = |link: &std::fs::DirEntry| std::fs::read_link(link.path()).unwrap().to_string_lossy().into_owned();
+    links.map(|link| (link.file_name().to_string_lossy().parse().unwrap(), target(&link))).collect()
 }
 
 #[test]
-fn the_process_has_the_modules_name_and_only_its_descriptors() {
+fn a_start_function_finds_nothing_of_the_shim_but_the_pipe_for_replies() {
+    let limit = limit_file(64 * MIB);
+    let (stdin, mut typed) = std::io::pipe().unwrap();
+    let mut running = Guest::text(WAITS_IN_ITS_START_FUNCTION).stdin(stdin).limit(limit.path()).start();
+    assert_eq!(running.next_reply(), Reply::Loaded);
+    assert_eq!(running.socket.read(&mut [0]).unwrap(), 0, "the socket is closed");
+    let limit = limit.path().to_string_lossy().into_owned();
+    // Behind the wall there are the standard streams, the limit, tokio's own, and what wasmtime keeps of the code.
+    wait_for("the wall", || status_of(running.child.id(), "Seccomp:") == "2");
+    let open = descriptors(running.child.id());
+    let count = |part: &str| open.values().filter(|target| target.contains(part)).count();
+    assert_eq!(count("pipe:"), 4, "{open:?}");
+    assert_eq!((count(&limit), count("memfd:"), count("skiff-engine")), (1, 0, 0), "{open:?}");
+    assert!(count(".cwasm") <= 1, "{open:?}");
+    let known = ["pipe:", "anon_inode:", "socket:", "/dev/urandom", ".cwasm", limit.as_str()];
+    assert!(open.values().all(|target| known.iter().any(|part| target.contains(part))), "{open:?}");
+    typed.write_all(b"x").unwrap();
+    assert_eq!(running.reply(), Reply::Ready);
+    assert!(running.has_hung_up());
+    assert_eq!(running.end().code, 7);
+}
+
+/// Does to files below its first directory all that WASI 0.1 can do, and exits with the number of what fails.
+const USES_FILES: &str = r#"(module
+    (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+    (import "wasi_snapshot_preview1" "path_create_directory" (func $mkdir (param i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_open"
+        (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_filestat_set_times"
+        (func $path_times (param i32 i32 i32 i32 i64 i64 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_filestat_get" (func $path_stat (param i32 i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_rename" (func $rename (param i32 i32 i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_link" (func $link (param i32 i32 i32 i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_symlink" (func $symlink (param i32 i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_readlink" (func $readlink (param i32 i32 i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_unlink_file" (func $unlink (param i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "path_remove_directory" (func $rmdir (param i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_pread" (func $pread (param i32 i32 i32 i64 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_pwrite" (func $pwrite (param i32 i32 i32 i64 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_sync" (func $sync (param i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_datasync" (func $datasync (param i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_advise" (func $advise (param i32 i64 i64 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_filestat_set_size" (func $set_size (param i32 i64) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_filestat_set_times" (func $times (param i32 i64 i64 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_filestat_get" (func $stat (param i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_readdir" (func $readdir (param i32 i32 i32 i64 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_fdstat_set_flags" (func $set_flags (param i32 i32) (result i32)))
+    (import "wasi_snapshot_preview1" "fd_close" (func $close (param i32) (result i32)))
+    (memory (export "memory") 1)
+    (data (i32.const 0) "\64\00\00\00\04\00\00\00")
+    (data (i32.const 100) "text")
+    (data (i32.const 200) "d") (data (i32.const 210) "d/a") (data (i32.const 220) "b")
+    (data (i32.const 230) "l") (data (i32.const 240) "s")
+    (func $try (param $step i32) (param $errno i32) (if (local.get $errno) (then (call $exit (local.get $step)))))
+    (func (export "_start") (local $fd i32)
+        (call $try (i32.const 1) (call $mkdir (i32.const 3) (i32.const 200) (i32.const 1)))
+        (call $try (i32.const 2) (call $open (i32.const 3) (i32.const 0) (i32.const 210) (i32.const 3)
+            (i32.const 1) (i64.const 0x1fffffff) (i64.const 0) (i32.const 0) (i32.const 16)))
+        (local.set $fd (i32.load (i32.const 16)))
+        (call $try (i32.const 3) (call $write (local.get $fd) (i32.const 0) (i32.const 1) (i32.const 16)))
+        (call $try (i32.const 4) (call $pwrite (local.get $fd) (i32.const 0) (i32.const 1) (i64.const 4) (i32.const 16)))
+        (call $try (i32.const 5) (call $pread (local.get $fd) (i32.const 0) (i32.const 1) (i64.const 2) (i32.const 16)))
+        (call $try (i32.const 6) (call $sync (local.get $fd)))
+        (call $try (i32.const 7) (call $datasync (local.get $fd)))
+        (call $try (i32.const 8) (call $advise (local.get $fd) (i64.const 0) (i64.const 4) (i32.const 3)))
+        (call $try (i32.const 9) (call $set_size (local.get $fd) (i64.const 100)))
+        (call $try (i32.const 10) (call $times (local.get $fd) (i64.const 1) (i64.const 2) (i32.const 5)))
+        (call $try (i32.const 11) (call $stat (local.get $fd) (i32.const 1024)))
+        (call $try (i32.const 12) (call $set_flags (local.get $fd) (i32.const 1)))
+        (call $try (i32.const 13) (call $close (local.get $fd)))
+        (call $try (i32.const 14) (call $path_times
+            (i32.const 3) (i32.const 0) (i32.const 210) (i32.const 3) (i64.const 1) (i64.const 2) (i32.const 5)))
+        (call $try (i32.const 15) (call $path_times
+            (i32.const 3) (i32.const 1) (i32.const 210) (i32.const 3) (i64.const 1) (i64.const 2) (i32.const 5)))
+        (call $try (i32.const 16) (call $rename
+            (i32.const 3) (i32.const 210) (i32.const 3) (i32.const 3) (i32.const 220) (i32.const 1)))
+        (call $try (i32.const 17) (call $link (i32.const 3) (i32.const 0) (i32.const 220) (i32.const 1)
+            (i32.const 3) (i32.const 210) (i32.const 3)))
+        (call $try (i32.const 18) (call $symlink
+            (i32.const 220) (i32.const 1) (i32.const 3) (i32.const 240) (i32.const 1)))
+        (call $try (i32.const 19) (call $readlink
+            (i32.const 3) (i32.const 240) (i32.const 1) (i32.const 1024) (i32.const 64) (i32.const 16)))
+        (call $try (i32.const 20) (call $path_stat
+            (i32.const 3) (i32.const 1) (i32.const 240) (i32.const 1) (i32.const 1024)))
+        (call $try (i32.const 21) (call $readdir
+            (i32.const 3) (i32.const 1024) (i32.const 1024) (i64.const 0) (i32.const 16)))
+        (call $try (i32.const 22) (call $unlink (i32.const 3) (i32.const 240) (i32.const 1)))
+        (call $try (i32.const 23) (call $unlink (i32.const 3) (i32.const 210) (i32.const 3)))
+        (call $try (i32.const 24) (call $rmdir (i32.const 3) (i32.const 200) (i32.const 1)))))"#;
+
+#[test]
+fn files_are_used_as_before_behind_the_wall() {
+    let folder = tempfile::tempdir().unwrap();
+    let ended = Guest::text(USES_FILES).preopen(folder.path(), "/", false).run();
+    assert_eq!(ended.code, 0, "the step with this number fails: {ended:?}");
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["b"]);
+    assert_eq!(&std::fs::read(folder.path().join("b")).unwrap()[..9], b"texttext\0");
+}
+
+#[test]
+fn a_user_without_capabilities_uses_files_behind_the_wall() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: only root can run as somebody else");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::chown(folder.path(), Some(1000), None).unwrap();
+    let ended = Guest::text(USES_FILES).preopen(folder.path(), "/", false).user(1000).run();
+    assert_eq!(ended.code, 0, "the step with this number fails: {ended:?}");
+}
+
+#[test]
+fn nothing_but_the_plan_is_a_guests_environment() {
+    let guest = || {
+        Guest::named("go-env").own_env("LD_PRELOAD", "/x").own_env("HOME", "/root").own_env("RUST_BACKTRACE", "full")
+    };
+    let ended = guest().env("A", "1").run();
+    let environment = ended.stdout.split_once(r#""env":"#).map_or(ended.stdout.as_str(), |(_, rest)| rest);
+    assert!(environment.contains(r#""A":"1""#) && environment.contains(r#""HOME":"/root""#), "{}", ended.stdout);
+    assert!(!ended.stdout.contains("LD_PRELOAD") && !ended.stdout.contains("RUST_BACKTRACE"), "{}", ended.stdout);
+    let ended = guest().env("HOME", "/mine").run();
+    assert!(ended.stdout.contains(r#""HOME":"/mine""#) && !ended.stdout.contains("/root"), "{}", ended.stdout);
+}
+
+#[test]
+fn a_guest_that_would_see_a_kernel_file_system_is_refused() {
+    for (host, guest, place) in
+        [("/proc", "/host/proc", "/host/proc"), ("/", "/host", "/host/"), ("/proc/self", "/me", "/me")]
+    {
+        let sentence = Guest::named("c-hello").preopen(Path::new(host), guest, false).refused_as_guest();
+        assert!(sentence.contains("file system `") && sentence.contains(&format!("at `{place}")), "{sentence}");
+    }
+}
+
+#[test]
+fn the_process_has_the_modules_name() {
     let running = Guest::named("c-sleep").start().ready().said("sleeping");
-    let process = format!("/proc/{}", running.child.id());
-    assert_eq!(std::fs::read_to_string(format!("{process}/comm")).unwrap(), "c-sleep.wasm\n");
-    let control = std::fs::read_link(format!("{process}/fd/4")).ok();
-    assert!(!control.is_some_and(|target| target.to_string_lossy().starts_with("socket")), "the socket is open");
+    assert_eq!(std::fs::read_to_string(format!("/proc/{}/comm", running.child.id())).unwrap(), "c-sleep.wasm\n");
 }
 
 #[test]

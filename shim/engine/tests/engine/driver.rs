@@ -1,9 +1,10 @@
-//! Runs the engine as the shim does: a socket pair, a plan, code that `skiff compile` made, and the reply.
+//! Runs the engine as the shim does: a socket pair, a plan, code that `skiff compile` made, and a pipe for the replies.
 
 use std::collections::HashMap;
+use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
+use std::io::{BufRead, BufReader, PipeReader, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,10 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use skiff_plan::{CONTROL_FD, EnginePlan, Limits, Message, Preopen, Refusal, Reply, send_message};
+use nix::mount::{MsFlags, mount};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, unshare};
+use skiff_plan::{Account, CONTROL_FD, ENGINE_FD, EnginePlan, Limits, Message, Preopen, Refusal, Reply, send_message};
 
 const ENGINE: &str = env!("CARGO_BIN_EXE_skiff-engine");
 /// Longer than anything takes on a busy machine.
@@ -21,8 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Guest {
     code: PathBuf,
     plan: EnginePlan,
-    environment: Vec<(String, String)>,
+    own_environment: Vec<(String, String)>,
     limit: Option<PathBuf>,
+    etc: Vec<(CString, CString)>,
+    user: Option<u32>,
     account: File,
     stdin: Stdio,
     stdout: Stdio,
@@ -33,7 +39,7 @@ pub(crate) struct Guest {
 pub(crate) struct Running {
     pub(crate) child: Child,
     pub(crate) socket: UnixStream,
-    replies: BufReader<UnixStream>,
+    replies: Option<BufReader<PipeReader>>,
     stdout: Option<Collected>,
     stderr: Option<Collected>,
 }
@@ -74,9 +80,11 @@ impl Guest {
         Self {
             code: code.to_owned(),
             plan: EnginePlan { module: module.to_owned(), args, cwd: "/".to_owned(), ..EnginePlan::default() },
-            environment: Vec::new(),
+            own_environment: Vec::new(),
             limit: None,
-            account: tempfile::tempfile().unwrap(),
+            etc: Vec::new(),
+            user: None,
+            account: Account::create().unwrap(),
             stdin: Stdio::null(),
             stdout: Stdio::piped(),
             stderr: Stdio::piped(),
@@ -99,7 +107,13 @@ impl Guest {
     }
 
     pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
-        self.environment.push((name.to_owned(), value.to_owned()));
+        self.plan.env.push(format!("{name}={value}"));
+        self
+    }
+
+    /// Puts a variable into the environment of the engine itself.
+    pub(crate) fn own_env(mut self, name: &str, value: &str) -> Self {
+        self.own_environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -112,6 +126,28 @@ impl Guest {
     /// Runs under the memory limit that `file` holds.
     pub(crate) fn limit(mut self, file: &Path) -> Self {
         self.limit = Some(file.to_owned());
+        self
+    }
+
+    /// Puts these files into a container's `/etc`. Only root can: the engine gets a mount namespace of its own.
+    pub(crate) fn etc(mut self, files: &[&Path]) -> Self {
+        self.etc.extend(files.iter().map(|file| {
+            let place = Path::new("/etc").join(file.file_name().unwrap());
+            let text = |path: &Path| CString::new(path.to_str().unwrap()).unwrap();
+            (text(file), text(&place))
+        }));
+        self
+    }
+
+    /// Runs as this user. Only root can.
+    pub(crate) fn user(mut self, id: u32) -> Self {
+        self.user = Some(id);
+        self
+    }
+
+    /// Runs with as many processors.
+    pub(crate) fn processors(mut self, count: usize) -> Self {
+        self.plan.processors = Some(count);
         self
     }
 
@@ -136,21 +172,34 @@ impl Guest {
         self
     }
 
-    /// What the shim sends.
-    pub(crate) fn message(&self) -> Message {
-        Message {
+    pub(crate) fn stderr(mut self, stderr: impl Into<Stdio>) -> Self {
+        self.stderr = stderr.into();
+        self
+    }
+
+    /// The compiled code.
+    pub(crate) fn code(&self) -> File {
+        File::open(&self.code).unwrap()
+    }
+
+    /// What the shim sends, and where it hears of it.
+    pub(crate) fn message(&self) -> (Message, PipeReader) {
+        let (heard, replies) = std::io::pipe().unwrap();
+        let message = Message {
             plan: self.plan.clone(),
-            code: File::open(&self.code).unwrap(),
+            code: self.code(),
             account: self.account.try_clone().unwrap(),
+            replies: File::from(OwnedFd::from(replies)),
             memory_limits: self.limit.iter().map(|path| File::open(path).unwrap()).collect(),
-        }
+        };
+        (message, heard)
     }
 
     /// Starts an engine and sends it the message.
     pub(crate) fn start(self) -> Running {
         let message = self.message();
-        let running = self.spawn();
-        send_message(&running.socket, &message).unwrap();
+        let mut running = self.spawn();
+        running.send(message);
         running
     }
 
@@ -159,10 +208,21 @@ impl Guest {
         reserve_descriptors();
         let (shim, engine) = UnixStream::pair().unwrap();
         shim.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut command = Command::new(ENGINE);
-        command.env_clear().envs(self.environment).stdin(self.stdin).stdout(self.stdout).stderr(self.stderr);
+        // Another user may not be able to follow the path: there it is executed as the shim's runtime does.
+        let engine_file = self.user.map(|_| File::open(ENGINE).unwrap());
+        let mut command = Command::new(if engine_file.is_some() { "/proc/self/fd/3" } else { ENGINE });
+        command.env_clear().envs(self.own_environment).stdin(self.stdin).stdout(self.stdout).stderr(self.stderr);
         let number = engine.as_raw_fd();
+        let (etc, user) = (self.etc, self.user);
         let into_place = move || {
+            if !etc.is_empty() {
+                unshare(CloneFlags::CLONE_NEWNS)?;
+                let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+                mount(None::<&CStr>, c"/", None::<&CStr>, private, None::<&CStr>)?;
+            }
+            for (file, place) in &etc {
+                mount(Some(file.as_c_str()), place.as_c_str(), None::<&CStr>, MsFlags::MS_BIND, None::<&CStr>)?;
+            }
             // A number that was in use for a moment while others were reserved may be the wanted one itself.
             let placed = if number == CONTROL_FD {
                 // SAFETY: the descriptor is open; only its flags change.
@@ -171,15 +231,22 @@ impl Guest {
                 // SAFETY: the target was reserved above, so nothing that std itself has open is closed.
                 unsafe { libc::dup2(number, CONTROL_FD) }
             };
-            if placed == -1 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+            if placed == -1 {
+                return Err(std::io::Error::last_os_error());
+            }
+            if let (Some(user), Some(engine)) = (user, &engine_file) {
+                // SAFETY: the number is reserved, and not used by std.
+                unsafe { libc::dup2(engine.as_raw_fd(), ENGINE_FD) };
+                nix::unistd::setuid(user.into())?;
+            }
+            Ok(())
         };
-        // SAFETY: the closure calls `dup2` or `fcntl` only, which are async-signal-safe.
+        // SAFETY: the closure makes system calls only, and allocates nothing.
         unsafe { command.pre_exec(into_place) };
         let mut child = command.spawn().unwrap();
         let stdout = child.stdout.take().map(Collected::of);
         let stderr = child.stderr.take().map(Collected::of);
-        let replies = BufReader::new(shim.try_clone().unwrap());
-        Running { child, socket: shim, replies, stdout, stderr }
+        Running { child, socket: shim, replies: None, stdout, stderr }
     }
 
     /// Runs a guest that is expected to start, to its end.
@@ -216,6 +283,24 @@ impl Guest {
 }
 
 impl Running {
+    /// Sends a message; from now on its replies are heard.
+    pub(crate) fn send(&mut self, (message, heard): (Message, PipeReader)) {
+        send_message(&self.socket, &message).unwrap();
+        self.replies = Some(BufReader::new(heard));
+    }
+
+    /// Hears nothing any more, as a shim that has waited long enough.
+    pub(crate) fn hang_up(&mut self) {
+        self.replies = None;
+    }
+
+    /// Whether the engine has closed its end for replies, after what it said.
+    pub(crate) fn has_hung_up(&mut self) -> bool {
+        let mut rest = String::new();
+        self.replies.as_mut().unwrap().read_to_string(&mut rest).unwrap();
+        rest.is_empty()
+    }
+
     /// The engine's next reply, but for that the guest is loaded.
     pub(crate) fn reply(&mut self) -> Reply {
         loop {
@@ -229,7 +314,13 @@ impl Running {
     /// The engine's next reply.
     pub(crate) fn next_reply(&mut self) -> Reply {
         let mut line = String::new();
-        let read = self.replies.read_line(&mut line);
+        let replies = self.replies.as_mut().unwrap();
+        let pipe = replies.get_ref();
+        let mut readable = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+        let patience = PollTimeout::try_from(PATIENCE).unwrap();
+        let is_ready = !replies.buffer().is_empty() || poll(&mut readable, patience).unwrap() > 0;
+        assert!(is_ready, "no reply; {}", self.stderr());
+        let read = self.replies.as_mut().unwrap().read_line(&mut line);
         match Reply::parse(&line) {
             Ok(reply) => reply,
             Err(_) => panic!("no reply ({read:?}): {line:?}; {}", self.stderr()),
@@ -349,6 +440,13 @@ pub(crate) fn set_limit(file: &tempfile::NamedTempFile, text: &str) {
 /// A port that was free a moment ago.
 pub(crate) fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// What the kernel says of a process, by the name of the line.
+pub(crate) fn status_of(process: u32, line: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let value = status.lines().find_map(|known| known.strip_prefix(line)).unwrap_or_default();
+    value.trim().to_owned()
 }
 
 /// How many bytes wait in a pipe.

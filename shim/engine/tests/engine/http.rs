@@ -346,3 +346,155 @@ fn a_server_says_ready_only_once_it_listens() {
     assert_eq!(running.reply(), Reply::Ready);
     TcpStream::connect(address).unwrap();
 }
+
+/// Files for a container's `/etc`, in a folder of their own.
+fn etc(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
+    folder
+}
+
+/// Whether the test can mount files over those of `/etc`; it says so when not.
+fn can_mount(files: &[&str]) -> bool {
+    let missing = files.iter().find(|file| !Path::new("/etc").join(file).exists());
+    let why = match missing {
+        Some(file) => format!("`/etc/{file}` is not there to be mounted over"),
+        None if !nix::unistd::geteuid().is_root() => "only root may mount".to_owned(),
+        None => return true,
+    };
+    println!("skipped: {why}");
+    false
+}
+
+#[test]
+fn an_outgoing_request_finds_its_host_in_the_containers_files() {
+    if !can_mount(&["hosts", "nsswitch.conf"]) {
+        return;
+    }
+    let other = Server::named("rust-p2-http");
+    // glibc would obey it, and find nothing in hosts.
+    let files = etc(&[("hosts", "127.0.0.1 other.example\n"), ("nsswitch.conf", "hosts: evil dns\n")]);
+    let paths = ["hosts", "nsswitch.conf"].map(|name| files.path().join(name));
+    let server = Server::start(Guest::named("rust-p2-http").etc(&[&paths[0], &paths[1]]));
+    let port = other.address.port();
+    let response = server.get(&format!("/fetch?url=http://other.example:{port}/"));
+    assert!(response.status() == 200 && response.body.contains("hello"), "{}\n{}", response.head, response.body);
+    for (url, part) in [
+        (format!("http://other.example:{}/", free_port()), "ConnectionRefused"),
+        ("http://host_that_is.invalid/".to_owned(), "DnsError"),
+    ] {
+        let response = server.get(&format!("/fetch?url={url}"));
+        assert!(response.body.contains(part), "{url}: {}\n{}", response.head, response.body);
+    }
+}
+
+#[test]
+fn a_dead_name_server_delays_no_file() {
+    if !can_mount(&["resolv.conf"]) {
+        return;
+    }
+    let silent = std::net::UdpSocket::bind("127.0.0.9:53");
+    let Ok(_silent) = silent else {
+        println!("skipped: there is no port 53 to be silent on");
+        return;
+    };
+    let conf = "search a.example b.example c.example\nnameserver 127.0.0.9\noptions ndots:5 timeout:1 attempts:1\n";
+    let files = etc(&[("resolv.conf", conf), ("in", "from the host")]);
+    let guest = Guest::named("rust-p2-http").processors(1).etc(&[&files.path().join("resolv.conf")]);
+    let server = Server::start(guest.preopen(files.path(), "/data", false));
+    assert!(server.get("/files?path=/data/in").body.contains("from the host"), "the first read takes longer");
+    let waiting: Vec<TcpStream> = (0..16).map(|_| server.begin("/fetch?url=http://x.y/")).collect();
+    let begun = Instant::now();
+    for _ in 0..5 {
+        assert!(server.get("/files?path=/data/in").body.contains("from the host"));
+    }
+    let elapsed = begun.elapsed();
+    assert!(elapsed < Duration::from_millis(500), "five reads took {elapsed:?}");
+    for stream in waiting {
+        let response = finish(stream);
+        assert!(response.body.contains("DnsTimeout"), "{}\n{}", response.head, response.body);
+    }
+}
+
+#[test]
+fn the_engine_has_no_resolver_of_glibc() {
+    let engine = std::fs::read(env!("CARGO_BIN_EXE_skiff-engine")).unwrap();
+    // What its code names: the files that choose libraries and order addresses, and the libraries.
+    for file in ["/etc/nsswitch.conf", "/etc/gai.conf", "libnss_"] {
+        let found = engine.windows(file.len()).any(|bytes| bytes == file.as_bytes());
+        assert!(!found, "`{file}` is part of the engine: something in it looks names up by glibc");
+    }
+}
+
+#[test]
+fn a_log_that_nobody_reads_stops_no_server() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(8192)).unwrap();
+    let mut server = Server::start(Guest::named("rust-p2-http").processors(1).stderr(writer));
+    // Each is told in a line of some 80 bytes.
+    for _ in 0..1000 {
+        assert_eq!(server.get("/exit?code=3").status(), 500);
+    }
+    assert!(waiting_bytes(&reader) > 3000, "{} bytes", waiting_bytes(&reader));
+    for _ in 0..5 {
+        assert_eq!(server.get("/").status(), 200);
+    }
+    server.running.signal(libc::SIGTERM);
+    assert_eq!(server.running.end().code, 0);
+}
+
+#[test]
+fn a_request_time_beyond_all_clocks_is_none() {
+    for name in BOTH {
+        let limits =
+            skiff_plan::Limits { request_time: Some(Duration::from_secs(u64::MAX)), ..skiff_plan::Limits::default() };
+        let server = Server::start(Guest::named(name).limits(limits));
+        assert_eq!(server.get("/").status(), 200, "{name}");
+    }
+}
+
+#[test]
+fn guests_that_wait_for_a_reader_keep_no_thread() {
+    for name in BOTH {
+        let (reader, writer) = std::io::pipe().unwrap();
+        nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(8192)).unwrap();
+        let server = Server::start(Guest::named(name).processors(1).stdout(writer));
+        // Nine bytes each: most of them fill the pipe, and the others wait. One processor has eight threads to spare.
+        let requests = b"GET /log HTTP/1.1\r\nhost: test\r\n\r\n".repeat(100);
+        let writing: Vec<TcpStream> = (0..50)
+            .map(|_| {
+                let mut stream = server.send("");
+                stream.write_all(&requests).unwrap();
+                stream
+            })
+            .collect();
+        wait_for("the pipe to be full", || waiting_bytes(&reader) > 4000);
+        for _ in 0..5 {
+            assert_eq!(server.get("/").status(), 200, "{name}");
+        }
+        // Nothing is lost: all of it comes as soon as somebody reads.
+        let mut reader = std::io::BufReader::new(reader);
+        for _ in 0..50 * 100 {
+            let mut line = String::new();
+            std::io::BufRead::read_line(&mut reader, &mut line).unwrap();
+            assert_eq!(line, "on stdout\n", "{name}");
+        }
+        drop(writing);
+    }
+}
+
+#[test]
+fn every_thread_of_a_server_is_behind_the_wall() {
+    let server = Server::named("rust-p2-http");
+    assert_eq!(server.get("/").status(), 200);
+    let threads = std::fs::read_dir(format!("/proc/{}/task", server.running.child.id())).unwrap();
+    for thread in threads {
+        let status = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+        assert_eq!((line("Seccomp:"), line("NoNewPrivs:")), ("2".to_owned(), "1".to_owned()), "{status}");
+        // DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID and NET_BIND_SERVICE.
+        assert_eq!(u64::from_str_radix(&line("CapEff:"), 16).unwrap() & !0x41e, 0, "{status}");
+    }
+}

@@ -1,8 +1,9 @@
 //! The shim's command line, as containerd uses it: `start`, `delete`, `-info`, `-v`, and serving.
 
-use std::fs::File;
+use std::fs::{DirBuilder, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -130,11 +131,16 @@ fn socket_path(address: &str) -> &Path {
 /// Binds the socket; none when a shim serves there already. What a dead shim left is removed.
 fn listen(path: &Path) -> Result<Option<UnixListener>> {
     let directory = path.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(directory).doing(|| format!("could not make `{}`", directory.display()))?;
+    let made = DirBuilder::new().recursive(true).mode(0o711).create(directory);
+    made.doing(|| format!("could not make `{}`", directory.display()))?;
     // Of several starts of one pod, none may take the socket that another has just bound for a dead shim's.
     let lock = File::open(directory).and_then(|file| file.lock().map(|()| file));
     let _lock = lock.doing(|| format!("could not lock `{}`", directory.display()))?;
-    let bind = || UnixListener::bind(path);
+    // Whoever may talk to the socket is root here, whatever containerd's umask.
+    let bind = || {
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, Permissions::from_mode(0o600)).map(|()| listener)
+    };
     match bind() {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             if UnixStream::connect(path).is_ok() {
@@ -242,33 +248,49 @@ fn is_served(socket: &Path) -> bool {
     waits.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
+/// Removes whatever there may be of a container. Every step is tried, whatever became of the others; the first error is told.
 fn clean_up(id: &str, bundle: &Path, record: &Record) -> Result<()> {
-    if record.in_runtime {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().doing(|| "could not start".into())?;
-        let launcher = OciRuntime::new(id, &record.namespace, &record.settings, bundle)?;
-        runtime.block_on(launcher.delete())?;
-        // A compilation for the container has ended with the shim.
-        if let Ok(cache) = Cache::open(&record.settings.cache_dir, record.settings.cache_max_bytes) {
-            cache.remove_unlocked().doing(|| "could not clean the cache of compiled code".into())?;
+    let steps = [
+        clean_runtime(id, bundle, record),
+        clean_cgroup(id, record),
+        mounts::unmount(&bundle.join("rootfs")).doing(|| "could not unmount the root file system".into()),
+        console::remove_sockets_of(record.shim_pid).doing(|| "could not remove sockets of terminals".into()),
+        clean_socket(&record.socket),
+    ];
+    steps.into_iter().collect()
+}
+
+fn clean_runtime(id: &str, bundle: &Path, record: &Record) -> Result<()> {
+    if !record.in_runtime {
+        return Ok(());
+    }
+    // A compilation for the container has ended with the shim.
+    if let Ok(cache) = Cache::open(&record.settings.cache_dir, record.settings.cache_max_bytes) {
+        cache.remove_unlocked().doing(|| "could not clean the cache of compiled code".into())?;
+    }
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().doing(|| "could not start".into())?;
+    let launcher = OciRuntime::new(id, &record.namespace, &record.settings, bundle)?;
+    runtime.block_on(launcher.delete())
+}
+
+/// Also what the OCI runtime did not come to know of, because it was killed with the shim.
+fn clean_cgroup(id: &str, record: &Record) -> Result<()> {
+    let Some(path) = &record.cgroups_path else { return Ok(()) };
+    let cgroup = Cgroup::from_spec(path, record.settings.systemd_cgroup, id)
+        .doing(|| "could not find the container's cgroup".into())?;
+    cgroup.kill_all().and_then(|()| cgroup.remove()).doing(|| "could not remove the container's cgroup".into())
+}
+
+fn clean_socket(address: &str) -> Result<()> {
+    let socket = socket_path(address);
+    if address.is_empty() || is_served(socket) {
+        return Ok(());
+    }
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::host("could not remove the shim's socket", error))
         }
+        _ => Ok(()),
     }
-    // Also what the OCI runtime did not come to know of, because it was killed with the shim.
-    if let Some(path) = &record.cgroups_path {
-        let cgroup = Cgroup::from_spec(path, record.settings.systemd_cgroup, id)
-            .doing(|| "could not find the container's cgroup".into())?;
-        cgroup.kill_all().and_then(|()| cgroup.remove()).doing(|| "could not remove the container's cgroup".into())?;
-    }
-    mounts::unmount(&bundle.join("rootfs")).doing(|| "could not unmount the root file system".into())?;
-    console::remove_sockets_of(record.shim_pid).doing(|| "could not remove sockets of terminals".into())?;
-    let socket = socket_path(&record.socket);
-    if !record.socket.is_empty() && !is_served(socket) {
-        match std::fs::remove_file(socket) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::host("could not remove the shim's socket", error));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }

@@ -1,13 +1,24 @@
 //! Wasm layers of an image, which containerd does not unpack: asked for through `skiff layers`, a process of its own, so
 //! that no gRPC client lives in the shim.
 
+use std::io;
 use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
 use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::Command;
 
 use crate::error::{Context, Error, Result};
 use crate::host::engine::beside_the_shim;
+use crate::host::process::{OomScore, wait_within, work_for_a_pod};
 use crate::pod::Identity;
+
+/// How long `skiff layers` may take; it gives itself less.
+const LIMIT: Duration = Duration::from_secs(20);
+/// The most that it may print, in bytes.
+const PRINTED_BYTES_MAX: u64 = 4 << 20;
 
 /// A wasm layer in containerd's content store.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -42,21 +53,37 @@ pub(crate) async fn find(identity: &Identity, id: &str, name: &str) -> Result<Op
     if identity.containerd.is_empty() {
         return Ok(None);
     }
-    let program = beside_the_shim("skiff").doing(|| "could not find `skiff`".into())?;
-    let output = tokio::process::Command::new(program)
-        .args(["layers", "--address", &identity.containerd, "--namespace", &identity.namespace, "--container", id])
-        .output()
-        .await
-        .doing(|| "could not run `skiff layers`".into())?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
+    let (status, printed, said) = run(identity, id).await.doing(|| "could not run `skiff layers`".into())?;
+    if !status.success() {
+        let said = String::from_utf8_lossy(&said);
         let said = said.trim().trim_start_matches("skiff: ");
         return Err(Error::invalid(format!(
             "there is no file `{name}`, and the image's layers could not be read: {said}"
         )));
     }
-    let image: Image = serde_json::from_slice(&output.stdout).doing(|| "`skiff layers` was not understood".into())?;
+    let image: Image = serde_json::from_slice(&printed).doing(|| "`skiff layers` was not understood".into())?;
     choose(&image, name)
+}
+
+/// What `skiff layers` ended with, what it printed and what it said. It is killed when its time is over, or when nobody waits
+/// for it any more.
+async fn run(identity: &Identity, id: &str) -> io::Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
+    let mut command = Command::new(beside_the_shim("skiff")?);
+    command.args(["layers", "--address", &identity.containerd, "--namespace", &identity.namespace, "--container", id]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    work_for_a_pod(command.as_std_mut(), libc::SIGKILL, OomScore::First);
+    let mut child = command.spawn()?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let (status, printed, said) = tokio::join!(wait_within(&mut child, LIMIT), read(stdout), read(stderr));
+    Ok((status?, printed?, said?))
+}
+
+async fn read(stream: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(stream) = stream {
+        stream.take(PRINTED_BYTES_MAX).read_to_end(&mut bytes).await?;
+    }
+    Ok(bytes)
 }
 
 fn choose(image: &Image, name: &str) -> Result<Option<Found>> {
@@ -90,6 +117,8 @@ fn choose(image: &Image, name: &str) -> Result<Option<Found>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn layer(title: Option<&str>) -> Layer {
@@ -124,5 +153,31 @@ mod tests {
     fn an_image_without_wasm_is_none_of_ours() {
         let image = Image { image: None, announced: false, layers: vec![] };
         assert_eq!(choose(&image, "/bin/sh").unwrap(), None);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 10_000, max_shrink_iters: 200, ..ProptestConfig::default() })]
+        #[test]
+        fn whatever_an_image_says_of_its_layers_one_is_chosen_or_it_is_refused(
+            text in prop_oneof![
+                ".{0,200}",
+                (r#"(null|"r")"#, any::<bool>(), prop::collection::vec(
+                    (r#"(sha256:)?[0-9a-z/.]{0,70}"#, r#"(null|"[a-z/.]{0,9}")"#, r#"[/a-z.]{0,20}"#), 0..4,
+                )).prop_map(|(image, announced, layers)| {
+                    let layers: Vec<_> = layers.into_iter().map(|(digest, title, path)| {
+                        format!(r#"{{"digest":"{digest}","title":{title},"path":"{path}"}}"#)
+                    }).collect();
+                    format!(r#"{{"image":{image},"announced":{announced},"layers":[{}]}}"#, layers.join(","))
+                }),
+            ],
+            name in "[/a-z.]{0,9}",
+        ) {
+            if let Ok(image) = serde_json::from_str::<Image>(&text)
+                && let Ok(Some(found)) = choose(&image, &name)
+            {
+                let digest = format!("sha256:{}", found.digest);
+                prop_assert!(image.layers.iter().any(|layer| layer.digest == digest));
+            }
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Publishes a pod's events to containerd, in the order in which they were given.
 //!
 //! Invariant: events go through one queue and one task, which sends the next only after the last has arrived or was
-//! given up, so that containerd never sees an exit before its start.
+//! given up, so that containerd never sees an exit before its start. There are few: a handful for each container.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ use containerd_shim::protos::shim::events::ForwardRequest;
 
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_DELAY: Duration = Duration::from_millis(500);
-/// How often an event is tried: containerd may be down for about a minute.
-const TRIES: u32 = 120;
+/// How often an event is tried that containerd refuses; while it is down, an event waits for as long as that takes.
+const REFUSALS_MAX: u32 = 20;
 
 enum Item {
     Event(Box<Envelope>),
@@ -83,14 +83,19 @@ async fn forward_all(address: String, mut items: mpsc::UnboundedReceiver<Item>) 
 async fn forward(address: &str, client: &mut Option<EventsClient>, envelope: Envelope) {
     let topic = envelope.topic.clone();
     let request = ForwardRequest { envelope: Some(envelope).into(), ..ForwardRequest::default() };
-    for attempt in 1..=TRIES {
-        match try_forward(address, client, &request).await {
-            Ok(()) => return,
-            Err(error) => {
-                *client = None;
-                if attempt == 1 || attempt == TRIES {
-                    log::warn!("could not publish an event of `{topic}` (attempt {attempt} of {TRIES}): {error}");
-                }
+    let mut refusals = 0;
+    let mut is_told = false;
+    while let Err(error) = try_forward(address, client, &request).await {
+        *client = None;
+        if !is_told {
+            log::warn!("could not publish an event of `{topic}`, which is tried again: {error}");
+            is_told = true;
+        }
+        if matches!(error, ttrpc::Error::RpcStatus(_)) {
+            refusals += 1;
+            if refusals == REFUSALS_MAX {
+                log::error!("an event of `{topic}` is lost, which containerd has refused {refusals} times: {error}");
+                return;
             }
         }
         tokio::time::sleep(RETRY_DELAY).await;

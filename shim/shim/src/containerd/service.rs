@@ -29,7 +29,9 @@ use tokio::sync::Notify;
 use crate::containerd::publisher::Publisher;
 use crate::containerd::time::timestamp;
 use crate::error::{Context, Error, Kind, Result};
+use crate::host::compile::finish_for_others;
 use crate::host::namespaces::Holder;
+use crate::host::orphans;
 use crate::host::stdio::StdioPaths;
 use crate::pod::{CreateRequest, Identity, Pod, unsigned};
 use crate::task::state::State;
@@ -48,6 +50,7 @@ pub(crate) async fn serve(listener: UnixListener, identity: Identity, events: St
     let done = Arc::new(Notify::new());
     let pod = Arc::new(Pod::new(identity, publisher.clone(), holder));
     let tasks = TaskService { pod, done: done.clone() };
+    tokio::spawn(orphans::reap());
     listener.set_nonblocking(true).doing(|| "could not use the socket".into())?;
     let listener = tokio::net::UnixListener::from_std(listener).doing(|| "could not use the socket".into())?;
     let listener = Listener::from(listener);
@@ -61,6 +64,8 @@ pub(crate) async fn serve(listener: UnixListener, identity: Identity, events: St
         log::debug!("a connection was still open at the end");
     }
     publisher.flush(FLUSH_LIMIT).await;
+    // The pod is gone for everybody; only who waits for the same code is still helped.
+    finish_for_others().await;
     removed
 }
 
@@ -268,7 +273,7 @@ impl Task for TaskService {
     }
 
     async fn shutdown(&self, _context: &TtrpcContext, request: ShutdownRequest) -> ttrpc::Result<Empty> {
-        if self.pod.is_empty() || request.now {
+        if request.now || self.pod.is_over(&request.id).await {
             self.done.notify_one();
         }
         Ok(Empty::default())

@@ -1,13 +1,17 @@
 //! The cache of compiled code: each guest is compiled once per node and engine, by one process at a time.
 //!
 //! An entry is `DIR/CODE_ID/SHA256.cwasm`: the artefact as the compiler wrote it, then a [`trailer`] that binds it to
-//! its key and to its own hash; wasmtime maps the whole file and does not mind what follows the artefact. Beside it,
-//! `SHA256.tmp` is the lock of the key as well as the file that becomes the entry: whoever holds its lock may compile,
-//! and renaming it publishes the entry. So there is nothing to tidy up but a `.tmp` that nobody holds.
+//! its key, its owner and its own hash; wasmtime maps the whole file and does not mind what follows the artefact. Beside
+//! it, `SHA256.tmp` is the lock of the key as well as the file that becomes the entry: whoever holds its lock may compile,
+//! and renaming it publishes the entry. So there is nothing to tidy up but a `.tmp` that nobody holds. `SHA256.failed` is a
+//! sentence: why the guest was compiled in vain a short time ago. The directories `DIR/slot.N` are
+//! the locks of those who compile at once.
 //!
 //! It knows neither how code is compiled nor whether an engine accepts it.
 
+mod failures;
 mod room;
+mod slots;
 #[cfg(test)]
 mod tests;
 mod trailer;
@@ -20,8 +24,9 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use sha2::{Digest, Sha256};
 use skiff_plan::CODE_ID;
+
+use super::read_only;
 
 /// The file name extension of an entry.
 const ENTRY: &str = "cwasm";
@@ -37,11 +42,43 @@ pub(crate) struct Cache {
     max_bytes: u64,
 }
 
+/// What is wanted of the cache, and for whom.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    /// The sha256 of the guest, lower-case hexadecimal.
+    pub(crate) digest: &'a str,
+    /// Whose entry it becomes: the pod's namespace. When the cache is full, the owner of most of it gives way.
+    pub(crate) owner: &'a str,
+    /// The pod, which compiles one guest at a time and takes turns with others.
+    pub(crate) pod: &'a str,
+}
+
+/// A compilation that failed.
+#[derive(Debug)]
+pub(crate) struct Failure<E> {
+    pub(crate) error: E,
+    /// What would fail again; `None` when it might not.
+    pub(crate) lasting: Option<Lasting>,
+}
+
+/// Bytes that cannot be compiled.
+#[derive(Debug)]
+pub(crate) struct Lasting {
+    /// Their sha256: a guest is not to be blamed for what was read of another.
+    pub(crate) digest: String,
+    /// Why, for whoever wants them compiled.
+    pub(crate) sentence: String,
+}
+
 /// Why there is no compiled code.
 #[derive(Debug)]
 pub(crate) enum CacheError<E> {
     /// The caller's compilation failed.
     Compile(E),
+    /// The same guest was compiled in vain a short time ago; why.
+    Remembered(String),
+    /// What was compiled is not what the key says.
+    Changed,
     /// The cache itself failed; a sentence with the path.
     Host(io::Error),
 }
@@ -75,16 +112,14 @@ impl Cache {
         Ok(Self { dir: dir.to_owned(), max_bytes })
     }
 
-    /// The compiled code of the guest whose sha256 is `digest` (lower-case hexadecimal), verified and open for reading
-    /// only. An entry that does not verify is removed and is a miss.
+    /// The compiled code of the guest whose sha256 is `digest` (lower-case hexadecimal), verified, and open so that nobody
+    /// can write to it through the descriptor. An entry that does not verify is removed and is a miss.
     ///
     /// # Errors
     /// `InvalidInput` for a malformed digest; those of opening the entry, or of removing a bad one.
     pub(crate) fn lookup(&self, digest: &str) -> io::Result<Option<File>> {
         let path = self.path(digest, ENTRY)?;
-        // A fifo in the entry's place must not block; it is refused right after.
-        let opened = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&path);
-        let checked = match opened {
+        let checked = match open_entry(&path) {
             Ok(file) => trailer::verify(&file, digest).map(|()| file),
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) if error.raw_os_error() == Some(libc::ELOOP) => Err(error),
@@ -93,7 +128,7 @@ impl Cache {
         match checked {
             Ok(file) => {
                 touch(&file, &path);
-                Ok(Some(file))
+                read_only::reopen(&file).map(Some).map_err(|error| at("open", &path, &error))
             }
             Err(reason) => {
                 log::warn!("removing the cache entry `{}`: {reason}", path.display());
@@ -104,36 +139,68 @@ impl Cache {
     }
 
     /// Like [`Cache::lookup`], but a miss is compiled: `compile` writes the artefact to the file it is given (in
-    /// memory, empty, not the entry itself, so that no compiler ever holds a published file). Of several processes and
-    /// threads that miss the same key one compiles and the others wait for it, without a time limit of their own: the
-    /// compilation has one.
+    /// memory, empty, not the entry itself, so that no compiler ever holds a published file) and answers the sha256 of what
+    /// it compiled. Of several processes and threads that miss the same key one compiles and the others wait for it, without
+    /// a time limit of their own: the compilation has one.
     ///
     /// # Errors
     /// [`CacheError::Compile`] is what `compile` answered. A full disk is [`ErrorKind::StorageFull`], after old entries
     /// were removed for the new one in vain.
+    // Invariant: nothing is published under a digest that is not that of exactly the bytes that were compiled.
     pub(crate) fn get_or_compile<E>(
         &self,
-        digest: &str,
-        compile: impl FnOnce(&File) -> Result<(), E>,
+        wanted: Wanted<'_>,
+        compile: impl FnOnce(&File) -> Result<String, Failure<E>>,
     ) -> Result<File, CacheError<E>> {
-        if let Some(file) = self.lookup(digest)? {
+        let known = || -> Result<Option<File>, CacheError<E>> {
+            if let Some(file) = self.lookup(wanted.digest)? {
+                return Ok(Some(file));
+            }
+            self.recent_failure(wanted.digest)?.map_or(Ok(None), |sentence| Err(CacheError::Remembered(sentence)))
+        };
+        if let Some(file) = known()? {
             return Ok(file);
         }
-        let pending = self.with_room(1, || self.lock(digest))?;
-        if let Some(file) = self.lookup(digest)? {
+        let pending = self.with_room(1, || self.lock(wanted.digest))?;
+        if let Some(file) = known()? {
             return Ok(file);
         }
-        let output = File::from(memfd_create(c"skiff-code", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?);
-        compile(&output).map_err(CacheError::Compile)?;
-        Ok(self.publish(digest, pending, &output)?)
+        self.compile_into(pending, wanted, compile)
     }
 
-    /// Forgets an entry, because the engine refused it.
+    /// Compiles a guest whose entry the engine refused, and replaces the entry; one that cannot be replaced stays.
     ///
     /// # Errors
-    /// `InvalidInput` for a malformed digest; those of `unlink(2)`, except that the entry may be gone already.
-    pub(crate) fn discard(&self, digest: &str) -> io::Result<()> {
-        remove_file(&self.path(digest, ENTRY)?)
+    /// As of [`Cache::get_or_compile`].
+    pub(crate) fn recompile<E>(
+        &self,
+        wanted: Wanted<'_>,
+        compile: impl FnOnce(&File) -> Result<String, Failure<E>>,
+    ) -> Result<File, CacheError<E>> {
+        let pending = self.with_room(1, || self.lock(wanted.digest))?;
+        self.compile_into(pending, wanted, compile)
+    }
+
+    fn compile_into<E>(
+        &self,
+        pending: Pending,
+        wanted: Wanted<'_>,
+        compile: impl FnOnce(&File) -> Result<String, Failure<E>>,
+    ) -> Result<File, CacheError<E>> {
+        let _slot = self.with_room(1, || self.slot(wanted.pod))?;
+        let output = File::from(memfd_create(c"skiff-code", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?);
+        match compile(&output) {
+            Ok(digest) if digest == wanted.digest => Ok(self.publish(wanted, pending, &output)?),
+            Ok(_other) => Err(CacheError::Changed),
+            Err(failure) => {
+                if let Some(lasting) = failure.lasting.filter(|lasting| lasting.digest == wanted.digest)
+                    && let Err(error) = self.remember_failure(wanted.digest, &lasting.sentence)
+                {
+                    log::warn!("cannot remember a failed compilation: {error}");
+                }
+                Err(CacheError::Compile(failure.error))
+            }
+        }
     }
 
     fn path(&self, digest: &str, extension: &str) -> io::Result<PathBuf> {
@@ -166,36 +233,17 @@ impl Cache {
         }
     }
 
-    /// Makes the entry of `digest` from what the compiler wrote, and brings the cache back to its size.
-    fn publish(&self, digest: &str, mut pending: Pending, output: &File) -> io::Result<File> {
+    /// Makes the entry of what is wanted from what the compiler wrote, and brings the cache back to its size.
+    fn publish(&self, wanted: Wanted<'_>, mut pending: Pending, output: &File) -> io::Result<File> {
         let bytes = output.metadata()?.len();
-        let entry = self.path(digest, ENTRY)?;
-        let file = self.with_room(bytes, || pending.publish(&entry, digest, output))?;
+        let entry = self.path(wanted.digest, ENTRY)?;
+        let file = self.with_room(bytes, || pending.publish(&entry, wanted, output))?;
         drop(pending);
         if let Err(error) = self.evict(&entry) {
             log::warn!("cannot tidy the cache `{}`: {error}", self.dir.display());
         }
         Ok(file)
     }
-}
-
-/// The sha256 of a whole file in hexadecimal, and its length in bytes. The file's offset stays where it is.
-///
-/// # Errors
-/// Those of `read(2)`.
-pub(crate) fn digest_of(file: &File) -> io::Result<(String, u64)> {
-    let mut hasher = Sha256::new();
-    let bytes = for_each_chunk(file, u64::MAX, |chunk| {
-        hasher.update(chunk);
-        Ok(())
-    })?;
-    let digest = hasher.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
-        for nibble in [byte >> 4, byte & 15] {
-            text.extend(char::from_digit(u32::from(nibble), 16));
-        }
-        text
-    });
-    Ok((digest, bytes))
 }
 
 /// The held lock of a key. Dropped, it takes its file along, unless that has become the entry.
@@ -208,8 +256,8 @@ struct Pending {
 impl Pending {
     /// Writes `output` and its trailer to stable storage and renames the whole to `entry`. May be called again when it
     /// has failed.
-    fn publish(&mut self, entry: &Path, digest: &str, output: &File) -> io::Result<File> {
-        trailer::write(output, digest, &self.file).map_err(|error| at("write", entry, &error))?;
+    fn publish(&mut self, entry: &Path, wanted: Wanted<'_>, output: &File) -> io::Result<File> {
+        trailer::write(output, wanted, &self.file).map_err(|error| at("write", entry, &error))?;
         // The engine opens its descriptor once more as the container's user; the directory keeps everybody else out.
         self.file.set_permissions(Permissions::from_mode(0o444))?;
         self.file.sync_all().map_err(|error| at("write", entry, &error))?;
@@ -219,7 +267,7 @@ impl Pending {
         if let Some(dir) = entry.parent() {
             File::open(dir)?.sync_all()?;
         }
-        Ok(readable)
+        read_only::reopen(&readable)
     }
 }
 
@@ -256,6 +304,11 @@ fn for_each_chunk(file: &File, limit_bytes: u64, mut work: impl FnMut(&[u8]) -> 
 
 fn is_digest(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Opens what lies in an entry's place; a fifo there does not block.
+fn open_entry(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
 }
 
 fn open_pending(path: &Path) -> io::Result<File> {

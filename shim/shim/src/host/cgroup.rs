@@ -25,6 +25,8 @@ use self::place::{Membership, Mount, Place};
 const ROOT: &str = "/sys/fs/cgroup";
 /// How long processes may take to die.
 const REMOVE_WITHIN: Duration = Duration::from_secs(5);
+/// How often a cgroup is looked through for processes that have not been signalled yet.
+const ROUNDS_MAX: usize = 20;
 /// The v1 hierarchies to ask for a container's processes, best first; the order of runc's.
 const PROCESS_CONTROLLERS: [&str; 5] = ["devices", "pids", "freezer", "memory", "cpu"];
 
@@ -195,20 +197,22 @@ impl Cgroup {
         killed
     }
 
-    /// Sends `signal` once to every process in the cgroups and below them, also to those that appear meanwhile.
+    /// Sends `signal` once to every process in the cgroups and below them, also to those that appear meanwhile; though
+    /// whoever makes new ones all the time is not chased for ever.
     ///
     /// # Errors
     /// `PermissionDenied` when the shim itself is among them; those of sending the signal.
     pub(crate) fn signal_all(&self, signal: i32) -> io::Result<()> {
         let mut signalled = HashSet::new();
-        loop {
+        for _ in 0..ROUNDS_MAX {
             let new: Vec<i32> = self.others()?.difference(&signalled).copied().collect();
             if new.is_empty() {
-                return Ok(());
+                break;
             }
             processes::signal(&new, signal, || self.all_pids())?;
             signalled.extend(new);
         }
+        Ok(())
     }
 
     /// How many processes of the container the kernel killed for want of memory, as far as it counts them; `None` also

@@ -1,45 +1,150 @@
 //! Compiling: one `skiff compile` process, confined, per module that the cache does not hold yet.
 
 use std::fs::File;
-use std::io;
-use std::process::{Command, Stdio};
+use std::io::{self, ErrorKind};
+use std::pin::pin;
+use std::process::{ExitStatus, Stdio};
+use std::sync::LazyLock;
+use std::time::Duration;
 
-use crate::error::{Context, Error, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, ChildStderr, ChildStdin, Command};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Context, Error, Kind, Result};
+use crate::host::cache::{Failure, Lasting};
 use crate::host::engine::beside_the_shim;
-use crate::host::process::end_with_the_shim;
+use crate::host::module::Reader;
+use crate::host::process::{OomScore, wait_within, work_for_a_pod};
 
 /// The exit code of `skiff compile` when the node, not the module, is at fault.
 const NODE_AT_FAULT: i32 = 2;
+/// More than the compiler gives itself.
+const LIMIT: Duration = Duration::from_secs(660);
+/// How long the compiler's supervisor may take to end it and to remove its cgroup.
+const END_WITHIN: Duration = Duration::from_secs(5);
+/// The most that is read of what the compiler says, in bytes.
+const SAID_BYTES_MAX: u64 = 64 << 10;
 
-/// Compiles the module in `wasm` (named `name` in messages) into `code`. Blocks; the compiler limits its own time.
+/// Whether a compilation is still wanted.
+pub(crate) struct Want<'a> {
+    /// Cancelled when the container is not wanted any more.
+    pub(crate) unwanted: &'a CancellationToken,
+    /// Whether others wait for the same code.
+    pub(crate) is_awaited: &'a dyn Fn() -> bool,
+}
+
+/// The compilations that go on only for others.
+static FOR_OTHERS: LazyLock<watch::Sender<usize>> = LazyLock::new(watch::Sender::default);
+
+/// Waits until nothing is compiled for others any more.
+pub(crate) async fn finish_for_others() {
+    // The sender is never dropped.
+    drop(FOR_OTHERS.subscribe().wait_for(|count| *count == 0).await);
+}
+
+/// Compiles the module in `wasm` (named `name` in messages) into `code` and answers the sha256 of the bytes that it
+/// compiled. Blocks, in the context of a runtime, until the end or until nobody wants it any more.
 ///
 /// # Errors
 /// `Invalid` with the compiler's sentence when the module is at fault or does not fit the compiler's limits.
-pub(crate) fn compile(wasm: &File, name: &str, code: &File) -> Result<()> {
+pub(crate) fn compile(
+    wasm: &File,
+    name: &str,
+    code: &File,
+    want: &Want<'_>,
+) -> std::result::Result<String, Failure<Error>> {
+    let passing = |error| Failure { error, lasting: None };
+    let ran = tokio::runtime::Handle::current().block_on(run(wasm, name, code, want));
+    let (digest, status, said) = ran.map_err(passing)?;
+    if status.success() {
+        return Ok(digest);
+    }
+    let sentence = said.lines().last().unwrap_or_default().trim().trim_start_matches("skiff: ");
+    let sentence =
+        if sentence.is_empty() { format!("compiling `{name}` ended with {status}") } else { sentence.to_owned() };
+    Err(match status.code() {
+        None | Some(NODE_AT_FAULT) => {
+            passing(Error::host(format!("could not compile `{name}`"), io::Error::other(sentence)))
+        }
+        // Another tenant who has the same module learns nothing of this one's names.
+        Some(_) => {
+            let lasting = Lasting { digest, sentence: sentence.replace(&format!("`{name}`"), "the module") };
+            Failure { error: Error::invalid(sentence), lasting: Some(lasting) }
+        }
+    })
+}
+
+async fn run(wasm: &File, name: &str, code: &File, want: &Want<'_>) -> Result<(String, ExitStatus, String)> {
+    let mut child = spawn(name, code)?;
+    let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
+    let work = async {
+        let (digest, said, status) = tokio::join!(feed(wasm, stdin), said(stderr), wait_within(&mut child, LIMIT));
+        let status = status.doing(|| format!("could not compile `{name}`"))?;
+        Ok((digest.doing(|| format!("could not read `{name}`"))?, status, said))
+    };
+    {
+        let mut work = pin!(work);
+        tokio::select! {
+            done = &mut work => return done,
+            () = want.unwanted.cancelled() => {}
+        }
+        if (want.is_awaited)() {
+            FOR_OTHERS.send_modify(|count| *count += 1);
+            let done = work.await;
+            FOR_OTHERS.send_modify(|count| *count -= 1);
+            return done;
+        }
+    }
+    end(&mut child).await.doing(|| "could not end a compiler".into())?;
+    Err(Error::new(Kind::Conflict, format!("compiling `{name}` was given up: its container is not wanted any more")))
+}
+
+fn spawn(name: &str, code: &File) -> Result<Child> {
     let program = beside_the_shim("skiff").doing(|| "could not find the compiler".into())?;
-    let clone = |file: &File| file.try_clone().doing(|| "could not pass a file to the compiler".into());
     let mut command = Command::new(&program);
     // The compiler's supervisor then ends the compiler and takes its cgroup away.
-    end_with_the_shim(&mut command, libc::SIGTERM);
-    let output = command
-        .args(["compile", "--confine", "--cgroup", "skiff-compile", "--name", name])
-        .stdin(clone(wasm)?)
-        .stdout(clone(code)?)
-        .stderr(Stdio::piped())
-        .spawn()
-        .and_then(|child| child.wait_with_output())
-        .doing(|| format!("could not run the compiler `{}`", program.display()))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let sentence = said.lines().last().unwrap_or_default().trim().trim_start_matches("skiff: ").to_string();
-    let sentence =
-        if sentence.is_empty() { format!("compiling `{name}` ended with {}", output.status) } else { sentence };
-    match output.status.code() {
-        None | Some(NODE_AT_FAULT) => {
-            Err(Error::host(format!("could not compile `{name}`"), io::Error::other(sentence)))
+    work_for_a_pod(command.as_std_mut(), libc::SIGTERM, OomScore::First);
+    let code = code.try_clone().doing(|| "could not pass a file to the compiler".into())?;
+    let arguments = ["compile", "--confine", "--cgroup", "skiff-compile", "--name", name];
+    command.args(arguments).stdin(Stdio::piped()).stdout(code).stderr(Stdio::piped()).kill_on_drop(true);
+    command.spawn().doing(|| format!("could not run the compiler `{}`", program.display()))
+}
+
+/// Gives the compiler the module, once, and answers the digest of exactly what it was given.
+async fn feed(wasm: &File, stdin: Option<ChildStdin>) -> io::Result<String> {
+    let mut stdin = stdin.ok_or_else(|| io::Error::other("the compiler has no input"))?;
+    let mut reader = Reader::of(wasm);
+    while let Some(piece) = reader.next_piece()? {
+        match stdin.write_all(piece).await {
+            // The compiler has ended, and its exit code says why.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => break,
+            written => written?,
         }
-        Some(_) => Err(Error::invalid(sentence)),
+    }
+    Ok(reader.digest())
+}
+
+async fn said(stderr: Option<ChildStderr>) -> String {
+    let mut said = Vec::new();
+    if let Some(stderr) = stderr
+        && let Err(error) = stderr.take(SAID_BYTES_MAX).read_to_end(&mut said).await
+    {
+        log::debug!("could not read what the compiler said: {error}");
+    }
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+/// Asks the supervisor to end the compiler; one that does not is killed.
+async fn end(child: &mut Child) -> io::Result<()> {
+    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+        kill(Pid::from_raw(pid), Signal::SIGTERM)?;
+    }
+    match wait_within(child, END_WITHIN).await {
+        Err(error) if error.kind() != ErrorKind::TimedOut => Err(error),
+        _ended => Ok(()),
     }
 }

@@ -4,34 +4,45 @@
 //! <https://github.com/containerd/containerd/blob/main/core/runtime/v2/README.md#logging>
 
 use std::fs::File;
-use std::io::{self, Read, pipe};
-use std::os::fd::OwnedFd;
+use std::io::{self, pipe};
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::Stdio;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::process::Command;
 
-use crate::host::process::pass_descriptors;
+use crate::host::process::{OomScore, pass_descriptors, work_for_a_pod};
 use crate::host::stdio::Owner;
 
 /// How addresses of logging programs begin.
 pub(crate) const SCHEME: &str = "binary://";
 
-/// Starts the program of `address` and gives the ends that the container writes its output and its errors to. Waits until
+/// How long a program may take to be ready, in milliseconds.
+const READY_WITHIN_MS: u16 = 10_000;
+
+/// Starts the program of `address` and gives the ends that the container writes its output and its errors to. Blocks until
 /// the program is ready; it ends when the container has closed both.
+///
+/// # Errors
+/// `TimedOut` for a program that is not ready in time, which is killed; those of starting it.
 pub(crate) fn start(address: &str, owner: &Owner) -> io::Result<(File, File)> {
     let (program, arguments) = parse(address)?;
     let (stdout, stdout_end) = pipe()?;
     let (stderr, stderr_end) = pipe()?;
-    let (mut ready, ready_end) = pipe()?;
+    let (ready, ready_end) = pipe()?;
     let mut command = Command::new(program);
     command.args(arguments).env("CONTAINER_ID", &owner.container).env("CONTAINER_NAMESPACE", &owner.namespace);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     pass_descriptors(command.as_std_mut(), vec![stdout.into(), stderr.into(), ready_end.into()]);
-    let child = command.spawn()?;
+    work_for_a_pod(command.as_std_mut(), 0, OomScore::Ordinary);
+    let mut child = command.spawn()?;
     // The command holds the other ends, too.
     drop(command);
-    let mut word = Vec::new();
-    ready.read_to_end(&mut word)?;
+    if poll(&mut [PollFd::new(ready.as_fd(), PollFlags::POLLIN)], PollTimeout::from(READY_WITHIN_MS))? == 0 {
+        child.start_kill()?;
+        let limit = READY_WITHIN_MS / 1000;
+        return Err(io::Error::new(io::ErrorKind::TimedOut, format!("the program was not ready within {limit} s")));
+    }
     // tokio reaps what nobody waits for.
     drop(child);
     let file = |end| File::from(OwnedFd::from(end));

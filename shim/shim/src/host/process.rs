@@ -3,16 +3,20 @@
 //! The shim is their parent: the OCI runtime that made them is gone, and the shim is the subreaper. Nobody else waits
 //! for them, so that a pid stays theirs until [`Process::wait`] has reaped it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use skiff_plan::{exit_code_of_proc_exit, exit_code_of_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::process::Child;
 
 /// The descriptor that the first passed file gets.
 pub(crate) const FIRST_PASSED: RawFd = 3;
@@ -22,6 +26,24 @@ pub(crate) const FIRST_PASSED: RawFd = 3;
 pub(crate) struct Process {
     pid: i32,
     pidfd: AsyncFd<OwnedFd>,
+}
+
+/// The processes that somebody owns, and will wait for.
+static OWNED: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+fn owned() -> MutexGuard<'static, BTreeSet<i32>> {
+    OWNED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether somebody will wait for the process `pid`.
+pub(super) fn is_owned(pid: i32) -> bool {
+    owned().contains(&pid)
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        owned().remove(&self.pid);
+    }
 }
 
 /// A descriptor of the process `pid`.
@@ -45,16 +67,49 @@ fn send_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<bool> {
     }
 }
 
-/// Sends `signal` to the command's process when the calling thread, and with it the shim, is gone: what is half made must
-/// not be finished for nobody.
-pub(crate) fn end_with_the_shim(command: &mut Command, signal: i32) {
-    let ask = move || {
+/// What a child of the shim is worth to the node when memory runs out (proc_pid_oom_score_adj(5)). The shim's own score
+/// protects it; what it starts for a pod must not inherit that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OomScore {
+    /// As any process of the node's.
+    Ordinary,
+    /// The first to be killed: whatever it does can be done again.
+    First,
+}
+
+/// Makes the command's process one that works for a pod: it gets an OOM score of its own, and `signal` when the calling
+/// thread, and with it the shim, is gone: what is half made must not be finished for nobody.
+pub(crate) fn work_for_a_pod(command: &mut Command, signal: i32, score: OomScore) {
+    let score: &[u8] = match score {
+        OomScore::Ordinary => b"0",
+        OomScore::First => b"1000",
+    };
+    let prepare = move || {
         // SAFETY: prctl with integers; safe between fork and exec.
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal) };
+        // SAFETY: a C string, and flags; safe between fork and exec.
+        let file = unsafe { libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC) };
+        // Where a score may not be lowered, the inherited one is the higher.
+        // SAFETY: the bytes live as long as the program; the descriptor, which may be -1, is closed by the execution.
+        unsafe { libc::write(file, score.as_ptr().cast(), score.len()) };
         Ok(())
     };
-    // SAFETY: the closure makes one system call and allocates nothing.
-    unsafe { command.pre_exec(ask) };
+    // SAFETY: the closure makes three system calls and allocates nothing.
+    unsafe { command.pre_exec(prepare) };
+}
+
+/// Waits for `child` to end, at most `limit`; then it is killed.
+///
+/// # Errors
+/// `TimedOut`; those of waiting.
+pub(crate) async fn wait_within(child: &mut Child, limit: Duration) -> io::Result<ExitStatus> {
+    match tokio::time::timeout(limit, child.wait()).await {
+        Ok(ended) => ended,
+        Err(_) => {
+            child.kill().await?;
+            Err(io::Error::new(io::ErrorKind::TimedOut, format!("it had not ended after {} s", limit.as_secs())))
+        }
+    }
 }
 
 /// Gives `files` to the command's process as descriptors 3, 4, ….
@@ -88,7 +143,9 @@ impl Process {
         let pidfd = open_pidfd(pid)?;
         // SAFETY: the AsyncFd owns the descriptor, which stays open and the same for as long as it is registered.
         let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
-        Ok(Self { pid, pidfd: pidfd.map_err(io::Error::from)? })
+        let pidfd = pidfd.map_err(io::Error::from)?;
+        owned().insert(pid);
+        Ok(Self { pid, pidfd })
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -107,6 +164,26 @@ impl Process {
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
+        }
+    }
+
+    /// Waits for the end of the process and leaves the reaping to its owner.
+    pub(crate) async fn ended(&self) {
+        // A descriptor that cannot be waited for says nothing; whoever needs an answer has its own limit.
+        match self.pidfd.readable().await {
+            Ok(_ready) => {}
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Kills the process and reaps it; for one that was made and is not wanted.
+    pub(crate) async fn end(&self) {
+        let ended = async {
+            self.signal(libc::SIGKILL)?;
+            self.wait().await
+        };
+        if let Err(error) = ended.await {
+            log::warn!("could not end process {}: {error}", self.pid);
         }
     }
 

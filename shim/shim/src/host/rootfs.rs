@@ -1,8 +1,9 @@
 //! Files of a container, seen from the node before its process is there: nothing leaves the root file system.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::fs::{File, FileType};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
@@ -18,30 +19,52 @@ pub(crate) enum FileKind {
     Native,
 }
 
-/// Tells what `file` is by its magic number, and leaves its offset at the start.
-pub(crate) fn kind_of(file: &mut File) -> io::Result<FileKind> {
+/// Tells what `file` is by its magic number; its offset stays where it is.
+pub(crate) fn kind_of(file: &File) -> io::Result<FileKind> {
     let mut magic = [0; 4];
-    let mut filled = 0;
-    while filled < magic.len() {
-        match file.read(&mut magic[filled..])? {
-            0 => break,
-            count => filled += count,
-        }
+    match file.read_exact_at(&mut magic, 0) {
+        Ok(()) if &magic == b"\0asm" => Ok(FileKind::Wasm),
+        Ok(()) => Ok(FileKind::Native),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(FileKind::Native),
+        Err(error) => Err(error),
     }
-    file.seek(SeekFrom::Start(0))?;
-    Ok(if filled == magic.len() && &magic == b"\0asm" { FileKind::Wasm } else { FileKind::Native })
 }
 
 /// Opens `path` as the container will see it: in the last bind mount that covers it, else in the root file system.
-/// Symbolic links are resolved as if the directory were the root. `None` when there is no such regular file.
+/// Symbolic links are resolved as if the directory were the root. `None` when there is no such file, or a directory.
+///
+/// Whatever lies there is the tenant's: it is opened only once it is known to be a regular file. A device would be opened
+/// with the shim's privileges, and a fifo waited for.
+///
+/// # Errors
+/// `InvalidInput` for a device, a fifo or a socket, with its path; those of opening.
 pub(crate) fn open_file(rootfs: &Path, mounts: &[Mount], path: &Path) -> io::Result<Option<File>> {
     let (root, inside) = locate(rootfs, mounts, path);
-    let file = match open_beneath(&root, &inside, OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
-        Ok(file) => file,
+    let found = match open_beneath(&root, &inside) {
+        Ok(found) => found,
         Err(error) if is_absent(&error) => return Ok(None),
         Err(error) => return Err(error),
     };
-    Ok(file.metadata()?.is_file().then_some(file))
+    let kind = found.metadata()?.file_type();
+    if kind.is_dir() {
+        return Ok(None);
+    }
+    if !kind.is_file() {
+        let sentence = format!("`{}` is {}, and not a program", path.display(), name_of(kind));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, sentence));
+    }
+    // The very file that was looked at, whatever has its name by now.
+    File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).map(Some)
+}
+
+fn name_of(kind: FileType) -> &'static str {
+    match kind {
+        kind if kind.is_fifo() => "a fifo",
+        kind if kind.is_socket() => "a socket",
+        kind if kind.is_block_device() => "a block device",
+        kind if kind.is_char_device() => "a character device",
+        _ => "no regular file",
+    }
 }
 
 /// The path that `path` has in the root file system once symbolic links in it are resolved. What does not exist yet is
@@ -50,7 +73,7 @@ pub(crate) fn resolve(rootfs: &Path, path: &Path) -> PathBuf {
     let mut existing = path;
     let mut rest = PathBuf::new();
     loop {
-        if let Ok(file) = open_beneath(rootfs, existing, OFlag::O_PATH)
+        if let Ok(file) = open_beneath(rootfs, existing)
             && let Ok(real) = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
             && let Ok(root) = rootfs.canonicalize()
             && let Ok(inside) = real.strip_prefix(&root)
@@ -73,13 +96,14 @@ fn locate(rootfs: &Path, mounts: &[Mount], path: &Path) -> (PathBuf, PathBuf) {
     }
 }
 
-fn open_beneath(root: &Path, path: &Path, flags: OFlag) -> io::Result<File> {
-    if path.as_os_str().is_empty() {
-        return File::open(root);
-    }
+/// Opens, with `O_PATH` only, what `path` means below `root`.
+fn open_beneath(root: &Path, path: &Path) -> io::Result<File> {
     let root = nix::fcntl::open(root, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    if path.as_os_str().is_empty() {
+        return Ok(File::from(root));
+    }
     let how = OpenHow::new()
-        .flags(flags | OFlag::O_CLOEXEC)
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     Ok(File::from(openat2(root.as_fd(), path, how)?))
 }
@@ -97,11 +121,7 @@ mod tests {
     use super::*;
 
     fn content(rootfs: &Path, mounts: &[Mount], path: &str) -> Option<String> {
-        open_file(rootfs, mounts, Path::new(path)).unwrap().map(|mut file| {
-            let mut text = String::new();
-            file.read_to_string(&mut text).unwrap();
-            text
-        })
+        open_file(rootfs, mounts, Path::new(path)).unwrap().map(|file| io::read_to_string(file).unwrap())
     }
 
     #[test]
@@ -125,6 +145,28 @@ mod tests {
             ("/climb", None),
         ] {
             assert_eq!(content(root.path(), &mounts, path).as_deref(), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn no_device_fifo_or_socket_is_ever_opened() {
+        let root = tempfile::tempdir().unwrap();
+        let fifo = root.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(root.path().join("socket")).unwrap();
+        // Of a driver that is not there: opening it would fail otherwise than with the sentence.
+        let device = nix::sys::stat::makedev(10, 200);
+        let kind = nix::sys::stat::SFlag::S_IFCHR;
+        nix::sys::stat::mknod(&root.path().join("device"), kind, Mode::S_IRWXU, device).unwrap();
+        let volume = MountBuilder::default().destination("/app.wasm").source(&fifo).typ("bind").build().unwrap();
+        for (mounts, path, expected) in [
+            (&[][..], "/fifo", "`/fifo` is a fifo, and not a program"),
+            (&[], "/socket", "`/socket` is a socket, and not a program"),
+            (&[], "/device", "`/device` is a character device, and not a program"),
+            (&[volume], "/app.wasm", "`/app.wasm` is a fifo, and not a program"),
+        ] {
+            // A fifo without a writer would be waited for.
+            assert_eq!(open_file(root.path(), mounts, Path::new(path)).unwrap_err().to_string(), expected);
         }
     }
 
@@ -154,9 +196,8 @@ mod tests {
             (b"(module)", FileKind::Native),
         ] {
             let mut file = tempfile::tempfile().unwrap();
-            std::io::Write::write_all(&mut file, bytes).unwrap();
-            file.seek(SeekFrom::Start(0)).unwrap();
-            assert_eq!(kind_of(&mut file).unwrap(), expected, "{bytes:?}");
+            io::Write::write_all(&mut file, bytes).unwrap();
+            assert_eq!(kind_of(&file).unwrap(), expected, "{bytes:?}");
         }
     }
 }

@@ -4,18 +4,20 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::sync::Mutex;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use containerd_shim::protos::shim::oci::CheckpointOptions;
 use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
 use runc::options::{DeleteOpts, ExecOpts, GlobalOpts};
-use runc::{Command, Io, Runc};
+use runc::{Command, Io, Runc, Spawner};
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::host::checkpoint;
-use crate::host::process::{end_with_the_shim, pass_descriptors};
+use crate::host::process::{OomScore, pass_descriptors, wait_within, work_for_a_pod};
 use crate::host::stdio::{ChildStdio, StdioPaths};
 use crate::settings::Settings;
 
@@ -23,6 +25,13 @@ use crate::settings::Settings;
 pub(crate) const PID_FILE: &str = "init.pid";
 /// What the OCI runtime says, in the bundle.
 const LOG_FILE: &str = "runtime.log";
+
+/// How long the runtime may take for anything; then it is killed.
+const LIMIT: Duration = Duration::from_secs(120);
+/// The same where criu does the work, which reads or writes all of a container's memory.
+const CRIU_LIMIT: Duration = Duration::from_secs(1800);
+/// The most that is kept of what the runtime prints, in bytes.
+const OUTPUT_BYTES_MAX: u64 = 64 << 10;
 
 /// How often a pause is tried.
 const PAUSE_TRIES: u32 = 5;
@@ -74,7 +83,9 @@ impl OciRuntime {
     /// The container `id` of `namespace`, as `settings` say; its messages go to a file in `bundle`.
     pub(crate) fn new(id: &str, namespace: &str, settings: &Settings, bundle: &Path) -> Result<Self> {
         let state_root = settings.root.join(namespace);
-        let client = GlobalOpts::new()
+        let mut options = GlobalOpts::new();
+        options.custom_spawner(Arc::new(Bounded));
+        let client = options
             .command(&settings.binary_name)
             .root(&state_root)
             .log(bundle.join(LOG_FILE))
@@ -134,23 +145,27 @@ impl OciRuntime {
             command.arg("--preserve-fds").arg(preserved.len().to_string());
             pass_descriptors(command.as_std_mut(), preserved);
         }
-        end_with_the_shim(command.as_std_mut(), libc::SIGKILL);
+        work_for_a_pod(command.as_std_mut(), libc::SIGKILL, OomScore::Ordinary);
         command
     }
 
-    async fn run(&self, name: &str, mut command: Command) -> Result<()> {
-        let status = command.arg(&self.id).status().await.doing(|| "could not run the OCI runtime".into())?;
-        if status.success() {
-            return Ok(());
+    async fn run(&self, name: &str, mut command: Command, limit: Duration) -> Result<()> {
+        let child = command.arg(&self.id).kill_on_drop(true).spawn();
+        let mut child = child.doing(|| "could not run the OCI runtime".into())?;
+        // The command holds the files that are the child's by now.
+        drop(command);
+        match wait_within(&mut child, limit).await {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(self.failed(name, &io::Error::other(format!("it ended with {status}")))),
+            Err(error) => Err(Error::host(format!("OCI runtime {name} failed"), error)),
         }
-        Err(self.failed(name, &io::Error::other(format!("it ended with {status}"))))
     }
 
     /// The same for a command that leaves the work to criu, which writes `log`.
     async fn run_criu(&self, name: &str, command: Command, log: &Path) -> Result<()> {
         // What an earlier attempt left there must not explain this one.
         drop(fs::remove_file(log));
-        self.run(name, command).await.map_err(|error| checkpoint::explain(error, log))
+        self.run(name, command, CRIU_LIMIT).await.map_err(|error| checkpoint::explain(error, log))
     }
 }
 
@@ -162,7 +177,7 @@ impl Launcher for OciRuntime {
         if self.settings.no_new_keyring {
             command.arg("--no-new-keyring");
         }
-        self.run("create", command).await?;
+        self.run("create", command, LIMIT).await?;
         read_pid(&self.directory.join(PID_FILE))
     }
 
@@ -250,6 +265,40 @@ impl Launcher for OciRuntime {
         fs::remove_file(&pid_file).doing(|| "could not remove a pid file".into())?;
         Ok(pid)
     }
+}
+
+/// Runs the client's commands: each is killed when nobody waits for it any more or its time is over, and has an OOM score
+/// of its own.
+#[derive(Debug)]
+struct Bounded;
+
+#[async_trait]
+impl Spawner for Bounded {
+    async fn execute(&self, mut command: Command) -> runc::Result<(ExitStatus, u32, String, String)> {
+        let mut child = command.kill_on_drop(true).spawn().map_err(runc::error::Error::ProcessSpawnFailed)?;
+        // The command holds the files that are the child's by now.
+        drop(command);
+        let pid = child.id().unwrap_or_default();
+        // From here it costs less than between fork and exec. Where a score may not be lowered, the inherited one is the higher.
+        drop(fs::write(format!("/proc/{pid}/oom_score_adj"), "0"));
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let (status, stdout, stderr) = tokio::join!(wait_within(&mut child, LIMIT), text_of(stdout), text_of(stderr));
+        Ok((status.map_err(runc::error::Error::InvalidCommand)?, pid, stdout, stderr))
+    }
+}
+
+/// What is read from `stream` until its end; what cannot be read, or is too much, is left out.
+async fn text_of(stream: Option<impl AsyncRead + Unpin>) -> String {
+    let Some(mut stream) = stream else { return String::new() };
+    let mut text = Vec::new();
+    let read = async {
+        (&mut stream).take(OUTPUT_BYTES_MAX).read_to_end(&mut text).await?;
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+    };
+    if let Err(error) = read.await {
+        log::debug!("could not read what the OCI runtime said: {error}");
+    }
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 fn read_pid(path: &Path) -> Result<i32> {

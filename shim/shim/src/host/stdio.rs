@@ -26,6 +26,13 @@ pub(crate) struct StdioPaths {
     pub(crate) terminal: bool,
 }
 
+impl StdioPaths {
+    /// Whether a logging program takes the output: it is waited for.
+    pub(crate) fn has_program(&self) -> bool {
+        self.stdout.starts_with(logger::SCHEME)
+    }
+}
+
 /// Writes a message of the shim's own to a process's `stderr`. Never waits for a reader.
 ///
 /// # Errors
@@ -68,13 +75,14 @@ pub(crate) struct Owner {
     pub(crate) namespace: String,
 }
 
-/// Opens the streams of a process without a terminal. Never waits for containerd's end.
+/// Opens the streams of a process without a terminal. Never waits for containerd's end; a logging program is waited for
+/// until it is ready.
 ///
 /// # Errors
 /// `Unsupported` for a kind of address that is not known; those of opening, with the address.
 pub(crate) fn open(paths: &StdioPaths, owner: &Owner) -> io::Result<(ChildStdio, Holds)> {
     let (stdin, hold) = open_input(&paths.stdin).map_err(|error| named(&paths.stdin, &error))?;
-    if paths.stdout.starts_with(logger::SCHEME) {
+    if paths.has_program() {
         let (stdout, stderr) = logger::start(&paths.stdout, owner).map_err(|error| named(&paths.stdout, &error))?;
         return Ok((ChildStdio { stdin, stdout, stderr }, Holds { stdin: Mutex::new(hold), _outputs: Vec::new() }));
     }

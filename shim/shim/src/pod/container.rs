@@ -10,7 +10,7 @@ use containerd_shim::protos::events::task::{TaskCheckpointed, TaskExit, TaskOOM,
 use containerd_shim::protos::shim::oci::CheckpointOptions;
 use oci_spec::runtime::LinuxResources;
 use protobuf::well_known_types::any::Any;
-use skiff_plan::{ACCOUNT_FILE, Figures, exit_code_of_signal};
+use skiff_plan::{Figures, exit_code_of_signal};
 
 use crate::containerd::publisher::Publisher;
 use crate::containerd::time::timestamp;
@@ -36,6 +36,8 @@ pub(crate) struct Container {
     pub(crate) init: Arc<Member>,
     execs: Mutex<HashMap<String, Arc<Member>>>,
     pub(super) body: Body,
+    /// The pod ends with it.
+    pub(super) is_pods_sandbox: bool,
     /// Held while a change of state is made and its event published: the exit event waits for it.
     // Invariant: start < exit of a process, because an exit is published only under this lock.
     pub(super) changing: tokio::sync::Mutex<()>,
@@ -57,6 +59,8 @@ pub(crate) struct Wasm {
     pub(crate) guest: tokio::sync::Mutex<Option<Box<Guest>>>,
     /// Its stderr, for what the shim has to say of its end. Held until then: the output ends with its last writer.
     pub(crate) stderr: Mutex<Option<File>>,
+    /// What its engine says of the guest's memory.
+    pub(crate) account: Arc<File>,
 }
 
 /// A container that the OCI runtime made.
@@ -81,7 +85,7 @@ pub(crate) struct Checkpoint {
 }
 
 impl Body {
-    fn made(&self) -> Option<&Made> {
+    pub(super) fn made(&self) -> Option<&Made> {
         match self {
             Body::Sandbox(_) => None,
             Body::Native(made) | Body::Wasm(made, _) => Some(made),
@@ -109,7 +113,14 @@ impl Made {
 }
 
 impl Container {
-    pub(super) fn new(bundle: PathBuf, owner: Owner, init: Member, body: Body, events: Publisher) -> Self {
+    pub(super) fn new(
+        bundle: PathBuf,
+        owner: Owner,
+        init: Member,
+        body: Body,
+        events: Publisher,
+        is_pods_sandbox: bool,
+    ) -> Self {
         Self {
             id: owner.container.clone(),
             bundle,
@@ -117,13 +128,10 @@ impl Container {
             init: Arc::new(init),
             execs: Mutex::default(),
             body,
+            is_pods_sandbox,
             changing: tokio::sync::Mutex::new(()),
             events,
         }
-    }
-
-    pub(super) fn is_sandbox(&self) -> bool {
-        matches!(self.body, Body::Sandbox(_))
     }
 
     /// The process `exec_id`; the first one when it is empty.
@@ -154,8 +162,10 @@ impl Container {
             Body::Wasm(made, wasm) => {
                 let guest = wasm.guest.lock().await.take();
                 let guest = guest.ok_or_else(|| Error::new(Kind::Conflict, "the guest was started before"))?;
+                let process = self.init.process();
+                let process = process.ok_or_else(|| Error::new(Kind::Conflict, "the engine has no process"))?;
                 made.launcher.start().await?;
-                guest.wait_until_ready().await?;
+                guest.wait_until_ready(process).await?;
             }
         }
         self.init.set_state(State::Running);
@@ -165,7 +175,7 @@ impl Container {
     }
 
     async fn restore(self: &Arc<Self>, made: &Made, from: &Checkpoint) -> Result<()> {
-        let (attachment, pending) = attachment_for(&self.init.stdio, &self.owner)?;
+        let (attachment, pending) = attachment_for(&self.init.stdio, &self.owner).await?;
         let pid = made.launcher.restore(&from.bundle, attachment, &from.image).await?;
         let process = Process::of_child(pid).doing(|| "could not watch the container's process".into())?;
         self.init.attach(process, pending.complete(&self.init.stdio).await?);
@@ -198,18 +208,18 @@ impl Container {
         tokio::spawn(async move {
             let exit = member.reap().await;
             let _changing = container.changing.lock().await;
-            container.ended(&member, exit);
+            container.ended(&member, exit).await;
         });
     }
 
-    fn ended(&self, member: &Member, exit: Exit) {
+    pub(super) async fn ended(&self, member: &Member, exit: Exit) {
         if member.exec_id.is_empty()
             && let Some(made) = self.body.made()
         {
             if !made.own_pids
-                && let Err(error) = made.cgroup.kill_all()
+                && let Err(error) = self.signal_all(made, libc::SIGKILL).await
             {
-                log::warn!("could not end the other processes of container `{}`: {error}", self.id);
+                log::warn!("{}", crate::error::chain(&error));
             }
             let is_killed = made.is_oom_killed(exit.code == exit_code_of_signal(libc::SIGKILL) && !member.is_killed());
             let guest = self.figures();
@@ -236,45 +246,10 @@ impl Container {
 
     /// What the engine of a wasm container says of its guest's memory.
     fn figures(&self) -> Option<Figures> {
-        let Body::Wasm(..) = self.body else { return None };
-        let read = File::open(self.bundle.join(ACCOUNT_FILE)).and_then(|file| Figures::read(&file));
-        read.inspect_err(|error| log::warn!("could not read the account of container `{}`: {error}", self.id)).ok()
-    }
-
-    /// Sends `signal` to a process, or to all of the container.
-    pub(crate) async fn kill(&self, member: &Member, signal: i32, all: bool) -> Result<()> {
-        let Some(made) = self.body.made() else { return self.stop_sandbox(signal).await };
-        if all && member.exec_id.is_empty() {
-            // The first process must not see the others die and end by itself.
-            if signal == libc::SIGKILL {
-                member.signal(signal)?;
-            }
-            made.cgroup
-                .signal_all(signal)
-                .doing(|| format!("could not send signal {signal} to container `{}`", self.id))?;
-        } else {
-            member.signal(signal)?;
-        }
-        // A frozen process cannot die; SIGKILL must not wait for a resume.
-        if signal == libc::SIGKILL && member.state() == State::Paused {
-            made.launcher.resume().await?;
-        }
-        Ok(())
-    }
-
-    async fn stop_sandbox(&self, signal: i32) -> Result<()> {
-        let _changing = self.changing.lock().await;
-        if self.init.state().exit().is_some() {
-            return Err(Error::new(Kind::NotFound, "the process has ended already"));
-        }
-        // The pause program, whose place this is, ends well when it is asked to.
-        let code = match signal {
-            0 => return Ok(()),
-            libc::SIGTERM | libc::SIGINT => 0,
-            other => exit_code_of_signal(other),
-        };
-        self.ended(&self.init, Exit { code, at: SystemTime::now() });
-        Ok(())
+        let Body::Wasm(_, wasm) = &self.body else { return None };
+        Figures::read(&wasm.account)
+            .inspect_err(|error| log::warn!("could not read the account of container `{}`: {error}", self.id))
+            .ok()
     }
 
     /// Stops every process of the container where it is.
@@ -338,7 +313,7 @@ impl Container {
     pub(super) async fn delete(&self, holder: &Holder) -> Result<Deleted> {
         if self.init.state() == State::Created && self.init.pid() == 0 {
             let _changing = self.changing.lock().await;
-            self.ended(&self.init, Exit { code: exit_code_of_signal(libc::SIGKILL), at: SystemTime::now() });
+            self.ended(&self.init, Exit { code: exit_code_of_signal(libc::SIGKILL), at: SystemTime::now() }).await;
         } else if self.init.state() == State::Created {
             match self.kill(&self.init, libc::SIGKILL, false).await {
                 Err(error) if error.kind() != Kind::NotFound => return Err(error),

@@ -1,37 +1,36 @@
 //! Making a container: from containerd's request to a process that waits to be started.
 
-use std::fs;
-use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use containerd_shim::protos::events::task::{TaskCreate, TaskIO};
 use containerd_shim::protos::types::mount::Mount;
-use oci_spec::runtime::Spec;
 use protobuf::well_known_types::any::Any;
 use serde_json::Value;
-use skiff_plan::ACCOUNT_FILE;
+use skiff_plan::{Account, EnginePlan};
+use tokio_util::sync::CancellationToken;
 
-use crate::containerd::layers;
 use crate::error::{Context, Error, Kind, Result};
+use crate::host::account;
 use crate::host::bundle::Record;
 use crate::host::cgroup::Cgroup;
 use crate::host::engine::open_engine;
 use crate::host::mounts::Rootfs;
 use crate::host::process::Process;
-use crate::host::rootfs::{FileKind, kind_of, open_file, resolve};
 use crate::host::runtime::{Attachment, Launcher, OciRuntime};
 use crate::host::stdio::{Owner, StdioPaths};
+use crate::pod::config::Config;
 use crate::pod::container::{Body, Checkpoint, Made, Wasm, remove_cgroup, unsigned};
 use crate::pod::exec::attachment_for;
 use crate::pod::guest::{Guest, Module, control_socket};
 use crate::pod::member::{Attached, Member};
+use crate::pod::program::Program;
 use crate::pod::{Container, Pod};
 use crate::settings::Settings;
-use crate::task::entrypoint::{candidates, split_function};
-use crate::task::sandbox::{SandboxNamespaces, has_own_pids, held_by_the_shim, shared_pids};
-use crate::task::wasm;
+use crate::task::sandbox::{SandboxNamespaces, has_own_pids, held_by_the_shim, is_sandbox, shared_pids};
 
 /// What containerd asks for.
 #[derive(Debug, Default)]
@@ -44,28 +43,15 @@ pub(crate) struct CreateRequest {
     pub(crate) options: Option<Any>,
 }
 
-/// The specification of a container, parsed and as it was written: what `Spec` does not know is kept.
-struct Config {
-    spec: Spec,
-    text: Value,
-    /// `text` is no longer what stands in the bundle.
-    is_rewritten: bool,
-}
-
-/// The program of a container.
-enum Program {
-    Native,
-    Wasm { module: Box<Module>, name: String, function: Option<String> },
-}
-
 impl Pod {
-    /// Makes a container and gives the pid of its process. Nothing is left behind when that fails.
+    /// Makes a container and gives the pid of its process. Nothing is left behind when that fails, or when the container is
+    /// deleted meanwhile.
     pub(crate) async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<i32> {
-        let reservation = self.reserve(&request.id)?;
+        let mut reservation = self.reserve(&request.id)?;
         let settings = Settings::from_any(request.options.as_ref())?;
         let config = Config::read(&request.bundle)?;
         let settings = settings.for_cgroups_path(config.cgroups_path().as_deref());
-        let record = Record {
+        let mut record = Record {
             settings,
             namespace: self.identity.namespace.clone(),
             socket: self.identity.socket.clone(),
@@ -73,22 +59,53 @@ impl Pod {
             cgroups_path: config.cgroups_path(),
             ..Record::default()
         };
+        let is_pods_sandbox = is_sandbox(&config.spec);
         let (init, body) = match held_by_the_shim(&config.spec) {
             Some(namespaces) => {
-                let cgroup = self.create_sandbox(&request, record, namespaces).await?;
+                let cgroup = self.create_sandbox(&request, &record, namespaces).await?;
                 (Member::held_by_the_shim(request.stdio.clone()), Body::Sandbox(cgroup))
             }
-            None => self.create_process(&request, config, record).await?,
+            None => {
+                record.in_runtime = true;
+                let unwanted = reservation.unwanted.clone();
+                let made = tokio::select! {
+                    made = self.create_process(&request, config, &record, &unwanted) => made,
+                    () = unwanted.cancelled() => Err(not_wanted(&request.id)),
+                };
+                match made {
+                    Ok(made) => made,
+                    Err(error) => {
+                        take_back(&request, &record).await;
+                        return Err(error);
+                    }
+                }
+            }
         };
         let pid = init.pid();
-        let container =
-            Arc::new(Container::new(request.bundle.clone(), self.owner_of(&request), init, body, self.events.clone()));
-        self.events.publish(created(&request, pid));
-        reservation.fill(container.clone());
+        let owner = self.owner_of(&request);
+        let container = Container::new(request.bundle.clone(), owner, init, body, self.events.clone(), is_pods_sandbox);
+        let container = Arc::new(container);
+        if !reservation.fill(&container, || self.events.publish(created(&request, pid))) {
+            self.undo(container, &request, &record).await;
+            return Err(not_wanted(&request.id));
+        }
         if container.init.has_process() {
             container.supervise(container.init.clone());
         }
         Ok(pid)
+    }
+
+    /// Undoes a container that was made and is not wanted any more.
+    async fn undo(&self, container: Arc<Container>, request: &CreateRequest, record: &Record) {
+        if let Body::Sandbox(_) = &container.body
+            && let Err(error) = self.holder.leave().await
+        {
+            log::error!("could not leave the namespaces of the pod: {error}");
+        }
+        take_back(request, record).await;
+        if let Some(process) = container.init.process() {
+            process.end().await;
+        }
     }
 
     fn owner_of(&self, request: &CreateRequest) -> Owner {
@@ -98,19 +115,14 @@ impl Pod {
     async fn create_sandbox(
         &self,
         request: &CreateRequest,
-        record: Record,
+        record: &Record,
         namespaces: SandboxNamespaces,
     ) -> Result<Option<Cgroup>> {
         record.save(&request.bundle).doing(|| "could not write the record of the container".into())?;
-        let cgroup = record
-            .cgroups_path
-            .as_deref()
-            .map(|path| {
-                let cgroup = Cgroup::from_spec(path, record.settings.systemd_cgroup, &request.id)?;
-                cgroup.create_empty().map(|()| cgroup)
-            })
-            .transpose()
-            .doing(|| "could not make the cgroup of the sandbox".into())?;
+        let cgroup = cgroup_of(request, record).doing(|| "could not make the cgroup of the sandbox".into())?;
+        if let Some(cgroup) = &cgroup {
+            cgroup.create_empty().doing(|| "could not make the cgroup of the sandbox".into())?;
+        }
         let entered = self.holder.enter(namespaces).await.doing(|| "could not enter the namespaces of the pod".into());
         if entered.is_err()
             && let Some(cgroup) = &cgroup
@@ -122,40 +134,27 @@ impl Pod {
     }
 
     async fn create_process(
-        &self,
+        self: &Arc<Self>,
         request: &CreateRequest,
         mut config: Config,
-        mut record: Record,
+        record: &Record,
+        unwanted: &CancellationToken,
     ) -> Result<(Member, Body)> {
         if let Some(namespace) = shared_pids(&mut config.text, std::process::id()) {
-            namespace["path"] = serde_json::json!(self.pid_namespace().await?);
+            namespace["path"] = serde_json::json!(self.shared_pids().await?);
             config.is_rewritten = true;
         }
-        record.in_runtime = true;
         record.save(&request.bundle).doing(|| "could not write the record of the container".into())?;
         let rootfs = mount(request, &config).await?;
         let config = Arc::new(config);
-        let program = self.find_program(request, &config, &rootfs, &record.settings).await?;
+        let program = self.find_program(request, &config, &rootfs, &record.settings, unwanted).await?;
         let launcher = OciRuntime::new(&request.id, &record.namespace, &record.settings, &request.bundle)?;
         if let Program::Native = program
             && !request.checkpoint.is_empty()
         {
-            return checkpointed(request, &config, &record, rootfs, launcher);
+            return checkpointed(request, &config, record, rootfs, launcher);
         }
-        let made = make(request, &self.owner_of(request), &config, &rootfs, &launcher, program).await;
-        let (process, attached, cgroup, guest) = match made {
-            Ok(made) => made,
-            Err(error) => {
-                if let Err(left) = launcher.delete().await {
-                    log::error!(
-                        "could not remove what is left of container `{}`: {}",
-                        request.id,
-                        crate::error::chain(&left)
-                    );
-                }
-                return Err(error);
-            }
-        };
+        let (process, attached, cgroup, guest) = self.make(request, &config, &rootfs, &launcher, program).await?;
         let made = Box::new(Made {
             launcher: Box::new(launcher),
             rootfs: Mutex::new(Some(rootfs)),
@@ -165,99 +164,96 @@ impl Pod {
             checkpoint: None,
         });
         let body = match guest {
-            Some((guest, stderr)) => {
-                let guest = tokio::sync::Mutex::new(Some(Box::new(guest)));
-                Body::Wasm(made, Wasm { guest, stderr: Mutex::new(stderr) })
-            }
+            Some(wasm) => Body::Wasm(made, wasm),
             None => Body::Native(made),
         };
         Ok((Member::created("", request.stdio.clone(), process, attached), body))
     }
 
-    /// Finds what the container runs: a file that the container will see, told by its content, or else a wasm layer of
-    /// its image.
-    async fn find_program(
+    async fn make(
         &self,
         request: &CreateRequest,
         config: &Arc<Config>,
         rootfs: &Rootfs,
-        settings: &Settings,
-    ) -> Result<Program> {
-        let Some(entrypoint) = config.entrypoint() else { return Ok(Program::Native) };
-        let found = {
-            let (config, path) = (config.clone(), rootfs.path().to_path_buf());
-            blocking(move || config.find_file(&path)).await?
-        };
-        let (name, function, wasm, digest) = match found {
-            Some((name, function, mut file)) => {
-                match kind_of(&mut file).doing(|| format!("could not read `{name}`"))? {
-                    FileKind::Native => return Ok(Program::Native),
-                    FileKind::Wasm => (name, function, file, None),
-                }
+        launcher: &OciRuntime,
+        program: Program,
+    ) -> Result<MadeProcess> {
+        let (attachment, pending) = attachment_for(&request.stdio, &self.owner_of(request)).await?;
+        let (process, cgroup, guest) = match program {
+            Program::Native => {
+                let bundle = bundle_of_native(request, config, rootfs)?;
+                let (process, cgroup) = launched(launcher.create(&bundle, attachment, Vec::new()).await?)?;
+                (process, cgroup, None)
             }
-            None => {
-                let (name, function) = split_function(&entrypoint);
-                let Some(layer) = layers::find(&self.identity, &request.id, name).await? else {
-                    return Ok(Program::Native);
-                };
-                let file = File::open(&layer.path).doing(|| format!("could not read the wasm layer of `{name}`"))?;
-                (name.to_string(), function.map(str::to_string), file, Some(layer.digest))
+            Program::Wasm { module, name, function } => {
+                let (config, path) = (config.clone(), rootfs.path().to_path_buf());
+                let rewritten = self.read_files(move || config.for_engine(&path, &name, function.as_deref()));
+                let (spec, plan) = rewritten.await?;
+                let bundle = write_bundle(request, &spec)?;
+                let (control, theirs) = control_socket()?;
+                let stderr = stderr_of(&attachment)?;
+                let engine = open_engine().doing(|| "could not open the engine".into())?;
+                let preserved = vec![engine.into(), theirs];
+                let (process, cgroup) = launched(launcher.create(&bundle, attachment, preserved).await?)?;
+                let account = Account::create().and_then(|account| account::show_in(&request.bundle, account));
+                let account = account.doing(|| "could not make the account of the guest's memory".into())?;
+                let guest = hand_over(request, *module, plan, account.clone(), &cgroup, control)?;
+                let guest = tokio::sync::Mutex::new(Some(Box::new(guest)));
+                (process, cgroup, Some(Wasm { guest, stderr: Mutex::new(stderr), account }))
             }
         };
-        if !request.checkpoint.is_empty() {
-            return Err(Error::new(
-                Kind::Unsupported,
-                format!("restore is not implemented for a wasm container (`{name}`)"),
-            ));
-        }
-        if request.stdio.terminal {
-            return Err(Error::new(
-                Kind::Unsupported,
-                format!("terminal is not implemented for a wasm container (`{name}`)"),
-            ));
-        }
-        let settings = settings.clone();
-        let (module, name) = blocking(move || {
-            Module::load(&name, wasm, digest.as_deref(), &settings).map(|module| (Box::new(module), name))
-        })
-        .await?;
-        Ok(Program::Wasm { module, name, function })
+        let attached = pending.complete(&request.stdio).await?;
+        Ok((process, attached, cgroup, guest))
     }
 }
 
-impl Config {
-    fn read(bundle: &Path) -> Result<Self> {
-        let path = bundle.join("config.json");
-        let text = fs::read(&path).doing(|| format!("could not read `{}`", path.display()))?;
-        let wrong = |error: serde_json::Error| {
-            Error::invalid(format!("`{}` is not an OCI specification: {error}", path.display()))
-        };
-        let spec = serde_json::from_slice(&text).map_err(wrong)?;
-        Ok(Self { spec, text: serde_json::from_slice(&text).map_err(wrong)?, is_rewritten: false })
-    }
+fn not_wanted(id: &str) -> Error {
+    Error::new(Kind::Conflict, format!("container `{id}` was deleted while it was made"))
+}
 
-    fn entrypoint(&self) -> Option<String> {
-        self.spec.process().as_ref()?.args().as_ref()?.first().cloned()
-    }
+/// The process that the OCI runtime made, and where it is.
+fn launched(pid: i32) -> Result<(Process, Cgroup)> {
+    let process = Process::of_child(pid).doing(|| "could not watch the container's process".into())?;
+    let cgroup = Cgroup::of_pid(pid).doing(|| "could not find the container's cgroup".into())?;
+    Ok((process, cgroup))
+}
 
-    fn cgroups_path(&self) -> Option<String> {
-        let path = self.spec.linux().as_ref()?.cgroups_path().as_ref()?;
-        Some(path.to_string_lossy().into_owned())
+fn hand_over(
+    request: &CreateRequest,
+    module: Module,
+    mut plan: EnginePlan,
+    account: Arc<File>,
+    cgroup: &Cgroup,
+    control: UnixStream,
+) -> Result<Guest> {
+    let limits = cgroup.memory_limit_files().doing(|| "could not open the memory limits".into())?;
+    if limits.is_empty() {
+        log::warn!("container `{}` has no memory cgroup: only the engine limits its memory", request.id);
     }
+    plan.processors = cgroup.processors();
+    Guest::hand_over(module, plan, account, limits, control)
+}
 
-    /// The file that the entry point means, with its name and the export to run.
-    fn find_file(&self, rootfs: &Path) -> Result<Option<(String, Option<String>, File)>> {
-        let (Some(process), Some(entrypoint)) = (self.spec.process(), self.entrypoint()) else { return Ok(None) };
-        let env = process.env().clone().unwrap_or_default();
-        let mounts = self.spec.mounts().as_deref().unwrap_or_default();
-        for candidate in candidates(&entrypoint, process.cwd(), &env) {
-            let file = open_file(rootfs, mounts, &candidate.path)
-                .doing(|| format!("could not look for `{}`", candidate.path.display()))?;
-            if let Some(file) = file {
-                return Ok(Some((candidate.path.to_string_lossy().into_owned(), candidate.function, file)));
-            }
+/// The cgroup that the specification gives the container, if it gives one.
+fn cgroup_of(request: &CreateRequest, record: &Record) -> io::Result<Option<Cgroup>> {
+    let path = record.cgroups_path.as_deref();
+    path.map(|path| Cgroup::from_spec(path, record.settings.systemd_cgroup, &request.id)).transpose()
+}
+
+/// Takes back what was made of a container on the node: whatever the OCI runtime knows of it, and what it does not, because
+/// it was killed at work.
+async fn take_back(request: &CreateRequest, record: &Record) {
+    let taken = async {
+        if record.in_runtime {
+            OciRuntime::new(&request.id, &record.namespace, &record.settings, &request.bundle)?.delete().await?;
         }
-        Ok(None)
+        let cgroup = cgroup_of(request, record).doing(|| "could not find the container's cgroup".into())?;
+        let Some(cgroup) = cgroup else { return Ok(()) };
+        let removed = tokio::task::spawn_blocking(move || cgroup.kill_all().and_then(|()| cgroup.remove()));
+        removed.await.map_err(io::Error::other).flatten().doing(|| "could not remove the container's cgroup".into())
+    };
+    if let Err(error) = taken.await {
+        log::error!("could not remove what is left of container `{}`: {}", request.id, crate::error::chain(&error));
     }
 }
 
@@ -293,63 +289,13 @@ fn checkpointed(
     Ok((Member::checkpointed(request.stdio.clone()), Body::Native(Box::new(made))))
 }
 
-type MadeProcess = (Process, Attached, Cgroup, Option<(Guest, Option<File>)>);
-
-async fn make(
-    request: &CreateRequest,
-    owner: &Owner,
-    config: &Arc<Config>,
-    rootfs: &Rootfs,
-    launcher: &OciRuntime,
-    program: Program,
-) -> Result<MadeProcess> {
-    let (attachment, pending) = attachment_for(&request.stdio, owner)?;
-    let (pid, handed) = match program {
-        Program::Native => {
-            let bundle = bundle_of_native(request, config, rootfs)?;
-            (launcher.create(&bundle, attachment, Vec::new()).await?, None)
-        }
-        Program::Wasm { module, name, function } => {
-            let guest = wasm::Guest { module: &name, function: function.as_deref() };
-            let (spec, plan) =
-                wasm::for_engine(&config.text, &guest, rootfs.path(), &|path| resolve(rootfs.path(), path))?;
-            let bundle = write_bundle(request, &spec)?;
-            let (control, theirs) = control_socket()?;
-            let stderr = stderr_of(&attachment)?;
-            let engine = open_engine().doing(|| "could not open the engine".into())?;
-            let pid = launcher.create(&bundle, attachment, vec![engine.into(), theirs]).await?;
-            (pid, Some((*module, plan, control, stderr)))
-        }
-    };
-    let process = Process::of_child(pid).doing(|| "could not watch the container's process".into())?;
-    let cgroup = Cgroup::of_pid(pid).doing(|| "could not find the container's cgroup".into())?;
-    let guest = match handed {
-        Some((module, mut plan, control, stderr)) => {
-            let limits = cgroup.memory_limit_files().doing(|| "could not open the memory limits".into())?;
-            if limits.is_empty() {
-                log::warn!("container `{}` has no memory cgroup: only the engine limits its memory", request.id);
-            }
-            plan.processors = cgroup.processors();
-            let account = open_account(&request.bundle)?;
-            Some((Guest::hand_over(module, plan, account, limits, control)?, stderr))
-        }
-        None => None,
-    };
-    let attached = pending.complete(&request.stdio).await?;
-    Ok((process, attached, cgroup, guest))
-}
+type MadeProcess = (Process, Attached, Cgroup, Option<Wasm>);
 
 fn stderr_of(attachment: &Attachment) -> Result<Option<File>> {
     match attachment {
         Attachment::Files(stdio) => stdio.stderr.try_clone().map(Some).doing(|| "could not hold the stderr".into()),
         Attachment::Console(_) => Ok(None),
     }
-}
-
-fn open_account(bundle: &Path) -> Result<File> {
-    let path = bundle.join(ACCOUNT_FILE);
-    let opened = File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(path);
-    opened.doing(|| "could not make the account of the guest's memory".into())
 }
 
 /// The bundle of a native container: containerd's, unless the specification is no longer what stands there.
@@ -388,8 +334,4 @@ fn created(request: &CreateRequest, pid: i32) -> TaskCreate {
         pid: unsigned(pid),
         ..TaskCreate::default()
     }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.doing(|| "a task of the shim ended early".into())?
 }

@@ -82,10 +82,17 @@ impl Container {
 }
 
 async fn run(made: &Made, container: &Container, member: &Member, spec: &ProcessSpec) -> Result<(Process, Attached)> {
-    let (attachment, pending) = attachment_for(&member.stdio, &container.owner)?;
+    let (attachment, pending) = attachment_for(&member.stdio, &container.owner).await?;
     let pid = made.launcher.exec(spec, attachment, &member.exec_id).await?;
     let process = Process::of_child(pid).doing(|| "could not watch the process".into())?;
-    Ok((process, pending.complete(&member.stdio).await?))
+    match pending.complete(&member.stdio).await {
+        Ok(attached) => Ok((process, attached)),
+        Err(error) => {
+            // It runs, but nobody would know of it.
+            process.end().await;
+            Err(error)
+        }
+    }
 }
 
 /// The shim's side of streams, until the process is there.
@@ -95,12 +102,18 @@ pub(super) enum Pending {
 }
 
 /// Opens the streams that `paths` describe, for a process that is about to be made.
-pub(super) fn attachment_for(paths: &StdioPaths, owner: &Owner) -> Result<(Attachment, Pending)> {
+pub(super) async fn attachment_for(paths: &StdioPaths, owner: &Owner) -> Result<(Attachment, Pending)> {
     if paths.terminal {
         let socket = terminal::listen()?;
         return Ok((Attachment::Console(socket.path().into()), Pending::Terminal(socket)));
     }
-    let (child, holds) = stdio::open(paths, owner).doing(|| "could not open the streams".into())?;
+    let opened = if paths.has_program() {
+        let (paths, owner) = (paths.clone(), owner.clone());
+        tokio::task::spawn_blocking(move || stdio::open(&paths, &owner)).await.map_err(std::io::Error::other).flatten()
+    } else {
+        stdio::open(paths, owner)
+    };
+    let (child, holds) = opened.doing(|| "could not open the streams".into())?;
     Ok((Attachment::Files(child), Pending::Files(holds)))
 }
 

@@ -1,23 +1,37 @@
 //! A guest on its way into the engine: found, compiled, handed over, and reported ready or refused.
 
 use std::fs::File;
+use std::io::{self, ErrorKind, pipe};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream as StdStream;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
-use skiff_plan::{EnginePlan, Message, Refusal, Reply, send_message};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::net::UnixStream;
+use skiff_plan::{EnginePlan, Message, REPLY_BYTES_MAX, Refusal, Reply, send_message};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
+use tokio::net::unix::pipe::Receiver;
+use tokio_util::sync::CancellationToken;
 
 use crate::error::{Context, Error, Kind, Result};
-use crate::host::cache::{Cache, CacheError, digest_of};
-use crate::host::compile::compile;
+use crate::host::cache::{Cache, CacheError, Wanted};
+use crate::host::compile::{Want, compile};
+use crate::host::module::{Reader, check_size};
+use crate::host::process::Process;
 use crate::settings::Settings;
 
 /// How long a loaded guest may take before it counts as started without a word: its own start function may run for ever.
 const START_FUNCTION_LIMIT: Duration = Duration::from_secs(1);
-/// A module that is larger than this is refused, in bytes.
-const MODULE_SIZE_MAX: u64 = 1 << 30;
+/// How long a reply may take to arrive once it has begun.
+const REPLY_LIMIT: Duration = Duration::from_secs(1);
+
+/// For whom a module is compiled.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tenant {
+    /// The pod's namespace, which owns the compiled code in the cache.
+    pub(crate) namespace: String,
+    /// The pod.
+    pub(crate) pod: String,
+}
 
 /// A module and its compiled code.
 pub(crate) struct Module {
@@ -25,22 +39,29 @@ pub(crate) struct Module {
     wasm: File,
     digest: String,
     cache: Cache,
+    tenant: Tenant,
     code: File,
 }
 
 impl Module {
-    /// Takes the compiled code of `wasm` from the cache, compiling it when it is not there. `expected` is the digest that
-    /// the image gives for it. Blocks.
+    /// Takes the compiled code of `wasm`, a regular file, from the cache, compiling it when it is not there. `expected` is
+    /// the digest that the image gives for it. Blocks, in the context of a runtime, until the end or until `unwanted` is
+    /// cancelled.
     ///
     /// # Errors
-    /// `Invalid` with one sentence when the module is at fault.
-    pub(crate) fn load(name: &str, wasm: File, expected: Option<&str>, settings: &Settings) -> Result<Self> {
-        let (digest, size) = digest_of(&wasm).doing(|| format!("could not read `{name}`"))?;
-        if size > MODULE_SIZE_MAX {
-            return Err(Error::invalid(format!(
-                "`{name}` has {size} bytes, more than the {MODULE_SIZE_MAX} that a module may have"
-            )));
-        }
+    /// `Invalid` with one sentence when the module is at fault, or changes while it is read.
+    pub(crate) fn load(
+        name: &str,
+        wasm: File,
+        expected: Option<&str>,
+        settings: &Settings,
+        tenant: Tenant,
+        unwanted: &CancellationToken,
+    ) -> Result<Self> {
+        let digest = digest_of(&wasm, unwanted).map_err(|error| match error.kind() {
+            ErrorKind::FileTooLarge => Error::invalid(format!("`{name}` is too big: {error}")),
+            _ => Error::host(format!("could not read `{name}`"), error),
+        })?;
         if let Some(expected) = expected
             && expected != digest
         {
@@ -50,37 +71,59 @@ impl Module {
         }
         let cache = Cache::open(&settings.cache_dir, settings.cache_max_bytes)
             .doing(|| "could not use the cache of compiled code".into())?;
-        let code = compiled(&cache, &digest, &wasm, name)?;
-        Ok(Self { name: name.into(), wasm, digest, cache, code })
+        let wanted = Wanted { digest: &digest, owner: &tenant.namespace, pod: &tenant.pod };
+        let want = Want { unwanted, is_awaited: &|| cache.is_awaited(&digest) };
+        let code = cache.get_or_compile(wanted, |code| compile(&wasm, name, code, &want));
+        let code = code.map_err(|error| cannot_compile(name, error))?;
+        Ok(Self { name: name.into(), wasm, digest, cache, tenant, code })
     }
 
     /// Compiles once more: the engine has refused the code that the cache had.
-    fn reload(&mut self) -> Result<()> {
-        self.cache.discard(&self.digest).doing(|| "could not remove stale compiled code".into())?;
-        self.code = compiled(&self.cache, &self.digest, &self.wasm, &self.name)?;
+    fn recompile(&mut self, unwanted: &CancellationToken) -> Result<()> {
+        let wanted = Wanted { digest: &self.digest, owner: &self.tenant.namespace, pod: &self.tenant.pod };
+        let want = Want { unwanted, is_awaited: &|| self.cache.is_awaited(&self.digest) };
+        let code = self.cache.recompile(wanted, |code| compile(&self.wasm, &self.name, code, &want));
+        self.code = code.map_err(|error| cannot_compile(&self.name, error))?;
         Ok(())
     }
 }
 
-fn compiled(cache: &Cache, digest: &str, wasm: &File, name: &str) -> Result<File> {
-    cache.get_or_compile(digest, |code| compile(wasm, name, code)).map_err(|error| match error {
+/// The digest of a module that is not larger than a module may be.
+fn digest_of(wasm: &File, unwanted: &CancellationToken) -> io::Result<String> {
+    check_size(wasm.metadata()?.len())?;
+    let mut reader = Reader::of(wasm);
+    while reader.next_piece()?.is_some() {
+        if unwanted.is_cancelled() {
+            return Err(io::Error::other("its container is not wanted any more"));
+        }
+    }
+    Ok(reader.digest())
+}
+
+fn cannot_compile(name: &str, error: CacheError<Error>) -> Error {
+    match error {
         CacheError::Compile(error) => error,
+        CacheError::Remembered(sentence) => {
+            Error::invalid(format!("`{name}` cannot be compiled, as was found less than ten minutes ago: {sentence}"))
+        }
+        CacheError::Changed => Error::invalid(format!("`{name}` changed while it was read")),
         CacheError::Host(error) => Error::host(format!("could not keep the compiled code of `{name}`"), error),
-    })
+    }
 }
 
 /// A guest whose engine waits to be started.
 pub(crate) struct Guest {
     module: Module,
     plan: EnginePlan,
-    account: File,
+    account: Arc<File>,
     memory_limits: Vec<File>,
-    control: StdStream,
+    control: UnixStream,
+    replies: Replies<BufReader<Receiver>>,
 }
 
 /// The two ends of a control socket: the shim's and the engine's.
-pub(crate) fn control_socket() -> Result<(StdStream, OwnedFd)> {
-    let (ours, theirs) = StdStream::pair().doing(|| "could not make a control socket".into())?;
+pub(crate) fn control_socket() -> Result<(UnixStream, OwnedFd)> {
+    let (ours, theirs) = UnixStream::pair().doing(|| "could not make a control socket".into())?;
     Ok((ours, theirs.into()))
 }
 
@@ -89,68 +132,85 @@ impl Guest {
     pub(crate) fn hand_over(
         module: Module,
         plan: EnginePlan,
-        account: File,
+        account: Arc<File>,
         memory_limits: Vec<File>,
-        control: StdStream,
+        control: UnixStream,
     ) -> Result<Self> {
-        let guest = Self { module, plan, account, memory_limits, control };
-        guest.send()?;
-        Ok(guest)
+        let replies = send(&module, &plan, &account, &memory_limits, &control)?;
+        Ok(Self { module, plan, account, memory_limits, control, replies })
     }
 
-    fn send(&self) -> Result<()> {
-        let passed = |file: &File| file.try_clone().doing(|| "could not pass a file to the engine".into());
-        let message = Message {
-            plan: self.plan.clone(),
-            code: passed(&self.module.code)?,
-            account: passed(&self.account)?,
-            memory_limits: self.memory_limits.iter().map(passed).collect::<Result<_>>()?,
-        };
-        send_message(&self.control, &message).doing(|| "could not send the plan to the engine".into())
-    }
-
-    /// Waits until the engine says that the guest is about to run.
+    /// Waits until the engine, which is `process`, says that the guest is about to run.
     ///
     /// # Errors
     /// `Invalid` with the engine's sentence when it refuses the guest.
-    pub(crate) async fn wait_until_ready(mut self) -> Result<()> {
-        let mut replies = Replies::of(&self.control)?;
-        let mut reply = replies.next().await?;
+    pub(crate) async fn wait_until_ready(mut self, process: &Process) -> Result<()> {
+        let mut reply = self.replies.next().await?;
         if let Reply::Refused(Refusal::Incompatible(why)) = reply {
             log::info!("`{}` is compiled again: {why}", self.module.name);
-            self =
-                tokio::task::spawn_blocking(move || self.recompile()).await.doing(|| "could not compile".into())??;
-            reply = replies.next().await?;
+            self = self.recompiled(process).await?;
+            reply = self.replies.next().await?;
         }
-        replies.outcome(reply, START_FUNCTION_LIMIT).await
+        self.replies.outcome(reply, START_FUNCTION_LIMIT).await
     }
 
-    fn recompile(mut self) -> Result<Self> {
-        self.module.reload()?;
-        self.send()?;
-        Ok(self)
+    /// Compiles the module again and sends it; not for an engine that has ended meanwhile.
+    async fn recompiled(mut self, process: &Process) -> Result<Self> {
+        let unwanted = CancellationToken::new();
+        let _unwanted_when_dropped = unwanted.clone().drop_guard();
+        let again = tokio::task::spawn_blocking(move || {
+            self.module.recompile(&unwanted)?;
+            self.replies = send(&self.module, &self.plan, &self.account, &self.memory_limits, &self.control)?;
+            Ok(self)
+        });
+        tokio::select! {
+            again = again => again.doing(|| "could not compile".into())?,
+            () = process.ended() => Err(Error::new(Kind::Host, ENDED)),
+        }
     }
 }
 
-/// What the engine says, line by line.
-struct Replies(BufReader<UnixStream>);
+/// Sends what the engine needs, with the way for its replies.
+fn send(
+    module: &Module,
+    plan: &EnginePlan,
+    account: &File,
+    memory_limits: &[File],
+    control: &UnixStream,
+) -> Result<Replies<BufReader<Receiver>>> {
+    let passed = |file: &File| file.try_clone().doing(|| "could not pass a file to the engine".into());
+    let (ours, theirs) = pipe().doing(|| "could not make a pipe for the engine".into())?;
+    let message = Message {
+        plan: plan.clone(),
+        code: passed(&module.code)?,
+        account: passed(account)?,
+        replies: OwnedFd::from(theirs).into(),
+        memory_limits: memory_limits.iter().map(passed).collect::<Result<_>>()?,
+    };
+    send_message(control, &message).doing(|| "could not send the plan to the engine".into())?;
+    let ours = Receiver::from_owned_fd(ours.into()).doing(|| "could not read from the engine".into())?;
+    Ok(Replies(BufReader::new(ours)))
+}
 
-impl Replies {
-    fn of(control: &StdStream) -> Result<Self> {
-        let socket = control.try_clone().doing(|| "could not read from the engine".into())?;
-        socket.set_nonblocking(true).doing(|| "could not read from the engine".into())?;
-        let socket = UnixStream::from_std(socket).doing(|| "could not read from the engine".into())?;
-        Ok(Self(BufReader::new(socket)))
-    }
+const ENDED: &str = "the engine ended before the guest was ready";
 
-    /// Waits for the next one, however long a loaded node lets the engine wait: one that dies closes the socket.
+/// What the engine says, line by line. Whoever has taken the engine over may say anything: a line is bounded, in length and
+/// in time.
+struct Replies<R>(R);
+
+impl<R: AsyncBufReadExt + AsyncRead + Unpin> Replies<R> {
+    /// Waits for the next one, however long a loaded node lets the engine wait: one that dies closes the pipe.
     async fn next(&mut self) -> Result<Reply> {
-        let mut line = String::new();
-        match self.0.read_line(&mut line).await {
-            Ok(0) => Err(Error::new(Kind::Host, "the engine ended before the guest was ready")),
-            Ok(_) => Reply::parse(&line).doing(|| "the engine's answer was not understood".into()),
-            Err(error) => Err(Error::host("could not read from the engine", error)),
+        let failed = |error| Error::host("could not read from the engine", error);
+        if self.0.fill_buf().await.map_err(failed)?.is_empty() {
+            return Err(Error::new(Kind::Host, ENDED));
         }
+        let mut line = Vec::new();
+        let mut bounded = (&mut self.0).take(REPLY_BYTES_MAX as u64);
+        let read = tokio::time::timeout(REPLY_LIMIT, bounded.read_until(b'\n', &mut line)).await;
+        read.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())).map_err(failed)?;
+        let text = str::from_utf8(&line).map_err(io::Error::other);
+        text.and_then(Reply::parse).doing(|| "the engine's answer was not understood".into())
     }
 
     /// What became of the guest after `reply`: it is started, or still in its start function after `limit`, or refused.
@@ -182,25 +242,50 @@ fn refused(refusal: Refusal) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     const LONG: Duration = Duration::from_secs(60);
 
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    /// The engine's end of a pipe, and the shim's.
+    fn replies() -> (io::PipeWriter, Replies<BufReader<Receiver>>) {
+        let (ours, theirs) = pipe().unwrap();
+        (theirs, Replies(BufReader::new(Receiver::from_owned_fd(ours.into()).unwrap())))
+    }
+
     /// What Start answers when the engine says this, late, and lives on.
-    fn outcome(limit: Duration, replies: &[Reply]) -> std::result::Result<(), String> {
-        let (shim, mut engine) = StdStream::pair().unwrap();
+    fn outcome(limit: Duration, said: &[Reply]) -> std::result::Result<(), String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let outcome = runtime.block_on(async {
-            let mut read = Replies::of(&shim)?;
+            let (mut engine, mut read) = replies();
             let engine = async {
                 // The shim reads by now.
                 tokio::task::yield_now().await;
-                replies.iter().for_each(|reply| reply.write_to(&mut engine).unwrap());
+                said.iter().for_each(|reply| reply.write_to(&mut engine).unwrap());
+                engine
             };
-            let (first, ()) = tokio::join!(read.next(), engine);
+            let (first, _engine) = tokio::join!(read.next(), engine);
             read.outcome(first?, limit).await
         });
         outcome.map_err(|error| error.to_string())
+    }
+
+    /// What the shim makes of these bytes, after which the engine says no more and lives on, or ends.
+    fn next(said: &[u8], is_alive: bool) -> std::result::Result<Reply, String> {
+        runtime().block_on(async {
+            let (mut engine, mut read) = replies();
+            // As much as the pipe holds.
+            engine.write_all(said).unwrap();
+            let engine = is_alive.then_some(engine);
+            let reply = read.next().await;
+            drop(engine);
+            reply.map_err(|error| crate::error::chain(&error))
+        })
     }
 
     #[test]
@@ -218,10 +303,16 @@ mod tests {
 
     #[test]
     fn an_engine_that_dies_is_no_started_guest() {
-        let (shim, engine) = StdStream::pair().unwrap();
-        drop(engine);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let reply = runtime.block_on(async { Replies::of(&shim)?.next().await });
-        assert_eq!(reply.unwrap_err().to_string(), "the engine ended before the guest was ready");
+        assert_eq!(next(b"", false), Err(ENDED.into()));
+    }
+
+    #[test]
+    fn what_an_engine_says_is_bounded_in_length_and_time() {
+        assert_eq!(next(b"\"ready\"\n", true), Ok(Reply::Ready));
+        assert!(next(b"\"rea", true).unwrap_err().contains("timed out"), "a line that does not end");
+        assert!(next(b"\"rea", false).unwrap_err().contains("not understood"), "a line that is cut");
+        assert!(next(b"\xff\n", true).unwrap_err().contains("not understood"), "no text");
+        let endless = vec![b'x'; REPLY_BYTES_MAX];
+        assert!(next(&endless, true).unwrap_err().contains("not understood"), "a line that is longer than one may be");
     }
 }

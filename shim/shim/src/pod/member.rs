@@ -103,6 +103,11 @@ impl Member {
         self.process.get().map(Process::pid).or(self.shown_pid).unwrap_or(0)
     }
 
+    /// The process itself, once there is one.
+    pub(crate) fn process(&self) -> Option<&Process> {
+        self.process.get()
+    }
+
     /// Whether there is a process to wait for.
     pub(crate) fn has_process(&self) -> bool {
         self.process.get().is_some()

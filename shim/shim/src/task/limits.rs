@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 /// What the annotations are called: `PREFIX/NAME` for all containers of the pod, `CONTAINER.PREFIX/NAME` for one.
 const PREFIX: &str = "limits.skiff.dev";
 const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
+/// The longest time, a year: no sum of times can overflow.
+const TIME_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 /// More than this no stack needs; it is set up for each instance.
 const STACK_BYTES_MAX: u64 = 64 << 20;
 /// Less than this no guest comes far with.
@@ -54,8 +56,8 @@ fn set(limits: &mut Limits, name: &str, value: &str) -> Result<(), String> {
 fn duration(value: &str) -> Result<Duration, String> {
     humantime::parse_duration(value)
         .ok()
-        .filter(|duration| !duration.is_zero())
-        .ok_or_else(|| "a time like `500ms`, `30s` or `1h30m` is wanted".into())
+        .filter(|duration| !duration.is_zero() && *duration <= TIME_MAX)
+        .ok_or_else(|| "a time like `500ms`, `30s` or `1h30m`, of a year at most, is wanted".into())
 }
 
 fn number<T: TryFrom<u64>>(value: &str) -> Result<T, String> {
@@ -98,6 +100,7 @@ fn stack(value: &str) -> Result<usize, String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -156,6 +159,7 @@ mod tests {
             ("limits.skiff.dev/run-time", "30", "a time like"),
             ("limits.skiff.dev/run-time", "0s", "a time like"),
             ("limits.skiff.dev/request-time", "-1s", "a time like"),
+            ("limits.skiff.dev/request-time", "18446744073709551615s", "of a year at most"),
             ("limits.skiff.dev/tables", "0", "a number from 1"),
             ("limits.skiff.dev/tables", "1.5", "a number from 1"),
             ("limits.skiff.dev/memory-pages", "99999999999999999999", "a number from 1"),
@@ -169,6 +173,23 @@ mod tests {
             let annotations = json!({"io.kubernetes.cri.container-name": "web", key: value});
             let error = from_annotations(&annotations).unwrap_err().to_string();
             assert!(error.contains(&format!("`{key}` is `{value}`")) && error.contains(part), "{error}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 10_000, max_shrink_iters: 200, ..ProptestConfig::default() })]
+        #[test]
+        fn whatever_an_annotation_says_it_is_a_limit_or_refused(
+            name in "(run-time|request-time|memory-pages|instances|tables|stack|output-per-second|[a-z-]{0,9})",
+            value in prop_oneof!["[0-9]{1,22}(ns|ms|s|m|h|d|w|y|Ki|Mi|Gi|k|M|G)?", ".{0,40}", "[0-9 .a-zA-Z-]{0,30}"],
+        ) {
+            match from_annotations(&json!({format!("{PREFIX}/{name}"): value})) {
+                Ok(limits) => {
+                    prop_assert!(limits.run_time.into_iter().chain(limits.request_time).all(|time| time <= TIME_MAX));
+                    prop_assert!(limits.stack_bytes <= 64 << 20);
+                }
+                Err(error) => prop_assert!(error.to_string().contains(&name)),
+            }
         }
     }
 

@@ -8,6 +8,8 @@ use serde_json::Value;
 
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+/// The annotation with the pod's namespace in Kubernetes.
+pub(crate) const SANDBOX_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
 
 /// The namespaces of a pod's sandbox.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,12 +31,17 @@ pub(crate) fn pod_of(annotations: Option<&HashMap<String, String>>) -> Option<&s
     annotations?.get(SANDBOX_ID).map(String::as_str).filter(|id| !id.is_empty())
 }
 
+/// Whether `spec` is that of a pod's sandbox.
+pub(crate) fn is_sandbox(spec: &Spec) -> bool {
+    let annotations = spec.annotations().as_ref();
+    annotations.and_then(|all| all.get(CONTAINER_TYPE)).is_some_and(|kind| kind == "sandbox")
+}
+
 /// The namespaces of the pod that `spec` is the sandbox of, where the shim can hold them without a process.
 ///
 /// `None` for an ordinary container, and for a sandbox with a user namespace, which needs a process to live in.
 pub(crate) fn held_by_the_shim(spec: &Spec) -> Option<SandboxNamespaces> {
-    let annotations = spec.annotations().as_ref()?;
-    if annotations.get(CONTAINER_TYPE).map(String::as_str) != Some("sandbox") {
+    if !is_sandbox(spec) {
         return None;
     }
     let linux = spec.linux().as_ref()?;

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use skiff_plan::{ENGINE_FD, EnginePlan, Preopen};
+use skiff_plan::{ENGINE_FD, EnginePlan, KERNEL_FILE_SYSTEMS, Preopen};
 
 use crate::error::{Error, Result};
 use crate::task::limits;
@@ -17,10 +17,6 @@ const VIEW: &str = "/dev/.skiff";
 /// The devices that a guest finds in its `/dev`: name and minor number of the memory devices (major 1).
 const DEVICES: [(&str, u32); 5] = [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)];
 const MEMORY_DEVICES: u32 = 1;
-/// File systems that show the kernel or the node rather than files of the pod.
-const KERNEL_FILE_SYSTEMS: [&str; 8] =
-    ["proc", "sysfs", "cgroup", "cgroup2", "mqueue", "devpts", "devtmpfs", "securityfs"];
-
 /// The guest, as it was found.
 #[derive(Clone, Debug)]
 pub(crate) struct Guest<'a> {
@@ -30,17 +26,37 @@ pub(crate) struct Guest<'a> {
     pub(crate) function: Option<&'a str>,
 }
 
-/// Rewrites `spec` (a parsed `config.json`) for the engine. `rootfs` is the mounted root file system on the node;
-/// `resolve` gives the path of a mount point once symbolic links in it are resolved.
+/// What a directory of the node shows to whom it is bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Shown {
+    /// Files.
+    Files,
+    /// Files, and somewhere below them a file system of the kernel.
+    KernelBelow,
+    /// A file system of the kernel, of this kind.
+    Kernel(String),
+}
+
+/// What has to be looked at on the node.
+pub(crate) struct Node<'a> {
+    /// The mounted root file system.
+    pub(crate) rootfs: &'a Path,
+    /// The path of a mount point in the root file system once symbolic links in it are resolved.
+    pub(crate) resolve: &'a dyn Fn(&Path) -> PathBuf,
+    /// What the source of a bind mount shows.
+    pub(crate) shown_by: &'a dyn Fn(&Path) -> Shown,
+}
+
+/// Rewrites `spec` (a parsed `config.json`) for the engine.
 ///
 /// # Errors
-/// `Invalid` when the specification lacks what the engine needs, or an annotation sets a limit that is none.
-pub(crate) fn for_engine(
-    spec: &Value,
-    guest: &Guest<'_>,
-    rootfs: &Path,
-    resolve: &dyn Fn(&Path) -> PathBuf,
-) -> Result<(Value, EnginePlan)> {
+/// `Invalid` when the specification lacks what the engine needs, shows the guest a file system of the kernel, or an
+/// annotation sets a limit that is none.
+pub(crate) fn for_engine(spec: &Value, guest: &Guest<'_>, node: &Node<'_>) -> Result<(Value, EnginePlan)> {
+    let is_object = |value: &Value| value.is_object() || value.is_null();
+    if !spec.is_object() || !["process", "root", "linux"].iter().all(|part| is_object(&spec[part])) {
+        return Err(Error::invalid("the specification is not one of OCI's"));
+    }
     let mut spec = spec.clone();
     let args = strings(&spec["process"]["args"]);
     let cwd = spec["process"]["cwd"].as_str().filter(|cwd| cwd.starts_with('/')).unwrap_or("/").to_string();
@@ -54,7 +70,7 @@ pub(crate) fn for_engine(
         return Err(Error::invalid("a wasm container needs a `tmpfs` of its own at `/dev` among its mounts"));
     }
     let read_only = spec["root"]["readonly"].as_bool().unwrap_or(false);
-    let (mut view, preopens) = view_of(&mounts, rootfs, read_only, resolve);
+    let (mut view, preopens) = view_of(&mounts, node, read_only)?;
     let mut devices = devices_of(&spec["linux"]["devices"]);
     if has_user_namespace(&spec) {
         // Nobody makes devices in a user namespace: the OCI runtime binds the node's, which it looks for at the same path.
@@ -64,14 +80,18 @@ pub(crate) fn for_engine(
     let mut engine_args = vec![format!("/proc/self/fd/{ENGINE_FD}")];
     engine_args.extend(args.iter().cloned());
     spec["process"]["args"] = json!(engine_args);
+    // The container's variables are the guest's: none may change what the engine itself does.
+    let env = strings(&spec["process"]["env"]);
+    spec["process"]["env"] = json!([]);
     append(&mut spec["mounts"], view);
     append(&mut spec["linux"]["devices"], devices);
-    spec["root"]["path"] = json!(rootfs);
+    spec["root"]["path"] = json!(node.rootfs);
 
     let plan = EnginePlan {
         module: guest.module.into(),
         function: guest.function.map(str::to_string),
         args,
+        env,
         cwd,
         preopens,
         limits: limits::from_annotations(&spec["annotations"])?,
@@ -82,24 +102,19 @@ pub(crate) fn for_engine(
 }
 
 /// The mounts that make the guest's view, and what the engine opens of it.
-fn view_of(
-    mounts: &[Value],
-    rootfs: &Path,
-    read_only: bool,
-    resolve: &dyn Fn(&Path) -> PathBuf,
-) -> (Vec<Value>, Vec<Preopen>) {
+fn view_of(mounts: &[Value], node: &Node<'_>, read_only: bool) -> Result<(Vec<Value>, Vec<Preopen>)> {
     let root = format!("{VIEW}/root");
     let dev = format!("{VIEW}/dev");
     let access = if read_only { "ro" } else { "rw" };
-    let mut view = vec![bind(&root, rootfs, &["bind", "rprivate", access])];
+    let mut view = vec![bind(&root, node.rootfs, &["bind", "rprivate", access])];
     // What the engine holds to be read-only is so to the bottom: a writable volume inside is left to the kernel's flags.
     let mut root_is_read_only = read_only;
     let mut preopens = vec![preopen(&root, "/", read_only), preopen(&dev, "/dev", false)];
     for mount in mounts {
-        let destination = resolve(Path::new(mount["destination"].as_str().unwrap_or_default()));
+        let destination = (node.resolve)(Path::new(mount["destination"].as_str().unwrap_or_default()));
         let options = strings(&mount["options"]);
         let is_bind = options.iter().any(|option| option == "bind" || option == "rbind") || mount["type"] == "bind";
-        let is_hidden = hidden(&destination) || KERNEL_FILE_SYSTEMS.iter().any(|kind| mount["type"] == *kind);
+        let is_hidden = hidden(&destination) || is_kernels(&mount["type"]);
         if is_bind && !is_hidden {
             let place = match destination.strip_prefix("/dev") {
                 Ok(inside) => Path::new(&dev).join(inside),
@@ -108,7 +123,7 @@ fn view_of(
                     Path::new(&root).join(destination.strip_prefix("/").unwrap_or(&destination))
                 }
             };
-            let mut again = mount.clone();
+            let mut again = without_the_kernel(mount, node)?;
             again["destination"] = json!(place);
             view.push(again);
         } else if !is_hidden && !destination.starts_with("/dev") {
@@ -120,7 +135,33 @@ fn view_of(
         }
     }
     preopens[0].read_only = root_is_read_only;
-    (view, preopens)
+    Ok((view, preopens))
+}
+
+/// A bind mount as the guest may have it: without the file systems of the kernel that are mounted below it.
+fn without_the_kernel(mount: &Value, node: &Node<'_>) -> Result<Value> {
+    let mut mount = mount.clone();
+    match (node.shown_by)(Path::new(mount["source"].as_str().unwrap_or_default())) {
+        Shown::Files => {}
+        Shown::KernelBelow => {
+            let options = strings(&mount["options"]).into_iter();
+            let alone = options.map(|option| if option == "rbind" { "bind".to_owned() } else { option });
+            mount["options"] = alone.collect();
+        }
+        Shown::Kernel(kind) => {
+            let destination = mount["destination"].as_str().unwrap_or_default();
+            return Err(Error::invalid(format!(
+                "the volume at `{destination}` is a file system of the kernel (`{kind}`), through which a guest could reach \
+                 the memory of its engine: a wasm container cannot have it"
+            )));
+        }
+    }
+    Ok(mount)
+}
+
+/// Whether a file system of this type shows the kernel or the node rather than files of the pod.
+fn is_kernels(kind: &Value) -> bool {
+    kind == "devtmpfs" || KERNEL_FILE_SYSTEMS.iter().any(|known| kind == known)
 }
 
 /// Whether a mount point shows the kernel: `/proc`, `/sys` and what is below, and `/dev` as a whole.
@@ -177,6 +218,8 @@ fn append(list: &mut Value, items: impl IntoIterator<Item = Value>) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn spec(mounts: Value) -> Value {
@@ -190,12 +233,23 @@ mod tests {
                "mounts": all, "linux": {"devices": [{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}]}})
     }
 
+    fn try_rewrite(spec: &Value) -> Result<(Value, EnginePlan)> {
+        let node = Node {
+            rootfs: Path::new("/b/rootfs"),
+            resolve: &|path| {
+                path.strip_prefix("/var/run").map_or(path.to_path_buf(), |rest| Path::new("/run").join(rest))
+            },
+            shown_by: &|path| match path.to_str() {
+                Some("/") => Shown::KernelBelow,
+                Some("/proc") => Shown::Kernel("proc".into()),
+                _ => Shown::Files,
+            },
+        };
+        for_engine(spec, &Guest { module: "/app.wasm", function: None }, &node)
+    }
+
     fn rewrite(spec: &Value) -> (Value, EnginePlan) {
-        let guest = Guest { module: "/app.wasm", function: None };
-        for_engine(spec, &guest, Path::new("/b/rootfs"), &|path| {
-            path.strip_prefix("/var/run").map_or(path.to_path_buf(), |rest| Path::new("/run").join(rest))
-        })
-        .unwrap()
+        try_rewrite(spec).unwrap()
     }
 
     fn destinations(spec: &Value) -> Vec<&str> {
@@ -206,7 +260,7 @@ mod tests {
     fn the_engine_is_the_process_and_the_guest_keeps_its_arguments() {
         let (spec, plan) = rewrite(&spec(json!([])));
         assert_eq!(spec["process"]["args"], json!(["/proc/self/fd/3", "/app.wasm", "x"]));
-        assert_eq!(spec["process"]["env"], json!(["A=1"]));
+        assert_eq!((&spec["process"]["env"], plan.env), (&json!([]), vec!["A=1".to_string()]));
         assert_eq!(spec["root"]["path"], "/b/rootfs");
         assert_eq!((plan.args, plan.cwd.as_str()), (vec!["/app.wasm".to_string(), "x".to_string()], "/work"));
     }
@@ -285,8 +339,82 @@ mod tests {
     fn a_specification_without_proc_is_refused_by_name() {
         let mut given = spec(json!([]));
         given["mounts"].as_array_mut().unwrap().remove(0);
-        let guest = Guest { module: "/app.wasm", function: None };
-        let error = for_engine(&given, &guest, Path::new("/b"), &Path::to_path_buf).unwrap_err();
+        let error = try_rewrite(&given).unwrap_err();
         assert!(error.to_string().contains("`/proc`"), "{error}");
+    }
+
+    #[test]
+    fn no_file_system_of_the_kernel_is_in_the_view() {
+        let volume = |source: &str| json!([{"destination": "/host", "type": "bind", "source": source, "options": ["rbind", "rw"]}]);
+        let (given, _) = rewrite(&spec(volume("/")));
+        let seen =
+            given["mounts"].as_array().unwrap().iter().find(|mount| mount["destination"] == "/dev/.skiff/root/host");
+        assert_eq!(seen.unwrap()["options"], json!(["bind", "rw"]));
+        let error = try_rewrite(&spec(volume("/proc"))).unwrap_err().to_string();
+        assert!(error.starts_with("the volume at `/host` is a file system of the kernel (`proc`)"), "{error}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 10_000, max_shrink_iters: 200, ..ProptestConfig::default() })]
+        #[test]
+        fn whatever_a_specification_holds_it_is_rewritten_or_refused(
+            text in any_json(),
+            place in "(mounts|process|root|linux|annotations|hostname)(/(args|env|cwd|devices|namespaces|options|destination|0|1|3))?",
+        ) {
+            let mut given = spec(json!([
+                {"destination": "/data", "type": "bind", "source": "/v", "options": ["rbind", "rw"]},
+                {"destination": "/run", "type": "tmpfs", "source": "tmpfs"}
+            ]));
+            given["annotations"] = json!({"limits.skiff.dev/stack": "1Mi"});
+            if let Some(there) = given.pointer_mut(&format!("/{place}")) {
+                *there = text.clone();
+            }
+            drop(try_rewrite(&text));
+            if let Ok((spec, plan)) = try_rewrite(&given) {
+                // What the guest gets is the specification's or the view's, never the engine's.
+                prop_assert_eq!(&spec["process"]["env"], &json!([]));
+                prop_assert!(plan.preopens.iter().all(|preopen| !preopen.guest.starts_with("/proc")));
+            }
+        }
+    }
+
+    /// JSON as a stranger may write it, with the words that mean something here.
+    fn any_json() -> impl Strategy<Value = Value> {
+        let word = prop_oneof![
+            Just(String::new()),
+            Just("/".into()),
+            Just("/proc".into()),
+            Just("/dev/x".into()),
+            Just("rbind".into()),
+            Just("bind".into()),
+            Just("..".into()),
+            Just("user".into()),
+            ".{0,12}",
+            Just("x".repeat(5000)),
+        ];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            word.clone().prop_map(Value::from),
+        ];
+        let key = prop_oneof![
+            Just("destination".to_owned()),
+            Just("source".into()),
+            Just("type".into()),
+            Just("options".into()),
+            Just("path".into()),
+            Just("process".into()),
+            Just("mounts".into()),
+            Just("linux".into()),
+            word,
+        ];
+        leaf.prop_recursive(4, 32, 6, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+                prop::collection::hash_map(key.clone(), inner, 0..6).prop_map(|map| map.into_iter().collect()),
+            ]
+        })
     }
 }

@@ -1,21 +1,26 @@
 //! How the cache keeps its size: what is removed, and in which order.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::{self, OpenOptions, TryLockError};
+use std::fs::{self, TryLockError};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use skiff_plan::CODE_ID;
 
-use super::{Cache, ENTRY, PENDING, at, is_full, is_named, remove_file};
+use super::slots::SLOT;
+use super::trailer::owner_of;
+use super::{Cache, ENTRY, PENDING, at, is_full, is_named, open_entry, remove_file};
 
 /// An entry as eviction sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Entry {
     ours: bool,
     used: SystemTime,
     bytes: u64,
+    owner: Vec<u8>,
     path: PathBuf,
 }
 
@@ -32,29 +37,30 @@ impl Cache {
         }
     }
 
-    /// Removes what dead writers left, then the least recently used entries, `bytes` of them or all.
+    /// Removes what dead writers left, then old entries, `bytes` of them or all.
     fn remove_oldest(&self, bytes: u64) -> io::Result<()> {
         self.remove_unlocked()?;
+        let mut entries = self.entries()?;
         let mut removed_bytes = 0;
-        for entry in self.entries()? {
-            if removed_bytes >= bytes {
-                break;
-            }
+        while removed_bytes < bytes
+            && let Some(index) = first_to_go(&entries, None)
+        {
+            let entry = entries.remove(index);
             remove_file(&entry.path)?;
             removed_bytes += entry.bytes;
         }
         Ok(())
     }
 
-    /// Removes the least recently used entries beyond the cache's size, though never `newest`; locks that nobody holds;
-    /// and the empty directories of other engines.
+    /// Removes old entries beyond the cache's size, though never `newest`; locks that nobody holds; and the empty
+    /// directories of other engines.
     pub(super) fn evict(&self, newest: &Path) -> io::Result<()> {
-        let entries = self.entries()?;
+        let mut entries = self.entries()?;
         let mut total_bytes: u64 = entries.iter().map(|entry| entry.bytes).sum();
-        for entry in entries.iter().filter(|entry| entry.path != newest) {
-            if total_bytes <= self.max_bytes {
-                break;
-            }
+        while total_bytes > self.max_bytes
+            && let Some(index) = first_to_go(&entries, Some(newest))
+        {
+            let entry = entries.remove(index);
             remove_file(&entry.path)?;
             total_bytes -= entry.bytes;
         }
@@ -71,24 +77,19 @@ impl Cache {
         self.files(PENDING)?.iter().try_for_each(|(path, _)| remove_unlocked(path))
     }
 
-    /// All entries, the first to go first: other engines' before this one's, then by their last use.
     fn entries(&self) -> io::Result<Vec<Entry>> {
-        let mut entries: Vec<Entry> = self
-            .files(ENTRY)?
-            .into_iter()
-            .map(|(path, meta)| Entry {
-                ours: path.parent().is_some_and(|dir| dir.ends_with(CODE_ID)),
-                used: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
-                bytes: meta.len(),
-                path,
-            })
-            .collect();
-        entries.sort_by(|a, b| (a.ours, a.used, &a.path).cmp(&(b.ours, b.used, &b.path)));
-        Ok(entries)
+        let entries = self.files(ENTRY)?.into_iter().map(|(path, meta)| Entry {
+            ours: path.parent().is_some_and(|dir| dir.ends_with(CODE_ID)),
+            used: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+            bytes: meta.len(),
+            owner: open_entry(&path).map(|entry| owner_of(&entry).to_vec()).unwrap_or_default(),
+            path,
+        });
+        Ok(entries.collect())
     }
 
     /// The files with `extension` of all engines. What vanishes meanwhile is left out.
-    fn files(&self, extension: &str) -> io::Result<Vec<(PathBuf, fs::Metadata)>> {
+    pub(super) fn files(&self, extension: &str) -> io::Result<Vec<(PathBuf, fs::Metadata)>> {
         let mut files = Vec::new();
         for dir in self.code_dirs()? {
             for file in fs::read_dir(dir).into_iter().flatten() {
@@ -106,18 +107,71 @@ impl Cache {
     /// The directories of this engine and of others.
     fn code_dirs(&self) -> io::Result<impl Iterator<Item = PathBuf>> {
         let dirs = fs::read_dir(&self.dir).map_err(|error| at("read", &self.dir, &error))?;
-        Ok(dirs.flatten().filter(|dir| dir.file_type().is_ok_and(|kind| kind.is_dir())).map(|dir| dir.path()))
+        let is_engines = |dir: &fs::DirEntry| {
+            !dir.file_name().as_bytes().starts_with(SLOT.as_bytes()) && dir.file_type().is_ok_and(|kind| kind.is_dir())
+        };
+        Ok(dirs.flatten().filter(is_engines).map(|dir| dir.path()))
     }
+}
+
+/// Which entry goes first: another engine's before this one's; then of the owner who has most the one that was used
+/// longest ago. So whoever fills the cache pushes out his own code, not his neighbours'. `newest` stays; where its owner
+/// has nothing else and yet most, nothing goes.
+fn first_to_go(entries: &[Entry], newest: Option<&Path>) -> Option<usize> {
+    let candidates = || entries.iter().enumerate().filter(|(_, entry)| newest != Some(entry.path.as_path()));
+    let first = |of: &dyn Fn(&Entry) -> bool| {
+        let mine = candidates().filter(|(_, entry)| of(entry));
+        mine.min_by_key(|(_, entry)| (entry.used, &entry.path)).map(|(index, _)| index)
+    };
+    first(&|entry| !entry.ours).or_else(|| {
+        let mut sums: BTreeMap<&[u8], u64> = BTreeMap::new();
+        for entry in entries {
+            *sums.entry(&entry.owner).or_default() += entry.bytes;
+        }
+        let (owner, _) = sums.into_iter().max_by_key(|(_, bytes)| *bytes)?;
+        first(&|entry| entry.owner == owner)
+    })
 }
 
 /// Removes a lock file unless somebody holds its lock.
 fn remove_unlocked(path: &Path) -> io::Result<()> {
-    let Ok(file) = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) else {
-        return Ok(());
-    };
+    let Ok(file) = open_entry(path) else { return Ok(()) };
     match file.try_lock() {
         Ok(()) if is_named(&file, path) => remove_file(path),
         Ok(()) | Err(TryLockError::WouldBlock) => Ok(()),
         Err(TryLockError::Error(error)) => Err(at("lock", path, &error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn entry(name: &str, owner: &str, age: u64, bytes: u64) -> Entry {
+        Entry {
+            ours: owner != "other engine",
+            used: SystemTime::UNIX_EPOCH + Duration::from_secs(1000 - age),
+            bytes,
+            owner: owner.into(),
+            path: name.into(),
+        }
+    }
+
+    #[test]
+    fn who_fills_the_cache_pushes_out_his_own_code() {
+        let check = |entries: &[Entry], newest: &str, expected: Option<&str>| {
+            let found = first_to_go(entries, Some(Path::new(newest))).map(|index| entries[index].path.clone());
+            assert_eq!(found.as_deref(), expected.map(Path::new), "{entries:?}");
+        };
+        let (old, small) = (entry("old", "a", 500, 1), entry("small", "b", 900, 10));
+        let (big, bigger) = (entry("big", "b", 100, 50), entry("bigger", "b", 10, 70));
+        check(&[old.clone(), big.clone(), bigger.clone()], "bigger", Some("big"));
+        check(&[old.clone(), small.clone(), bigger.clone()], "old", Some("small"));
+        check(&[old.clone(), bigger.clone()], "bigger", None);
+        check(&[old.clone(), bigger, entry("z", "other engine", 1, 1)], "bigger", Some("z"));
+        check(&[old, small, big], "nothing", Some("small"));
+        check(&[], "nothing", None);
     }
 }

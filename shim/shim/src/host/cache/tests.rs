@@ -1,4 +1,5 @@
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{chown, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
@@ -72,8 +73,18 @@ fn entry(number: u8) -> String {
     format!("{CODE_ID}/{}.{ENTRY}", key(number))
 }
 
-fn writes(bytes: &[u8]) -> impl FnOnce(&File) -> io::Result<()> {
-    move |mut output| output.write_all(bytes)
+fn wanted(digest: &str) -> Wanted<'_> {
+    Wanted { digest, owner: "namespace", pod: "pod" }
+}
+
+/// A compiler of the guest `number`.
+fn writes(number: u8, bytes: &[u8]) -> impl FnOnce(&File) -> Result<String, Failure<io::Error>> {
+    move |mut output| output.write_all(bytes).map(|()| key(number)).map_err(passing)
+}
+
+/// A failure that is not remembered.
+fn passing<E>(error: E) -> Failure<E> {
+    Failure { error, lasting: None }
 }
 
 fn artefact(file: &File, bytes: usize) -> Vec<u8> {
@@ -83,13 +94,13 @@ fn artefact(file: &File, bytes: usize) -> Vec<u8> {
 }
 
 fn put(cache: &Cache, number: u8, bytes: usize) {
-    cache.get_or_compile(&key(number), writes(&vec![number; bytes])).unwrap();
+    cache.get_or_compile(wanted(&key(number)), writes(number, &vec![number; bytes])).unwrap();
 }
 
 fn host<E: std::fmt::Debug>(error: CacheError<E>) -> io::Error {
     match error {
         CacheError::Host(error) => error,
-        CacheError::Compile(error) => panic!("compile: {error:?}"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -99,12 +110,14 @@ fn what_is_compiled_once_is_found_again_and_is_read_only() {
     let cache = scratch.cache();
     assert!(cache.lookup(&key(1)).unwrap().is_none());
     let code = vec![7; 300_000];
-    let made = cache.get_or_compile(&key(1), writes(&code)).unwrap();
+    let made = cache.get_or_compile(wanted(&key(1)), writes(1, &code)).unwrap();
     assert_eq!(artefact(&made, code.len()), code);
-    let found = cache.get_or_compile(&key(1), |_| Err("compiled twice")).unwrap();
+    let found = cache.get_or_compile(wanted(&key(1)), |_| Err(passing("compiled twice"))).unwrap();
     assert_eq!(artefact(&found, code.len()), code);
     for mut file in [&made, &found] {
         assert!(file.write_all(b"x").is_err());
+        let again = File::options().write(true).open(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        assert_eq!(again.unwrap_err().raw_os_error(), Some(libc::EROFS));
     }
     assert!(cache.lookup(&key(2)).unwrap().is_none());
     assert_eq!(scratch.files(), [entry(1)]);
@@ -122,26 +135,108 @@ fn any_user_may_open_the_descriptor_again_and_nobody_the_path() {
 }
 
 #[test]
-fn a_discarded_entry_is_a_miss() {
+fn what_was_compiled_of_other_bytes_is_not_kept() {
+    let scratch = Scratch::new();
+    let cache = scratch.cache();
+    let changed = cache.get_or_compile(wanted(&key(1)), writes(2, b"of another guest"));
+    assert!(matches!(changed, Err(CacheError::Changed)));
+    assert_eq!(scratch.files(), [""; 0]);
+    put(&cache, 1, 10);
+    let changed = cache.recompile(wanted(&key(1)), writes(2, b"of another guest"));
+    assert!(matches!(changed, Err(CacheError::Changed)));
+    assert_eq!(artefact(&cache.lookup(&key(1)).unwrap().unwrap(), 10), [1; 10]);
+}
+
+#[test]
+fn an_entry_is_replaced_by_one_that_is_compiled_again_and_never_missing() {
     let scratch = Scratch::new();
     let cache = scratch.cache();
     put(&cache, 1, 10);
-    cache.discard(&key(1)).unwrap();
-    cache.discard(&key(1)).unwrap();
-    assert!(cache.lookup(&key(1)).unwrap().is_none());
+    let failed = cache.recompile(wanted(&key(1)), |_| Err(passing("no")));
+    assert!(matches!(failed, Err(CacheError::Compile("no"))));
+    assert!(cache.lookup(&key(1)).unwrap().is_some());
+    let code = cache.recompile(wanted(&key(1)), writes(1, b"again")).unwrap();
+    assert_eq!(artefact(&code, 5), b"again");
+    assert_eq!(artefact(&cache.lookup(&key(1)).unwrap().unwrap(), 5), b"again");
+    assert_eq!(scratch.files(), [entry(1)]);
 }
 
 #[test]
 fn a_failed_compilation_leaves_nothing() {
     let scratch = Scratch::new();
     let cache = scratch.cache();
-    match cache.get_or_compile(&key(1), |_| Err("corrupt")).unwrap_err() {
+    match cache.get_or_compile(wanted(&key(1)), |_| Err(passing("corrupt"))).unwrap_err() {
         CacheError::Compile(error) => assert_eq!(error, "corrupt"),
-        CacheError::Host(error) => panic!("{error}"),
+        other => panic!("{other:?}"),
     }
-    assert_eq!(host(cache.get_or_compile(&key(1), writes(b"")).unwrap_err()).kind(), ErrorKind::InvalidData);
+    let empty = cache.get_or_compile(wanted(&key(1)), writes(1, b"")).unwrap_err();
+    assert_eq!(host(empty).kind(), ErrorKind::InvalidData);
     assert_eq!(scratch.files(), [""; 0]);
     put(&cache, 1, 10);
+}
+
+#[test]
+fn a_lasting_failure_is_remembered_for_ten_minutes() {
+    let scratch = Scratch::new();
+    let cache = scratch.cache();
+    let lasting = |number, sentence: &str| {
+        let lasting = Lasting { digest: key(number), sentence: sentence.into() };
+        Err(Failure { error: (), lasting: Some(lasting) })
+    };
+    let fail = || cache.get_or_compile(wanted(&key(1)), |_| lasting(1, "corrupt"));
+    assert!(matches!(fail(), Err(CacheError::Compile(()))));
+    let again = cache.get_or_compile(wanted(&key(1)), |_| -> Result<String, Failure<()>> { panic!("compiled again") });
+    assert!(matches!(again, Err(CacheError::Remembered(sentence)) if sentence == "corrupt"));
+    let path = scratch.0.join("cache").join(entry(1)).with_extension("failed");
+    let old = SystemTime::now() - Duration::from_secs(601);
+    File::open(&path).unwrap().set_times(fs::FileTimes::new().set_modified(old)).unwrap();
+    assert!(matches!(fail(), Err(CacheError::Compile(()))));
+    File::open(&path).unwrap().set_times(fs::FileTimes::new().set_modified(old)).unwrap();
+    assert!(cache.get_or_compile(wanted(&key(2)), |_| lasting(2, "too")).is_err());
+    assert!(!path.exists(), "what is over is tidied away with the next failure");
+    assert!(cache.get_or_compile(wanted(&key(3)), |_| lasting(4, "of other bytes")).is_err());
+    put(&cache, 3, 10);
+}
+
+#[test]
+fn a_compiler_knows_whether_others_wait_for_it() {
+    let scratch = Scratch::new();
+    let cache = scratch.cache();
+    assert!(!cache.is_awaited(&key(1)));
+    std::thread::scope(|scope| {
+        let made = cache.get_or_compile(wanted(&key(1)), |output| {
+            assert!(!cache.is_awaited(&key(1)));
+            scope.spawn(|| put(&scratch.cache(), 1, 10));
+            let deadline = std::time::Instant::now() + Duration::from_secs(10);
+            while !cache.is_awaited(&key(1)) {
+                assert!(std::time::Instant::now() < deadline, "the other waits");
+                std::thread::yield_now();
+            }
+            writes(1, &[1; 10])(output)
+        });
+        made.unwrap();
+    });
+}
+
+#[test]
+fn a_pod_compiles_one_guest_at_a_time() {
+    let scratch = Scratch::new();
+    let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for number in 1..5 {
+            let (scratch, now, most) = (&scratch, &now, &most);
+            scope.spawn(move || {
+                let made = scratch.cache().get_or_compile(wanted(&key(number)), |output| {
+                    most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    let written = writes(number, &vec![number; 1 << 20])(output);
+                    now.fetch_sub(1, Ordering::SeqCst);
+                    written
+                });
+                made.unwrap();
+            });
+        }
+    });
+    assert_eq!(most.into_inner(), 1);
 }
 
 #[test]
@@ -151,7 +246,6 @@ fn a_digest_is_no_path() {
     let long = format!("{}g", &key(1)[1..]);
     for digest in ["", "ab", "../../../../etc/shadow", &key(1).to_uppercase().replace('0', "A"), &long] {
         assert_eq!(cache.lookup(digest).unwrap_err().kind(), ErrorKind::InvalidInput, "{digest}");
-        assert_eq!(cache.discard(digest).unwrap_err().kind(), ErrorKind::InvalidInput, "{digest}");
     }
 }
 
@@ -167,9 +261,9 @@ fn many_threads_compile_once() {
                 for round in 0..8 {
                     start.wait();
                     let file = cache
-                        .get_or_compile(&key(round), |output| {
+                        .get_or_compile(wanted(&key(round)), |output| {
                             compiled.fetch_add(1, Ordering::Relaxed);
-                            writes(&[round; 1000])(output)
+                            writes(round, &[round; 1000])(output)
                         })
                         .unwrap();
                     assert_eq!(artefact(&file, 1000), [round; 1000], "thread {thread}");
@@ -190,7 +284,8 @@ fn threads_whose_compilation_fails_take_turns() {
             scope.spawn(|| {
                 let cache = scratch.cache();
                 start.wait();
-                let failure = cache.get_or_compile(&key(1), |_| Err(compiled.fetch_add(1, Ordering::Relaxed)));
+                let failure =
+                    cache.get_or_compile(wanted(&key(1)), |_| Err(passing(compiled.fetch_add(1, Ordering::Relaxed))));
                 assert!(matches!(failure, Err(CacheError::Compile(_))));
             });
         }
@@ -209,23 +304,24 @@ fn child_process() {
     match std::env::var("SKIFF_CACHE_TEST_DEED").unwrap().as_str() {
         // SIGXFSZ kills the process in the middle of a write of the entry.
         "die-writing" => cache
-            .get_or_compile(&key(1), |output| {
-                writes(&code)(output)?;
-                Ok::<_, io::Error>(setrlimit(Resource::RLIMIT_FSIZE, 1_000_000, 1_000_000)?)
+            .get_or_compile(wanted(&key(1)), |output| {
+                let digest = writes(1, &code)(output)?;
+                setrlimit(Resource::RLIMIT_FSIZE, 1_000_000, 1_000_000).unwrap();
+                Ok(digest)
             })
             .map(drop)
             .unwrap(),
         "die-compiling" => cache
-            .get_or_compile(&key(1), |_| {
+            .get_or_compile(wanted(&key(1)), |_| {
                 nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL).unwrap();
-                Err(())
+                Err(passing(()))
             })
             .map(drop)
             .unwrap(),
         "compile" => cache
-            .get_or_compile(&key(1), |output| {
+            .get_or_compile(wanted(&key(1)), |output| {
                 fs::write(Path::new(&dir).with_file_name(format!("compiled-{}", std::process::id())), "").unwrap();
-                writes(&code)(output)
+                writes(1, &code)(output)
             })
             .map(drop)
             .unwrap(),
@@ -282,14 +378,15 @@ fn a_process_killed_in_the_middle_of_a_write_leaves_no_entry_and_the_next_run_ti
 fn entries_that_are_not_what_was_written_are_removed_and_compiled_again() {
     type Spoil = fn(&Path);
     let truncate: Spoil = |path| File::options().write(true).open(path).unwrap().set_len(5000).unwrap();
-    let spoils: [(&str, Spoil); 12] = [
+    let spoils: [(&str, Spoil); 13] = [
         ("truncated", truncate),
         ("empty", |path| File::options().write(true).open(path).unwrap().set_len(0).unwrap()),
         ("first bit", |path| flip(path, 0)),
         ("a bit in the middle", |path| flip(path, 5000)),
         ("a bit of the magic", |path| flip(path, 10_000)),
         ("a bit of the key", |path| flip(path, 10_016)),
-        ("last bit", |path| flip(path, 10_095)),
+        ("a bit of the owner", |path| flip(path, 10_081)),
+        ("last bit", |path| flip(path, 10_159)),
         ("appended", |path| File::options().append(true).open(path).unwrap().write_all(b"x").unwrap()),
         ("foreign", |path| chown(path, Some(65534), None).unwrap()),
         ("group-writable", |path| fs::set_permissions(path, Permissions::from_mode(0o664)).unwrap()),
@@ -379,14 +476,17 @@ fn a_lock_that_is_held_is_not_tidied_away() {
     let (begun, go_on) = (Barrier::new(2), Barrier::new(2));
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            cache.get_or_compile(&key(1), |output| {
+            cache.get_or_compile(wanted(&key(1)), |output| {
                 begun.wait();
                 go_on.wait();
-                writes(b"slow")(output)
+                writes(1, b"slow")(output)
             })
         });
         begun.wait();
-        put(&scratch.cache(), 2, 10);
+        // Not through the slot that the first has.
+        scratch.cache().evict(Path::new("")).unwrap();
+        make_private_dir(&scratch.0.join("cache").join(CODE_ID)).unwrap();
+        fs::write(scratch.0.join("cache").join(entry(2)), "x").unwrap();
         assert_eq!(scratch.files().len(), 2);
         go_on.wait();
     });
@@ -412,7 +512,7 @@ fn fill(dir: &Path, cache: &Cache) {
     drop(second);
     put(cache, 3, 400_000);
     assert_eq!(files_below(dir), [entry(1), entry(3)], "the least recently used one makes room");
-    let error = host(cache.get_or_compile(&key(4), writes(&[0; 2 << 20])).unwrap_err());
+    let error = host(cache.get_or_compile(wanted(&key(4)), writes(4, &[0; 2 << 20])).unwrap_err());
     assert_eq!(error.kind(), ErrorKind::StorageFull);
     let (path, sentence) = (dir.join(entry(4)), error.to_string());
     assert!(sentence.contains(path.to_str().unwrap()) && sentence.contains("the disk is full"), "{sentence}");
@@ -470,19 +570,4 @@ fn a_loop_of_links_is_an_error() {
     symlink("loop", scratch.0.join("loop")).unwrap();
     assert!(Cache::open(&scratch.0.join("loop/cache"), 0).is_err());
     assert!(trust::check_directory(&scratch.0.join("loop")).is_err());
-}
-
-#[test]
-fn a_digest_is_that_of_the_whole_file_wherever_its_offset_is() {
-    let scratch = Scratch::new();
-    let path = scratch.0.join("file");
-    let check = |content: &[u8], digest: &str| {
-        fs::write(&path, content).unwrap();
-        let mut file = File::open(&path).unwrap();
-        io::copy(&mut file, &mut io::sink()).unwrap();
-        assert_eq!(digest_of(&file).unwrap(), (digest.to_owned(), content.len() as u64));
-    };
-    check(b"", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
-    check(b"abc", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-    check(&[b'a'; 1_000_000], "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
 }

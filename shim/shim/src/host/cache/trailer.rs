@@ -1,4 +1,5 @@
-//! What stands behind the artefact in a cache entry: whose code it is, and a hash over everything before the hash.
+//! What stands behind the artefact in a cache entry: which guest's code it is, who had it compiled, and a hash over
+//! everything before the hash.
 //!
 //! The hash is against broken disks and half-written files, not against an attacker: whoever can write here is root.
 
@@ -9,10 +10,16 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use nix::unistd::Uid;
 use xxhash_rust::xxh3::Xxh3;
 
+use super::Wanted;
+
 /// Names the format and its version.
-const MAGIC: &[u8; 8] = b"skiffao1";
+const MAGIC: &[u8; 8] = b"skiffao2";
+/// The owner's name is cut to so many bytes, one more than a namespace of Kubernetes has at most.
+const OWNER_BYTES: usize = 64;
 /// Magic, length of the artefact, the key in hexadecimal.
-const HEAD_BYTES: usize = 8 + 8 + 64;
+const KEY_BYTES: usize = 8 + 8 + 64;
+/// The key, and the owner.
+const HEAD_BYTES: usize = KEY_BYTES + OWNER_BYTES;
 /// The head, then xxh3-128 of artefact and head.
 const TRAILER_BYTES: usize = HEAD_BYTES + 16;
 
@@ -20,7 +27,7 @@ const TRAILER_BYTES: usize = HEAD_BYTES + 16;
 ///
 /// # Errors
 /// `InvalidData` when the compiler wrote nothing; those of reading and writing.
-pub(super) fn write(artefact: &File, digest: &str, entry: &File) -> io::Result<()> {
+pub(super) fn write(artefact: &File, wanted: Wanted<'_>, entry: &File) -> io::Result<()> {
     entry.set_len(0)?;
     let mut hasher = Xxh3::new();
     let mut end = 0;
@@ -33,7 +40,8 @@ pub(super) fn write(artefact: &File, digest: &str, entry: &File) -> io::Result<(
     if end == 0 {
         return Err(io::Error::new(ErrorKind::InvalidData, "the compiler wrote nothing"));
     }
-    let mut trailer = head(end, digest);
+    let mut trailer = key(end, wanted.digest);
+    trailer.extend(owner(wanted.owner));
     hasher.update(&trailer);
     trailer.extend(hasher.digest128().to_le_bytes());
     entry.write_all_at(&trailer, end)
@@ -64,7 +72,7 @@ pub(super) fn verify(entry: &File, digest: &str) -> io::Result<()> {
     let mut trailer = [0; TRAILER_BYTES];
     entry.read_exact_at(&mut trailer, artefact_bytes)?;
     let (found_head, found_hash) = trailer.split_at(HEAD_BYTES);
-    if found_head != head(artefact_bytes, digest) {
+    if found_head[..KEY_BYTES] != key(artefact_bytes, digest) {
         return Err(bad("its trailer is damaged"));
     }
     let mut hasher = Xxh3::new();
@@ -78,7 +86,25 @@ pub(super) fn verify(entry: &File, digest: &str) -> io::Result<()> {
     Ok(())
 }
 
-fn head(artefact_bytes: u64, digest: &str) -> Vec<u8> {
+/// The owner of an entry, padded with zeros; nobody for what is no entry.
+pub(super) fn owner_of(entry: &File) -> [u8; OWNER_BYTES] {
+    let mut owner = [0; OWNER_BYTES];
+    let place = entry.metadata().ok().and_then(|meta| meta.len().checked_sub((OWNER_BYTES + 16) as u64));
+    match place.map(|place| entry.read_exact_at(&mut owner, place)) {
+        Some(Ok(())) => owner,
+        Some(Err(_)) | None => [0; OWNER_BYTES],
+    }
+}
+
+fn owner(name: &str) -> [u8; OWNER_BYTES] {
+    let mut owner = [0; OWNER_BYTES];
+    for (place, byte) in owner.iter_mut().zip(name.bytes()) {
+        *place = byte;
+    }
+    owner
+}
+
+fn key(artefact_bytes: u64, digest: &str) -> Vec<u8> {
     [MAGIC, artefact_bytes.to_le_bytes().as_slice(), digest.as_bytes()].concat()
 }
 

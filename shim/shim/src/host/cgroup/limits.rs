@@ -2,27 +2,26 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
+use std::path::PathBuf;
 
 use skiff_plan::{LIMIT_FILES_MAX, parse_limit};
 
-use super::{Cgroup, Hierarchy, at};
+use super::{Cgroup, Hierarchy, Node, at};
+use crate::host::read_only::ReadOnlyTree;
 
 impl Cgroup {
     /// The files with the memory limits that apply to the container, open for reading: its own first, then those above
-    /// it, as far as they exist and as a message to the engine holds.
+    /// it, as far as they exist and as a message to the engine holds. Nobody can write to them through the descriptors,
+    /// which are for the engine, and so for whoever gets hold of it.
     ///
     /// # Errors
     /// Those of opening them.
     pub(crate) fn memory_limit_files(&self) -> io::Result<Vec<File>> {
-        let name = match self.hierarchy {
-            Hierarchy::V1 => "memory.limit_in_bytes",
-            Hierarchy::V2 => "memory.max",
-        };
         let Some(node) = self.node("memory") else { return Ok(Vec::new()) };
+        let tree = ReadOnlyTree::of(&node.mountpoint).map_err(|error| at("open", &node.mountpoint, &error))?;
         let mut files = Vec::new();
-        for dir in node.path.ancestors().take_while(|dir| *dir != node.mountpoint).take(LIMIT_FILES_MAX) {
-            let path = dir.join(name);
-            match File::open(&path) {
+        for path in self.limit_paths(node) {
+            match tree.open(path.strip_prefix(&node.mountpoint).unwrap_or(&path)) {
                 Ok(file) => files.push(file),
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => return Err(at("open", &path, &error)),
@@ -33,8 +32,18 @@ impl Cgroup {
 
     /// The smallest memory limit that applies to the container, in bytes; `None` is no limit.
     pub(crate) fn memory_limit_bytes(&self) -> Option<u64> {
-        let files = self.memory_limit_files().ok()?;
-        files.into_iter().filter_map(|file| parse_limit(&io::read_to_string(file).ok()?)).min()
+        let paths = self.limit_paths(self.node("memory")?);
+        paths.filter_map(|path| parse_limit(&fs::read_to_string(path).ok()?)).min()
+    }
+
+    /// Where the limits of the container and of those above it would stand, its own first.
+    fn limit_paths<'a>(&self, node: &'a Node) -> impl Iterator<Item = PathBuf> + use<'a> {
+        let name = match self.hierarchy {
+            Hierarchy::V1 => "memory.limit_in_bytes",
+            Hierarchy::V2 => "memory.max",
+        };
+        let dirs = node.path.ancestors().take_while(|dir| *dir != node.mountpoint).take(LIMIT_FILES_MAX);
+        dirs.map(move |dir| dir.join(name))
     }
 
     /// How many processors the quotas of the container and of those above it come to, rounded up; `None` is no quota.

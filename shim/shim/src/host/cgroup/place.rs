@@ -1,9 +1,9 @@
 //! Where a cgroup is: pure readers of `/proc/PID/cgroup`, of `/proc/self/mountinfo` and of the spec's `cgroupsPath`.
 
-use std::ffi::OsString;
 use std::io::{self, ErrorKind};
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
+
+use skiff_plan::unescape_mount;
 
 use super::Hierarchy;
 
@@ -59,7 +59,7 @@ impl Mount {
     fn parse(line: &str) -> Option<Self> {
         let (mount, file_system) = line.split_once(" - ")?;
         let mut mount = mount.split(' ').skip(3);
-        let (root, point) = (unescape(mount.next()?), unescape(mount.next()?));
+        let (root, point) = (unescape_mount(mount.next()?), unescape_mount(mount.next()?));
         let mut file_system = file_system.split(' ');
         let options = match file_system.next()? {
             "cgroup2" => None,
@@ -156,26 +156,6 @@ fn clean(path: impl AsRef<Path>) -> PathBuf {
         }
     }
     clean
-}
-
-/// mountinfo writes space, tab, newline and backslash as `\` and three octal digits.
-fn unescape(text: &str) -> PathBuf {
-    let mut bytes = Vec::new();
-    let mut rest = text.as_bytes();
-    while let Some((&byte, after)) = rest.split_first() {
-        let octal = after.get(..3).filter(|_| byte == b'\\').and_then(|digits| str::from_utf8(digits).ok());
-        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(escaped) => {
-                bytes.push(escaped);
-                rest = &after[3..];
-            }
-            None => {
-                bytes.push(byte);
-                rest = after;
-            }
-        }
-    }
-    PathBuf::from(OsString::from_vec(bytes))
 }
 
 fn invalid(sentence: String) -> io::Error {

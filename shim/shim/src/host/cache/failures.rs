@@ -1,0 +1,61 @@
+//! Guests that were compiled in vain: for some time they are refused by the same sentence, and nothing is compiled.
+
+use std::fs;
+use std::io::{self, ErrorKind, Read};
+use std::time::{Duration, SystemTime};
+
+use super::{Cache, at, make_private_dir, open_entry, remove_file};
+
+/// The file name extension of a failure.
+pub(super) const FAILED: &str = "failed";
+/// How long a failure is remembered.
+const MEMORY: Duration = Duration::from_secs(600);
+/// The most that is remembered of a sentence, in bytes.
+const SENTENCE_BYTES_MAX: usize = 4096;
+/// The most failures that are remembered.
+const FAILURES_MAX: usize = 1000;
+
+impl Cache {
+    /// Why the guest was compiled in vain a short time ago, if it was.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a malformed digest; those of reading what is remembered.
+    pub(super) fn recent_failure(&self, digest: &str) -> io::Result<Option<String>> {
+        let path = self.path(digest, FAILED)?;
+        let file = match open_entry(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(|error| at("open", &path, &error))?,
+        };
+        if is_over(&file.metadata()?) {
+            return remove_file(&path).map(|()| None);
+        }
+        let mut text = String::new();
+        file.take(SENTENCE_BYTES_MAX as u64).read_to_string(&mut text)?;
+        Ok(Some(text))
+    }
+
+    /// Remembers that the guest cannot be compiled, and why.
+    ///
+    /// # Errors
+    /// Those of writing it down.
+    pub(super) fn remember_failure(&self, digest: &str, sentence: &str) -> io::Result<()> {
+        let known = self.files(FAILED)?;
+        for (path, _) in known.iter().filter(|(_, meta)| is_over(meta)) {
+            remove_file(path)?;
+        }
+        if known.len() >= FAILURES_MAX {
+            return Ok(());
+        }
+        let path = self.path(digest, FAILED)?;
+        if let Some(dir) = path.parent() {
+            make_private_dir(dir)?;
+        }
+        let text = &sentence[..sentence.floor_char_boundary(SENTENCE_BYTES_MAX)];
+        fs::write(&path, text).map_err(|error| at("write", &path, &error))
+    }
+}
+
+fn is_over(meta: &fs::Metadata) -> bool {
+    let age = meta.modified().map_or(Duration::MAX, |at| SystemTime::now().duration_since(at).unwrap_or_default());
+    age > MEMORY
+}

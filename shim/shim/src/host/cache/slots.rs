@@ -1,0 +1,82 @@
+//! How many guests the node compiles at once, and whose turn it is.
+
+use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::num::NonZero;
+use std::os::unix::fs::MetadataExt;
+use std::thread::available_parallelism;
+
+use nix::sys::stat::{major, minor};
+
+use super::{Cache, PENDING, at, make_private_dir};
+
+/// How the names of slots begin.
+pub(super) const SLOT: &str = "slot.";
+/// What one compiler may take, in bytes, as `skiff compile` has it.
+const COMPILER_BYTES: u64 = 2 << 30;
+
+/// The right to compile, given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Slot(#[expect(dead_code, reason = "it is held for its lock")] File);
+
+impl Cache {
+    /// Waits for the turn of `pod`. A pod has always the same slot, so that it compiles one guest at a time, and the kernel
+    /// lets those who wait for a slot have it in the order in which they came.
+    ///
+    /// # Errors
+    /// Those of making and locking the slot.
+    pub(super) fn slot(&self, pod: &str) -> io::Result<Slot> {
+        let mut hasher = DefaultHasher::new();
+        pod.hash(&mut hasher);
+        let processors = available_parallelism().map_or(1, NonZero::get);
+        let number = hasher.finish() % slots(processors as u64, node_memory_bytes().unwrap_or(0));
+        // A directory can be locked as well, and has nothing in it.
+        let path = self.dir.join(format!("{SLOT}{number}"));
+        make_private_dir(&path)?;
+        let slot = File::open(&path).map_err(|error| at("open", &path, &error))?;
+        loop {
+            match slot.lock() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                locked => return locked.map(|()| Slot(slot)).map_err(|error| at("lock", &path, &error)),
+            }
+        }
+    }
+}
+
+impl Cache {
+    /// Whether somebody else waits for what is being compiled under `digest`.
+    pub(crate) fn is_awaited(&self, digest: &str) -> bool {
+        let Ok(meta) = self.path(digest, PENDING).and_then(std::fs::metadata) else { return false };
+        let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+        let inode = format!("{:02x}:{:02x}:{}", major(meta.dev()), minor(meta.dev()), meta.ino());
+        locks.lines().any(|line| line.contains(" -> FLOCK ") && line.split_whitespace().any(|field| field == inode))
+    }
+}
+
+/// Half of the processors compile at most, and no more compilers than fit into the quarter of the node's memory that all
+/// of them have together.
+fn slots(processors: u64, memory_bytes: u64) -> u64 {
+    (processors / 2).min(memory_bytes / 4 / COMPILER_BYTES).max(1)
+}
+
+fn node_memory_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    total.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compilers_leave_the_node_processors_and_memory() {
+        for (processors, gibibytes, expected) in
+            [(1, 1, 1), (2, 24, 1), (4, 24, 2), (64, 24, 3), (64, 512, 32), (8, 0, 1)]
+        {
+            assert_eq!(slots(processors, gibibytes << 30), expected, "{processors} {gibibytes}");
+        }
+        assert!(node_memory_bytes().unwrap() > 1 << 20);
+    }
+}

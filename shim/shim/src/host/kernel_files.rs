@@ -1,0 +1,113 @@
+//! Which directories of the node show the kernel rather than files: who can write to `/proc/PID/mem` writes native code.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use skiff_plan::{KERNEL_FILE_SYSTEMS, unescape_mount};
+
+use crate::task::wasm::Shown;
+
+/// Its directories show all of the node's devices; a single file of it is a device that is bound by itself.
+const DEVICES: &str = "devtmpfs";
+
+/// The mounts of the node, as far as they matter here.
+#[derive(Debug)]
+pub(crate) struct KernelFiles {
+    /// The kind of each mount, by its id.
+    kinds: HashMap<u64, String>,
+    /// Where the kernel's own file systems are mounted.
+    points: Vec<PathBuf>,
+}
+
+impl KernelFiles {
+    /// Looks at the mounts of the node.
+    ///
+    /// # Errors
+    /// Those of reading `/proc/self/mountinfo`.
+    pub(crate) fn of_the_node() -> io::Result<Self> {
+        Ok(Self::parse(&std::fs::read_to_string("/proc/self/mountinfo")?))
+    }
+
+    fn parse(mountinfo: &str) -> Self {
+        let mut found = Self { kinds: HashMap::new(), points: Vec::new() };
+        for line in mountinfo.lines() {
+            let Some((mount, file_system)) = line.split_once(" - ") else { continue };
+            let mut fields = mount.split(' ');
+            let id = fields.next().and_then(|id| id.parse().ok());
+            let (Some(id), Some(point), Some(kind)) = (id, fields.nth(3), file_system.split(' ').next()) else {
+                continue;
+            };
+            if is_kernels(kind) {
+                found.points.push(unescape_mount(point));
+            }
+            found.kinds.insert(id, kind.to_owned());
+        }
+        found
+    }
+
+    /// What a bind mount of `source`, with all that is mounted below it, would show. Blocks for as long as the file system
+    /// there does.
+    pub(crate) fn shown_by(&self, source: &Path) -> Shown {
+        // What is not there cannot be bound: the OCI runtime says so.
+        let Ok(file) = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(source) else {
+            return Shown::Files;
+        };
+        let kind = mount_id(&file).and_then(|id| self.kinds.get(&id)).filter(|kind| is_kernels(kind));
+        let is_directory = || file.metadata().is_ok_and(|meta| meta.is_dir());
+        if let Some(kind) = kind.filter(|kind| *kind != DEVICES || is_directory()) {
+            return Shown::Kernel(kind.clone());
+        }
+        let real = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_else(|_| source.into());
+        if self.points.iter().any(|point| point.starts_with(&real)) { Shown::KernelBelow } else { Shown::Files }
+    }
+}
+
+fn is_kernels(kind: &str) -> bool {
+    kind == DEVICES || KERNEL_FILE_SYSTEMS.contains(&kind)
+}
+
+/// The id of the mount that an open file lies on (proc_pid_fdinfo(5)).
+fn mount_id(file: &File) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_shows_the_kernel_is_known_also_through_a_link_or_a_bind() {
+        let node = KernelFiles::of_the_node().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink("/proc/self", &link).unwrap();
+        for (source, expected) in [
+            (Path::new("/proc"), Shown::Kernel("proc".into())),
+            (Path::new("/proc/1/mem"), Shown::Kernel("proc".into())),
+            (&link, Shown::Kernel("proc".into())),
+            (Path::new("/"), Shown::KernelBelow),
+            (directory.path(), Shown::Files),
+            (Path::new("/dev/null"), Shown::Files),
+            (Path::new("/no/such/place"), Shown::Files),
+        ] {
+            assert_eq!(node.shown_by(source), expected, "{}", source.display());
+        }
+        assert!(matches!(node.shown_by(Path::new("/sys")), Shown::Kernel(_)));
+    }
+
+    #[test]
+    fn mounts_are_read_as_the_kernel_writes_them() {
+        let read = KernelFiles::parse(
+            "23 1 254:0 / / rw - ext4 /dev/vda rw\n\
+             31 23 0:28 / /odd\\040name/proc rw shared:1 master:2 - proc proc rw\n\
+             garbage\nx y z - proc\n1 2 - proc\n",
+        );
+        assert_eq!(read.points, [PathBuf::from("/odd name/proc")]);
+        assert_eq!(read.kinds.len(), 2);
+    }
+}
