@@ -7,14 +7,13 @@ use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::available_parallelism;
 
+use skiff_plan::MODULE_BYTES_MAX;
 use wasmparser::BinaryReaderError;
 use wasmtime::Engine;
 
 use crate::error::{Context, Error, Result, with_causes};
 use crate::preamble::{Kind, kind_of};
-
-/// The largest wasm binary that is compiled, in bytes; the largest real one known is 99 MB.
-pub(crate) const INPUT_BYTES_MAX: u64 = 512 << 20;
+use crate::regular::refuse_above_limit;
 
 /// The most threads that compile: memory grows with each, and so many fit the confined process's limit.
 pub(crate) const THREADS_MAX: usize = 32;
@@ -82,7 +81,7 @@ pub(crate) fn limit_threads() -> Result<()> {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().or_host("cannot start the compiler's threads")
 }
 
-/// The whole of `input`.
+/// The whole of `input`, of which no more is read than may be compiled: a pipe has no size that could be looked at first.
 fn read_all(input: &mut File, name: &str) -> Result<Vec<u8>> {
     let reading = || format!("cannot read `{name}`");
     let metadata = input.metadata().or_host(reading())?;
@@ -92,16 +91,9 @@ fn read_all(input: &mut File, name: &str) -> Result<Vec<u8>> {
         input.seek(SeekFrom::Start(0)).or_host(reading())?;
         bytes.reserve_exact(usize::try_from(metadata.len()).or_host(reading())?);
     }
-    input.take(INPUT_BYTES_MAX + 1).read_to_end(&mut bytes).or_host(reading())?;
+    input.take(MODULE_BYTES_MAX + 1).read_to_end(&mut bytes).or_host(reading())?;
     refuse_above_limit(u64::try_from(bytes.len()).or_host(reading())?, name)?;
     Ok(bytes)
-}
-
-fn refuse_above_limit(bytes: u64, name: &str) -> Result<()> {
-    if bytes <= INPUT_BYTES_MAX {
-        return Ok(());
-    }
-    Err(Error::guest(format!("`{name}` is too big: more than the {} MiB that are compiled", INPUT_BYTES_MAX >> 20)))
 }
 
 /// What is wrong with the guest, in a sentence.

@@ -189,7 +189,10 @@ const fn kind_of_component_item(kind: ComponentExternalKind) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::testing::{many, mutated};
 
     fn guest(text: &str) -> Guest {
         Guest::read(&wat::parse_str(text).unwrap(), "a").unwrap()
@@ -227,5 +230,40 @@ mod tests {
         let bytes = wat::parse_str("(module (func (result i32)))").unwrap();
         let sentence = Guest::read(&bytes, "a").unwrap_err().to_string();
         assert_eq!(sentence, crate::compile::compile(&bytes, "a").unwrap_err().to_string());
+    }
+
+    /// A module and a component with every kind of section that is looked at.
+    fn originals() -> Vec<Vec<u8>> {
+        let module = r#"(module
+            (import "wasi_snapshot_preview1" "fd_write" (func (param i32 i32 i32 i32) (result i32)))
+            (memory (export "memory") 1 2) (table (export "t") 1 funcref) (global (export "g") i32 (i32.const 0))
+            (func (export "_start") (drop (i32.const 1))) (data (i32.const 0) "text"))"#;
+        let component = r#"(component
+            (import "a:b/c@1.0.0" (instance (export "f" (func (param "x" string)))))
+            (core module (import "x" "y" (func)) (memory (export "memory") 2 4) (func (export "z")))
+            (instance $i) (export "wasi:cli/run@0.2.3" (instance $i)))"#;
+        [module, component].map(|text| wat::parse_str(text).unwrap()).into()
+    }
+
+    proptest! {
+        #![proptest_config(many())]
+
+        #[test]
+        fn any_broken_binary_is_read_or_refused_in_one_sentence(bytes in mutated(&originals())) {
+            match Guest::read(&bytes, "a") {
+                Ok(guest) => prop_assert!(guest.imports.len() + guest.exports.len() + guest.memories.len() <= bytes.len()),
+                Err(error) => prop_assert!(error.to_string().starts_with("`a` ")),
+            }
+        }
+
+        #[test]
+        fn any_bytes_behind_a_preamble_are_read_or_refused_in_one_sentence(
+            is_component in any::<bool>(), bytes in prop::collection::vec(any::<u8>(), 0..256)
+        ) {
+            let preamble: &[u8] = if is_component { b"\0asm\x0d\0\x01\0" } else { b"\0asm\x01\0\0\0" };
+            if let Err(error) = Guest::read(&[preamble, &bytes].concat(), "a") {
+                prop_assert!(error.to_string().starts_with("`a` "));
+            }
+        }
     }
 }

@@ -10,7 +10,10 @@ mod inspect;
 mod layers;
 mod pack;
 mod preamble;
+mod regular;
 mod stats;
+#[cfg(test)]
+mod testing;
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -65,6 +68,9 @@ struct CompileArguments {
     /// The longest time that the confined compiler may take.
     #[arg(long, default_value_t = 600, requires = "confine")]
     wall_seconds: u64,
+    /// The most compiled code that the confined compiler may write, in bytes.
+    #[arg(long, default_value_t = 1 << 30, requires = "confine")]
+    output_bytes: u64,
     /// Give the confined compiler a control group of this name.
     #[arg(long, value_parser = group_name, requires = "confine")]
     cgroup: Option<String>,
@@ -121,6 +127,7 @@ fn compile(arguments: &CompileArguments) -> Result<()> {
         memory_bytes: arguments.memory_bytes,
         cpu_seconds: arguments.cpu_seconds,
         wall: Duration::from_secs(arguments.wall_seconds),
+        output_bytes: arguments.output_bytes,
         cgroup: arguments.cgroup.clone(),
     };
     confine::run(&limits, &arguments.name, job)

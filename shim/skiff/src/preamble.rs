@@ -70,7 +70,10 @@ fn is_text(bytes: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::testing::{many, mutated};
 
     fn check(bytes: &[u8], expected: Result<Kind, &str>) {
         let found = kind_of(bytes, "a").map_err(|error| error.to_string());
@@ -91,5 +94,22 @@ mod tests {
             b"\x7fELF\x02",
             Err("is native or precompiled code (ELF), and precompiled code from an image is never run"),
         );
+    }
+
+    proptest! {
+        #![proptest_config(many())]
+
+        #[test]
+        fn any_first_bytes_are_wasm_or_one_sentence(
+            bytes in prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..64),
+                mutated(&[b"\0asm\x01\0\0\0".to_vec(), b"\0asm\x0d\0\x01\0".to_vec(), b";; a\n (module)".to_vec()]),
+            ]
+        ) {
+            match kind_of(&bytes, "a") {
+                Ok(_) => prop_assert!(bytes.starts_with(MAGIC)),
+                Err(error) => prop_assert!(error.to_string().starts_with("`a` is ")),
+            }
+        }
     }
 }

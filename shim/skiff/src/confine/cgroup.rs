@@ -1,7 +1,7 @@
 //! The control group of one confined process: made, joined, asked whether it ran out of memory, removed.
 //!
-//! It lies below `/skiff-compile`, outside of every pod. Its name ends with the process id of the supervisor: when
-//! that is gone (`kill -9`), the next supervisor removes what it left.
+//! It lies below `/skiff-compile`, outside of every pod, whose limits hold for all compilers together. Its name ends with the
+//! process id of the supervisor: when that is gone (`kill -9`), the next supervisor removes what it left.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -20,7 +20,16 @@ const MOUNT: &str = "/sys/fs/cgroup";
 const PARENT: &str = "skiff-compile";
 /// The most threads of a compiler.
 const PIDS_MAX: &str = "64";
-/// A quarter of the processor share that a process has by default.
+/// The most threads of all compilers together.
+const ALL_PIDS_MAX: &str = "1024";
+/// The most memory of all compilers together, as a share of the node's.
+const ALL_MEMORY_SHARE: u64 = 4;
+/// As much memory they may have on every node, in bytes: what one of them may use by itself.
+const ALL_MEMORY_BYTES_MIN: u64 = 2 << 30;
+/// Memory is charged in pieces of up to this size, in bytes: below its limit by less than a piece, a group has reached it.
+const CHARGED_AT_ONCE_BYTES: u64 = 1 << 20;
+/// A quarter of the processor share that a group has by default. It holds for all compilers together, since the weight of a
+/// group counts among its siblings only; each has the same among the others.
 const V1_CPU_SHARES: &str = "256";
 const V2_CPU_WEIGHT: &str = "25";
 /// How long the kernel may take to empty a group whose only process has been reaped.
@@ -30,8 +39,27 @@ const REMOVAL: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Cgroup {
     directories: Vec<PathBuf>,
-    /// The file that counts the kernel's OOM kills; none when the node has no memory controller.
-    oom_kills: Option<PathBuf>,
+    /// Where the kernel counts what it kills for want of memory; none when the node has no memory controller.
+    counts: Option<Counts>,
+}
+
+/// The files that tell why the kernel killed a process of the group.
+#[derive(Debug)]
+enum Counts {
+    /// `memory.oom_control` has the line `oom_kill`, and `memory.max_usage_in_bytes` the most that was used. The count of
+    /// failures, `memory.failcnt`, stays 0 on some kernels.
+    V1 { kills: PathBuf, peak: PathBuf, limit_bytes: u64 },
+    /// `memory.events` has the lines `oom_kill` and `oom`; the latter counts how often the group reached its own limit.
+    V2 { events: PathBuf },
+}
+
+/// What a group has too little memory for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OutOfMemory {
+    /// It reached its own limit.
+    Own,
+    /// All compilers together reached theirs, or the node has no memory left.
+    Shared,
 }
 
 impl Cgroup {
@@ -43,29 +71,32 @@ impl Cgroup {
         let mount = Path::new(MOUNT);
         let is_v2 = mount.join("cgroup.controllers").exists();
         let name = format!("{name}.{}", process::id());
-        let mut group = Self { directories: Vec::new(), oom_kills: None };
-        let made = if is_v2 {
-            group.create_v2(mount, &name, memory_bytes)
-        } else {
-            group.create_v1(mount, &name, memory_bytes)
-        };
+        let mut group = Self { directories: Vec::new(), counts: None };
+        let made = memory_of_all().and_then(|of_all| {
+            let memory = Memory { bytes: memory_bytes, of_all };
+            if is_v2 { group.create_v2(mount, &name, &memory) } else { group.create_v1(mount, &name, &memory) }
+        });
         made.or_host(format!("cannot make the control group `/{PARENT}/{name}`"))?;
         Ok(group)
     }
 
-    fn create_v1(&mut self, mount: &Path, name: &str, memory_bytes: u64) -> io::Result<()> {
-        let bytes = memory_bytes.to_string();
+    fn create_v1(&mut self, mount: &Path, name: &str, memory: &Memory) -> io::Result<()> {
         for controller in ["memory", "cpu", "pids"] {
             let hierarchy = mount.join(controller);
             if !hierarchy.is_dir() {
                 continue;
             }
-            let directory = self.create_directory(&hierarchy, name)?;
+            let directory = self.create_directory(&hierarchy, name, |parent| match controller {
+                "memory" => set_memory_v1(parent, memory.of_all),
+                "cpu" => set(parent, "cpu.shares", V1_CPU_SHARES),
+                _ => set(parent, "pids.max", ALL_PIDS_MAX),
+            })?;
             match controller {
                 "memory" => {
-                    set(&directory, "memory.limit_in_bytes", &bytes)?;
-                    set_if_there(&directory, "memory.memsw.limit_in_bytes", &bytes)?;
-                    self.oom_kills = Some(directory.join("memory.oom_control"));
+                    set_memory_v1(&directory, memory.bytes)?;
+                    let [kills, peak] =
+                        ["memory.oom_control", "memory.max_usage_in_bytes"].map(|file| directory.join(file));
+                    self.counts = Some(Counts::V1 { kills, peak, limit_bytes: memory.bytes });
                 }
                 "cpu" => set(&directory, "cpu.shares", V1_CPU_SHARES)?,
                 _ => set(&directory, "pids.max", PIDS_MAX)?,
@@ -74,29 +105,43 @@ impl Cgroup {
         Ok(())
     }
 
-    fn create_v2(&mut self, mount: &Path, name: &str, memory_bytes: u64) -> io::Result<()> {
+    fn create_v2(&mut self, mount: &Path, name: &str, memory: &Memory) -> io::Result<()> {
         delegate(mount);
-        let directory = self.create_directory(mount, name)?;
+        let directory = self.create_directory(mount, name, |parent| {
+            set_if_there(parent, "memory.max", &memory.of_all.to_string())?;
+            set_if_there(parent, "memory.swap.max", "0")?;
+            set_if_there(parent, "cpu.weight", V2_CPU_WEIGHT)?;
+            set_if_there(parent, "pids.max", ALL_PIDS_MAX)
+        })?;
         if directory.join("memory.max").exists() {
-            set(&directory, "memory.max", &memory_bytes.to_string())?;
+            set(&directory, "memory.max", &memory.bytes.to_string())?;
             set_if_there(&directory, "memory.swap.max", "0")?;
-            self.oom_kills = Some(directory.join("memory.events"));
+            self.counts = Some(Counts::V2 { events: directory.join("memory.events") });
         }
         set_if_there(&directory, "cpu.weight", V2_CPU_WEIGHT)?;
         set_if_there(&directory, "pids.max", PIDS_MAX)
     }
 
-    /// Makes the group in the hierarchy mounted at `mount`, after removing what dead supervisors left there.
-    fn create_directory(&mut self, mount: &Path, name: &str) -> io::Result<PathBuf> {
+    /// Makes the group in the hierarchy mounted at `mount`, after removing what dead supervisors left there, and bounding its
+    /// parent by `bound`.
+    fn create_directory(
+        &mut self,
+        mount: &Path,
+        name: &str,
+        bound: impl Fn(&Path) -> io::Result<()>,
+    ) -> io::Result<PathBuf> {
         let parent = mount.join(PARENT);
         let directory = parent.join(name);
         remove_stale(&parent);
         // Another supervisor may remove the empty parent at any moment.
         for _ in 0..8 {
             ignore(fs::create_dir(&parent), ErrorKind::AlreadyExists)?;
-            delegate(&parent);
-            match fs::create_dir(&directory) {
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
+            let made = bound(&parent).and_then(|()| {
+                delegate(&parent);
+                fs::create_dir(&directory)
+            });
+            match made {
+                Err(error) if error.kind() == ErrorKind::NotFound && !parent.exists() => {}
                 made => {
                     made?;
                     self.directories.push(directory.clone());
@@ -121,13 +166,21 @@ impl Cgroup {
 
     /// Whether the group bounds the memory of its processes.
     pub(super) const fn bounds_memory(&self) -> bool {
-        self.oom_kills.is_some()
+        self.counts.is_some()
     }
 
-    /// Whether the kernel killed a process of the group because its memory limit was reached.
-    pub(super) fn is_out_of_memory(&self) -> bool {
-        let text = self.oom_kills.as_ref().and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();
-        oom_kills(&text) > 0
+    /// Why the kernel killed a process of the group for want of memory; none when it did not.
+    pub(super) fn out_of_memory(&self) -> Option<OutOfMemory> {
+        let read = |file: &PathBuf| fs::read_to_string(file).unwrap_or_default();
+        let (kills, has_reached_its_limit) = match self.counts.as_ref()? {
+            Counts::V1 { kills, peak, limit_bytes } => (read(kills), is_peak_of(&read(peak), *limit_bytes)),
+            Counts::V2 { events } => (read(events), count(&read(events), "oom") > 0),
+        };
+        match (count(&kills, "oom_kill"), has_reached_its_limit) {
+            (0, _) => None,
+            (_, true) => Some(OutOfMemory::Own),
+            (_, false) => Some(OutOfMemory::Shared),
+        }
     }
 }
 
@@ -147,10 +200,41 @@ impl Drop for Cgroup {
     }
 }
 
-/// The count of OOM kills in the text of `memory.oom_control` (v1) or `memory.events` (v2).
-fn oom_kills(text: &str) -> u64 {
-    let counts = text.lines().filter_map(|line| line.strip_prefix("oom_kill "));
-    counts.filter_map(|count| count.trim().parse::<u64>().ok()).sum()
+/// The limits of a group and of its parent, in bytes.
+struct Memory {
+    bytes: u64,
+    of_all: u64,
+}
+
+/// How much memory all compilers may use together, in bytes.
+fn memory_of_all() -> io::Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let total =
+        total_bytes(&text).ok_or_else(|| io::Error::other("`/proc/meminfo` does not tell the node's memory"))?;
+    Ok((total / ALL_MEMORY_SHARE).max(ALL_MEMORY_BYTES_MIN))
+}
+
+/// The node's memory in the text of `/proc/meminfo`, in bytes.
+fn total_bytes(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1 << 10)
+}
+
+/// Limits memory, and memory with swap where that is counted.
+fn set_memory_v1(directory: &Path, bytes: u64) -> io::Result<()> {
+    set(directory, "memory.limit_in_bytes", &bytes.to_string())?;
+    set_if_there(directory, "memory.memsw.limit_in_bytes", &bytes.to_string())
+}
+
+/// The number in the line `key` of `text`.
+fn count(text: &str, key: &str) -> u64 {
+    let values = text.lines().filter_map(|line| line.split_once(' ')).filter(|(name, _)| *name == key);
+    values.filter_map(|(_, value)| value.trim().parse::<u64>().ok()).fold(0, u64::saturating_add)
+}
+
+/// Whether the most that was used, in the text of its file, is what a group has that reached its limit.
+fn is_peak_of(peak: &str, limit_bytes: u64) -> bool {
+    peak.trim().parse::<u64>().is_ok_and(|peak| peak.saturating_add(CHARGED_AT_ONCE_BYTES) >= limit_bytes)
 }
 
 /// The supervisor that the group `name` belongs to.
@@ -211,11 +295,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn oom_kills_are_read_on_both_versions() {
-        assert_eq!(oom_kills("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"), 2);
-        assert_eq!(oom_kills("low 0\nhigh 0\nmax 31\noom 1\noom_kill 1\noom_group_kill 0\n"), 1);
-        assert_eq!(oom_kills("oom_kill_disable 0\nunder_oom 1\n"), 0);
-        assert_eq!(oom_kills(""), 0);
+    fn who_ran_out_of_memory_is_told_on_both_versions() {
+        let directory = tempfile::tempdir().unwrap();
+        let check = |counts, first: &str, second: &str, expected| {
+            fs::write(directory.path().join("first"), first).unwrap();
+            fs::write(directory.path().join("second"), second).unwrap();
+            let group = Cgroup { directories: Vec::new(), counts: Some(counts) };
+            assert_eq!(group.out_of_memory(), expected, "{first:?} {second:?}");
+        };
+        let [kills, peak] = ["first", "second"].map(|file| directory.path().join(file));
+        let v1 = || Counts::V1 { kills: kills.clone(), peak: peak.clone(), limit_bytes: 24 << 20 };
+        let killed = "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n";
+        check(v1(), killed, "25165824\n", Some(OutOfMemory::Own));
+        check(v1(), killed, "25100288\n", Some(OutOfMemory::Own));
+        check(v1(), killed, "12582912\n", Some(OutOfMemory::Shared));
+        check(v1(), "oom_kill_disable 0\nunder_oom 1\noom_kill 0\n", "25165824\n", None);
+        let v2 = || Counts::V2 { events: kills.clone() };
+        let events = |oom, kills| format!("low 0\nhigh 0\nmax 31\noom {oom}\noom_kill {kills}\noom_group_kill 0\n");
+        check(v2(), &events(1, 1), "", Some(OutOfMemory::Own));
+        check(v2(), &events(0, 1), "", Some(OutOfMemory::Shared));
+        check(v2(), &events(1, 0), "", None);
+        check(v2(), "", "", None);
+    }
+
+    #[test]
+    fn the_nodes_memory_is_read() {
+        assert_eq!(total_bytes("MemTotal:       24684672 kB\nMemFree: 1 kB\n"), Some(24_684_672 << 10));
+        assert_eq!(total_bytes("MemFree: 1 kB\n"), None);
+        assert!(memory_of_all().unwrap() >= 2 << 30);
     }
 
     #[test]

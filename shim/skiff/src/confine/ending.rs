@@ -6,6 +6,7 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 
 use super::Limits;
+use super::cgroup::OutOfMemory;
 use crate::error::{Error, Fault, Result, one_line};
 
 /// The exit code of a confined process that panicked.
@@ -39,7 +40,7 @@ impl Ending {
     ///
     /// # Errors
     /// For every end but an exit with 0.
-    pub(super) fn explain(&self, limits: &Limits, name: &str, is_out_of_memory: bool) -> Result<()> {
+    pub(super) fn explain(&self, limits: &Limits, name: &str, out_of_memory: Option<OutOfMemory>) -> Result<()> {
         match self.stop {
             Some(Stop::Time) => return Err(too_long(name, limits.wall.as_secs(), "time")),
             Some(Stop::Signal) => return Err(Error::host(format!("compiling `{name}` was interrupted"))),
@@ -47,7 +48,10 @@ impl Ending {
         }
         match self.status {
             WaitStatus::Exited(_, 0) => Ok(()),
-            _ if is_out_of_memory || self.report.contains("memory allocation of") => Err(too_much_memory(name, limits)),
+            _ if out_of_memory == Some(OutOfMemory::Shared) => Err(too_little_memory(name)),
+            _ if out_of_memory == Some(OutOfMemory::Own) || self.report.contains("memory allocation of") => {
+                Err(too_much_memory(name, limits))
+            }
             WaitStatus::Exited(_, OUT_OF_TIME) => Err(too_long(name, limits.cpu_seconds, "processor time")),
             WaitStatus::Exited(_, code) => Err(self.explain_exit(code, name)),
             // What has blocked the limit's signal meets the hard limit.
@@ -87,6 +91,14 @@ fn too_much_memory(name: &str, limits: &Limits) -> Error {
     Error::limit(format!("compiling `{name}` needs more than the {mebibytes} MiB of memory that it may use"))
 }
 
+/// Not the module's fault: another time there may be enough.
+fn too_little_memory(name: &str) -> Error {
+    Error::host(format!(
+        "compiling `{name}` was ended, since all modules that are compiled on this node together need more memory than there is \
+         for them"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use nix::unistd::Pid;
@@ -101,9 +113,10 @@ mod tests {
         WaitStatus::Exited(PID, code)
     }
 
-    fn check(ending: Ending, is_out_of_memory: bool, expected: Result<(), (Fault, &str)>) {
-        let limits = Limits { memory_bytes: 64 << 20, cpu_seconds: 30, wall: Duration::from_secs(60), cgroup: None };
-        let found = ending.explain(&limits, "a", is_out_of_memory).map_err(|error| (error.fault(), error.to_string()));
+    fn check(ending: Ending, out_of_memory: Option<OutOfMemory>, expected: Result<(), (Fault, &str)>) {
+        let wall = Duration::from_secs(60);
+        let limits = Limits { memory_bytes: 64 << 20, cpu_seconds: 30, wall, output_bytes: 1 << 20, cgroup: None };
+        let found = ending.explain(&limits, "a", out_of_memory).map_err(|error| (error.fault(), error.to_string()));
         assert_eq!(found, expected.map_err(|(fault, text)| (fault, text.to_owned())), "{ending:?}");
     }
 
@@ -116,31 +129,33 @@ mod tests {
         let memory = "compiling `a` needs more than the 64 MiB of memory that it may use";
         let crashed = "`a` cannot be compiled: the compiler crashed on it (SIGABRT)";
         let report = |status, text: &str| Ending { report: text.into(), ..ending(status) };
-        check(ending(exited(0)), false, Ok(()));
-        check(report(exited(1), "`a` is\ncorrupt"), false, Err((Fault::Guest, "`a` is corrupt")));
-        check(report(exited(2), "no room"), false, Err((Fault::Host, "no room")));
-        check(report(exited(3), "too large"), false, Err((Fault::Limit, "too large")));
-        check(ending(exited(7)), false, Err((Fault::Host, "compiling `a` ended with code 7 without a reason")));
+        check(ending(exited(0)), None, Ok(()));
+        check(report(exited(1), "`a` is\ncorrupt"), None, Err((Fault::Guest, "`a` is corrupt")));
+        check(report(exited(2), "no room"), None, Err((Fault::Host, "no room")));
+        check(report(exited(3), "too large"), None, Err((Fault::Limit, "too large")));
+        check(ending(exited(7)), None, Err((Fault::Host, "compiling `a` ended with code 7 without a reason")));
         check(
             ending(exited(PANICKED)),
-            false,
+            None,
             Err((Fault::Guest, "`a` cannot be compiled: the compiler gave up on it")),
         );
-        check(ending(KILLED), true, Err((Fault::Limit, memory)));
-        check(ending(KILLED), false, Err((Fault::Host, "compiling `a` was killed from outside")));
-        check(report(ABORTED, "memory allocation of 4096 bytes failed"), false, Err((Fault::Limit, memory)));
-        check(ending(ABORTED), false, Err((Fault::Guest, crashed)));
+        check(ending(KILLED), Some(OutOfMemory::Own), Err((Fault::Limit, memory)));
+        let shared = "compiling `a` was ended, since all modules that are compiled on this node together need more memory than there is for them";
+        check(ending(KILLED), Some(OutOfMemory::Shared), Err((Fault::Host, shared)));
+        check(ending(KILLED), None, Err((Fault::Host, "compiling `a` was killed from outside")));
+        check(report(ABORTED, "memory allocation of 4096 bytes failed"), None, Err((Fault::Limit, memory)));
+        check(ending(ABORTED), None, Err((Fault::Guest, crashed)));
         let time = "compiling `a` takes more than the 30 s of processor time that it may take";
-        check(ending(exited(OUT_OF_TIME)), false, Err((Fault::Limit, time)));
-        check(Ending { cpu: Duration::from_secs(30), ..ending(KILLED) }, false, Err((Fault::Limit, time)));
+        check(ending(exited(OUT_OF_TIME)), None, Err((Fault::Limit, time)));
+        check(Ending { cpu: Duration::from_secs(30), ..ending(KILLED) }, None, Err((Fault::Limit, time)));
         check(
             Ending { stop: Some(Stop::Time), ..ending(KILLED) },
-            false,
+            None,
             Err((Fault::Limit, "compiling `a` takes more than the 60 s of time that it may take")),
         );
         check(
             Ending { stop: Some(Stop::Signal), ..ending(KILLED) },
-            false,
+            None,
             Err((Fault::Host, "compiling `a` was interrupted")),
         );
     }

@@ -65,14 +65,29 @@ const NEW_NAMESPACES: libc::c_int = libc::CLONE_NEWCGROUP
 /// # Errors
 /// The host's: a kernel without seccomp, or a processor that the filter is not made for.
 pub(super) fn install() -> Result<()> {
-    seccompiler::apply_filter(&program()?).or_host("cannot install the seccomp filter")
+    apply(rules()?)
 }
 
-fn program() -> Result<BpfProgram> {
+/// The same for a process that opens files by itself, to read them.
+///
+/// # Errors
+/// Those of [`install`].
+pub(super) fn install_for_reader() -> Result<()> {
+    let mut rules = rules()?;
+    let writing = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC | libc::O_PATH;
+    rules.insert(libc::SYS_openat, vec![masked(2, writing, libc::O_RDONLY)?]);
+    apply(rules)
+}
+
+fn apply(rules: BTreeMap<i64, Vec<SeccompRule>>) -> Result<()> {
+    seccompiler::apply_filter(&program(rules)?).or_host("cannot install the seccomp filter")
+}
+
+fn program(rules: BTreeMap<i64, Vec<SeccompRule>>) -> Result<BpfProgram> {
     let making = "cannot make the seccomp filter";
     let architecture = TargetArch::try_from(std::env::consts::ARCH).or_host(making)?;
     let refusal = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-    let filter = SeccompFilter::new(rules()?, refusal, SeccompAction::Allow, architecture).or_host(making)?;
+    let filter = SeccompFilter::new(rules, refusal, SeccompAction::Allow, architecture).or_host(making)?;
     filter.try_into().or_host(making)
 }
 

@@ -22,8 +22,6 @@ const NOBODY: u32 = 65534;
 const CPU_GRACE_SECONDS: u64 = 5;
 /// Open files; the standard streams and copies of them.
 const OPEN_FILES: u64 = 16;
-/// The largest file that the compiler may write, in bytes.
-const OUTPUT_BYTES: u64 = 4 << 30;
 /// How far the compiler stands back behind the node's other processes.
 const NICENESS: libc::c_int = 10;
 
@@ -64,7 +62,13 @@ fn enter_empty_root() -> nix::Result<()> {
     // `/proc` is a directory that every node has; what was there stays out of sight from here on.
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("skiff-compile"), "/proc", Some("tmpfs"), flags, Some("size=4k,nr_inodes=1,mode=0555"))?;
-    chdir("/proc")?;
+    make_root("/proc")
+}
+
+/// Makes the file system mounted at `place` the root, and takes everything else away from this mount namespace.
+pub(super) fn make_root(place: &str) -> nix::Result<()> {
+    const NONE: Option<&str> = None;
+    chdir(place)?;
     match pivot_root(".", ".") {
         Ok(()) => umount2(".", MntFlags::MNT_DETACH)?,
         // A node that runs from its initial RAM file system cannot pivot.
@@ -84,7 +88,7 @@ fn set_limits(limits: &Limits, is_memory_bounded: bool) -> nix::Result<()> {
     setrlimit(Resource::RLIMIT_CPU, limits.cpu_seconds, limits.cpu_seconds.saturating_add(CPU_GRACE_SECONDS))?;
     for (resource, limit) in [
         (Resource::RLIMIT_NOFILE, OPEN_FILES),
-        (Resource::RLIMIT_FSIZE, OUTPUT_BYTES),
+        (Resource::RLIMIT_FSIZE, limits.output_bytes),
         (Resource::RLIMIT_CORE, 0),
         (Resource::RLIMIT_MEMLOCK, 0),
         (Resource::RLIMIT_MSGQUEUE, 0),
@@ -116,7 +120,7 @@ fn drop_privileges() -> nix::Result<()> {
 }
 
 /// Drops every capability that this kernel knows from the bounding set.
-fn drop_capability_bounds() -> nix::Result<()> {
+pub(super) fn drop_capability_bounds() -> nix::Result<()> {
     for capability in 0..64_u64 {
         // SAFETY: takes numbers only.
         match Errno::result(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) }) {

@@ -7,6 +7,7 @@ mod cgroup;
 mod ending;
 mod filter;
 mod jail;
+pub(crate) mod reader;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -38,6 +39,8 @@ pub(crate) struct Limits {
     pub(crate) cpu_seconds: u64,
     /// Time from start to end.
     pub(crate) wall: Duration,
+    /// The largest file that it may write, in bytes.
+    pub(crate) output_bytes: u64,
     /// The name of its control group; without one, only resource limits hold.
     pub(crate) cgroup: Option<String>,
 }
@@ -55,6 +58,8 @@ pub(crate) fn run(limits: &Limits, name: &str, job: impl FnOnce() -> Result<()>)
     if !Uid::effective().is_root() {
         return Err(Error::host("confining the compiler needs root"));
     }
+    // The supervisor too: what its parent is protected by is not for a pod's work.
+    fs::write("/proc/self/oom_score_adj", "1000").or_host("cannot offer the compiler to the OOM killer")?;
     // Before anything is made that has to be removed.
     let signals = block_signals().or_host("cannot block signals")?;
     let cgroup = limits.cgroup.as_deref().map(|group| Cgroup::create(group, limits.memory_bytes)).transpose()?;
@@ -75,15 +80,13 @@ pub(crate) fn run(limits: &Limits, name: &str, job: impl FnOnce() -> Result<()>)
         ForkResult::Parent { child } => Child::new(child),
     };
     drop((gate, reporter));
-    fs::write(format!("/proc/{}/oom_score_adj", child.pid), "1000")
-        .or_host("cannot offer the compiler to the OOM killer")?;
     if let Some(cgroup) = &cgroup {
         cgroup.join(child.pid)?;
     }
     let mut opener = File::from(opener);
     opener.write_all(b"g").or_host("cannot start the compiler")?;
     let ending = child.wait(limits, &signals, report)?;
-    ending.explain(limits, name, cgroup.as_ref().is_some_and(Cgroup::is_out_of_memory))
+    ending.explain(limits, name, cgroup.as_ref().and_then(Cgroup::out_of_memory))
 }
 
 /// Blocks the signals that ask the supervisor to end, to be read instead: it has a child to kill and a group to remove.

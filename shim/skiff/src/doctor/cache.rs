@@ -1,6 +1,7 @@
 //! Is the cache of compiled code safe, and is there room for it?
 
-use std::fs::{self, Metadata};
+use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -8,6 +9,10 @@ use nix::sys::statvfs::statvfs;
 
 use super::Check;
 
+/// As many symbolic links as the kernel follows.
+const LINKS_MAX: u32 = 40;
+const OWN: &str = "empty the cache, and give the directory to root: `chown root:root`";
+const CLOSE: &str = "empty the cache, and close the directory: `chmod go-w`";
 /// Room below which a large module may not fit.
 const FREE_BYTES_MIN: u64 = 1 << 30;
 
@@ -18,36 +23,47 @@ pub(super) fn check(directory: &Path) -> Vec<Check> {
 fn check_owner(directory: &Path) -> Check {
     const NAME: &str = "cache";
     let shown = directory.display();
+    if let Some((found, advice)) = fault(directory, LINKS_MAX) {
+        return Check::fail(NAME, found, advice);
+    }
     match fs::symlink_metadata(directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
             Check::ok(NAME, format!("`{shown}` is made when the first module is compiled"))
         }
         Err(error) => Check::fail(NAME, format!("cannot look at `{shown}`: {error}"), "run the doctor as root"),
-        Ok(metadata) => match fault(&metadata) {
-            Some((found, advice)) => Check::fail(NAME, format!("`{shown}` {found}"), advice),
-            None => Check::ok(NAME, format!("`{shown}` holds {}", size(directory))),
-        },
+        Ok(_) if !directory.is_dir() => Check::fail(NAME, format!("`{shown}` is no directory"), "move it away"),
+        Ok(_) => Check::ok(NAME, format!("`{shown}` holds {}", size(directory))),
     }
 }
 
-/// What makes a directory unfit to hold code that will be run.
-fn fault(metadata: &Metadata) -> Option<(&'static str, &'static str)> {
-    if !metadata.is_dir() {
-        return Some(("is no directory", "move it away"));
-    }
-    if metadata.uid() != 0 {
-        return Some(("does not belong to root", "empty it and give it to root: `chown root:root`"));
-    }
-    if metadata.mode() & 0o022 != 0 {
-        return Some(("can be written by others than root", "empty it and close it: `chmod 0700`"));
-    }
-    None
+/// What makes a directory, or a step on the way to it, unfit to hold code that will be run: the shim takes no such cache.
+fn fault(directory: &Path, links_left: u32) -> Option<(String, &'static str)> {
+    let mut steps: Vec<&Path> = directory.ancestors().collect();
+    steps.reverse();
+    steps.into_iter().find_map(|step| {
+        // What is not there yet is made by root.
+        let metadata = fs::symlink_metadata(step).ok()?;
+        let shown = step.display();
+        if metadata.uid() != 0 {
+            return Some((format!("`{shown}` does not belong to root"), OWN));
+        }
+        if metadata.is_symlink() {
+            let target = step.parent().unwrap_or(step).join(fs::read_link(step).ok()?);
+            return fault(&target, links_left.checked_sub(1)?);
+        }
+        // The sticky bit keeps others from replacing what is root's, not from adding to it.
+        let is_kept = metadata.mode() & libc::S_ISVTX != 0 && step != directory;
+        let is_open = metadata.mode() & 0o022 != 0 && !is_kept;
+        is_open.then(|| (format!("`{shown}` can be written by others than root"), CLOSE))
+    })
 }
 
 fn size(directory: &Path) -> String {
-    let files = fs::read_dir(directory).into_iter().flatten().flatten().filter_map(|entry| entry.metadata().ok());
-    let (count, bytes) = files.fold((0_u64, 0_u64), |(count, bytes), file| (count + 1, bytes + file.len()));
-    format!("{count} files, {} MiB", bytes >> 20)
+    let entries = |directory: &Path| fs::read_dir(directory).into_iter().flatten().flatten();
+    let files = entries(directory).flat_map(|engine| entries(&engine.path()));
+    let code = files.filter(|file| file.path().extension().is_some_and(|extension| extension == "cwasm"));
+    let bytes: Vec<_> = code.filter_map(|file| file.metadata().ok()).map(|metadata| metadata.len()).collect();
+    format!("the code of {} modules, {} MiB", bytes.len(), bytes.iter().sum::<u64>() >> 20)
 }
 
 fn check_room(directory: &Path) -> Check {
@@ -67,18 +83,52 @@ fn check_room(directory: &Path) -> Check {
 #[cfg(test)]
 mod tests {
     use std::fs::Permissions;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{PermissionsExt, lchown, symlink};
 
     use super::*;
     use crate::doctor::Status;
 
     #[test]
-    fn a_cache_that_others_can_write_fails() {
-        let directory = tempfile::tempdir().unwrap();
-        for (mode, status) in [(0o700, Status::Ok), (0o755, Status::Ok), (0o775, Status::Fail), (0o702, Status::Fail)] {
-            fs::set_permissions(directory.path(), Permissions::from_mode(mode)).unwrap();
-            assert_eq!(check_owner(directory.path()).status, status, "{mode:o}");
+    fn a_cache_that_others_can_write_or_replace_fails() {
+        if !nix::unistd::Uid::effective().is_root() {
+            println!("not run: the cache is root's");
+            return;
         }
-        assert_eq!(check_owner(&directory.path().join("absent")).status, Status::Ok);
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("cache");
+        fs::create_dir(&directory).unwrap();
+        for (mode, status) in [
+            (0o700, Status::Ok),
+            (0o755, Status::Ok),
+            (0o775, Status::Fail),
+            (0o702, Status::Fail),
+            (0o1777, Status::Fail),
+        ] {
+            fs::set_permissions(&directory, Permissions::from_mode(mode)).unwrap();
+            assert_eq!(check_owner(&directory).status, status, "{mode:o}");
+        }
+        fs::set_permissions(&directory, Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(check_owner(&directory.join("absent")).status, Status::Ok);
+        let link = parent.path().join("link");
+        symlink("cache", &link).unwrap();
+        assert_eq!(check_owner(&link).status, Status::Ok);
+        fs::set_permissions(parent.path(), Permissions::from_mode(0o770)).unwrap();
+        for path in [&directory, &link] {
+            let sentence = format!("`{}` can be written by others than root", parent.path().display());
+            assert_eq!(check_owner(path).found, sentence);
+        }
+        fs::set_permissions(parent.path(), Permissions::from_mode(0o700)).unwrap();
+        lchown(&link, Some(1000), None).unwrap();
+        assert_eq!(check_owner(&link).found, format!("`{}` does not belong to root", link.display()));
+    }
+
+    #[test]
+    fn the_code_of_every_engine_is_counted() {
+        let directory = tempfile::tempdir().unwrap();
+        for (engine, file) in [("a", "1.cwasm"), ("a", "2.tmp"), ("b", "3.cwasm")] {
+            fs::create_dir_all(directory.path().join(engine)).unwrap();
+            fs::write(directory.path().join(engine).join(file), vec![0; 1 << 20]).unwrap();
+        }
+        assert_eq!(size(directory.path()), "the code of 2 modules, 2 MiB");
     }
 }

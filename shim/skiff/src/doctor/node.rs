@@ -22,6 +22,9 @@ const SYSTEM_CALLS: &[(&str, libc::c_long, &str)] = &[
     ("seccomp", libc::SYS_seccomp, "3.17"),
 ];
 
+/// The first version of Landlock with which files can be moved between directories (Linux 5.19); the engine uses no older one.
+const LANDLOCK_MIN: i64 = 2;
+
 pub(super) fn check_cgroups() -> Check {
     const NAME: &str = "cgroups";
     let mount = Path::new(CGROUPS);
@@ -55,14 +58,34 @@ pub(super) fn check_system_calls() -> Check {
 }
 
 pub(super) fn check_landlock() -> Check {
-    match probe(libc::SYS_landlock_create_ruleset) {
-        Errno::ENOSYS | Errno::EOPNOTSUPP => {
-            let advice =
-                "boot with `lsm=landlock,...`: the engine then locks itself out of the container's own files too";
-            Check::warn("landlock", "switched off", advice)
+    landlock(landlock_version())
+}
+
+/// What the engine makes of this version of Landlock; 0 stands for none.
+fn landlock(version: i64) -> Check {
+    const NAME: &str = "landlock";
+    let lost = "until then a guest that breaks out of the engine is kept from the container's own files by the container's mounts \
+                alone; containers start without it";
+    match version {
+        LANDLOCK_MIN.. => {
+            Check::ok(NAME, format!("version {version}: each engine can open its guest's files and no others"))
         }
-        _ => Check::ok("landlock", "switched on"),
+        1.. => Check::warn(
+            NAME,
+            format!("version {version} is too old to be used"),
+            format!("run Linux 5.19 or newer: {lost}"),
+        ),
+        _ => Check::warn(NAME, "switched off", format!("boot with `lsm=landlock,...`: {lost}")),
     }
+}
+
+/// The version of the kernel's Landlock; 0 where there is none.
+fn landlock_version() -> i64 {
+    /// `LANDLOCK_CREATE_RULESET_VERSION` of `linux/landlock.h`: nothing is made, the version is answered.
+    const VERSION: libc::c_int = 1;
+    // SAFETY: no attributes are passed, and nothing is made.
+    let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0, 0, VERSION) };
+    version.max(0)
 }
 
 /// The error of a system call with arguments that are always wrong.
@@ -78,6 +101,20 @@ fn probe(number: libc::c_long) -> Errno {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doctor::Status;
+
+    #[test]
+    fn landlock_is_promised_only_where_the_engine_uses_it() {
+        let check = |version, status, part: &str| {
+            let check = landlock(version);
+            assert_eq!(check.status, status, "{version}");
+            assert!(format!("{check:?}").contains(part), "{check:?}");
+        };
+        check(0, Status::Warn, "boot with `lsm=landlock,...`: until then a guest that breaks out");
+        check(1, Status::Warn, "run Linux 5.19 or newer");
+        check(2, Status::Ok, "version 2: each engine can open its guest's files and no others");
+        assert_eq!(check_landlock(), landlock(landlock_version()));
+    }
 
     #[test]
     fn a_system_call_that_is_not_there_is_told_from_one_that_fails() {

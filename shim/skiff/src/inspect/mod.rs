@@ -3,7 +3,6 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -14,6 +13,7 @@ use self::support::{full_name, missing, wasi_version};
 use crate::digest::sha256;
 use crate::error::{Context, Result};
 use crate::guest::{Entry, Export, Guest, Import, Memory};
+use crate::regular::read_module;
 
 /// Which file to look into.
 #[derive(Debug, Args)]
@@ -48,7 +48,7 @@ pub(crate) struct Report {
 /// When the file cannot be read or is no valid wasm.
 pub(crate) fn inspect(arguments: &Arguments) -> Result<Report> {
     let name = arguments.file.display().to_string();
-    let bytes = fs::read(&arguments.file).or_host(format!("cannot read `{name}`"))?;
+    let bytes = read_module(&arguments.file)?;
     let guest = Guest::read(&bytes, &name)?;
     let missing = missing(&guest);
     Ok(Report {

@@ -3,19 +3,20 @@
 
 use std::env::consts::ARCH;
 
-use oci_spec::image::ImageManifest;
-
+use super::document::{Descriptor, Text};
 use crate::digest::sha256;
 
 /// A manifest that is in the content store.
 #[derive(Debug)]
 pub(super) struct Candidate {
-    pub(super) manifest: ImageManifest,
+    pub(super) config_media_type: String,
+    /// Its layers that are one wasm binary each.
+    pub(super) layers: Vec<Descriptor>,
     pub(super) platform: Platform,
     /// Whether it says of itself that it is wasm.
     pub(super) is_wasm: bool,
-    /// The digests of its unpacked layers.
-    pub(super) diff_ids: Vec<String>,
+    /// The name of the snapshot that its layers make.
+    pub(super) chain: String,
 }
 
 /// What an image is for, in Go's words.
@@ -61,7 +62,7 @@ pub(crate) fn host_architecture() -> &'static str {
 /// Among several that fit, or when none does (a snapshot with shifted ids has a parent of its own), it is the one of
 /// the node's platform, as containerd takes it, then the first that is wasm.
 pub(super) fn choose(candidates: &[Candidate], parent: Option<&str>) -> Option<usize> {
-    let fits = |candidate: &Candidate| parent == Some(chain_id(&candidate.diff_ids).as_str());
+    let fits = |candidate: &Candidate| parent == Some(candidate.chain.as_str());
     let is_any_fitting = candidates.iter().any(fits);
     let fitting = candidates.iter().enumerate().filter(|(_, candidate)| fits(candidate) || !is_any_fitting);
     fitting.min_by_key(|(_, candidate)| rank(candidate)).map(|(index, _)| index)
@@ -77,43 +78,38 @@ fn rank(candidate: &Candidate) -> Rank {
 
 /// The name of the snapshot with these layers, empty for none:
 /// <https://github.com/opencontainers/image-spec/blob/main/config.md#layer-chainid>.
-fn chain_id(diff_ids: &[String]) -> String {
+pub(super) fn chain_id(diff_ids: &[Text]) -> String {
     let Some((first, rest)) = diff_ids.split_first() else {
         return String::new();
     };
-    rest.iter().fold(first.clone(), |chain, diff_id| format!("sha256:{}", sha256(format!("{chain} {diff_id}"))))
+    rest.iter().fold(first.0.clone(), |chain, Text(diff_id)| format!("sha256:{}", sha256(format!("{chain} {diff_id}"))))
 }
 
 #[cfg(test)]
 mod tests {
-    use oci_spec::image::{Descriptor, ImageManifestBuilder, MediaType};
-
     use super::*;
 
-    const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-
-    fn candidate(os: &str, architecture: &str, diff_ids: &[&str]) -> Candidate {
-        let config = Descriptor::new(MediaType::ImageConfig, 0, oci_spec::image::Digest::try_from(EMPTY).unwrap());
-        let manifest = ImageManifestBuilder::default().schema_version(2_u32).config(config).layers([]).build().unwrap();
+    fn candidate(os: &str, architecture: &str, chain: &str) -> Candidate {
         let platform = Platform::new(os.into(), architecture.into());
         let is_wasm = platform.is_wasm();
-        Candidate { manifest, platform, is_wasm, diff_ids: diff_ids.iter().map(|id| (*id).to_owned()).collect() }
+        Candidate { config_media_type: String::new(), layers: Vec::new(), platform, is_wasm, chain: chain.into() }
     }
 
     #[test]
     fn a_chain_is_named_as_the_specification_says() {
         assert_eq!(chain_id(&[]), "");
-        assert_eq!(chain_id(&["sha256:a".into()]), "sha256:a");
+        let text = |id: &str| Text(id.into());
+        assert_eq!(chain_id(&[text("sha256:a")]), "sha256:a");
         let expected = sha256("sha256:a sha256:b");
-        assert_eq!(chain_id(&["sha256:a".into(), "sha256:b".into()]), format!("sha256:{expected}"));
+        assert_eq!(chain_id(&["sha256:a", "sha256:b"].map(text)), format!("sha256:{expected}"));
     }
 
     #[test]
     fn the_snapshot_tells_which_manifest_was_taken() {
         let images = [
-            candidate("linux", host_architecture(), &["sha256:native"]),
-            candidate("wasi", "wasm", &["sha256:wasm"]),
-            candidate("wasip2", "wasm", &[]),
+            candidate("linux", host_architecture(), "sha256:native"),
+            candidate("wasi", "wasm", "sha256:wasm"),
+            candidate("wasip2", "wasm", ""),
         ];
         let check = |parent: Option<&str>, expected| assert_eq!(choose(&images, parent), Some(expected), "{parent:?}");
         check(Some("sha256:native"), 0);
@@ -125,11 +121,8 @@ mod tests {
 
     #[test]
     fn without_the_nodes_platform_the_first_wasm_is_taken() {
-        let images = [
-            candidate("linux", "s390x", &["sha256:a"]),
-            candidate("wasip1", "wasm", &[]),
-            candidate("wasip2", "wasm", &[]),
-        ];
+        let images =
+            [candidate("linux", "s390x", "sha256:a"), candidate("wasip1", "wasm", ""), candidate("wasip2", "wasm", "")];
         assert_eq!(choose(&images, None), Some(1));
         assert_eq!(choose(&images[..1], None), Some(0));
         assert_eq!(choose(&[], Some("")), None);

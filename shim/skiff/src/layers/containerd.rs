@@ -8,11 +8,11 @@ use containerd_client::services::v1::introspection_client::IntrospectionClient;
 use containerd_client::services::v1::snapshots::StatSnapshotRequest;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::{GetContainerRequest, GetImageRequest, PluginsRequest};
-use oci_spec::image::{Descriptor, Digest, MediaType};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
+use super::document::Descriptor;
 use crate::error::{Context, Error, Result, with_causes};
 
 /// Where containerd's content lies unless it says otherwise.
@@ -62,9 +62,8 @@ impl Containerd {
         let answer = answer.map_err(|status| refused(&format!("look up image `{name}`"), &status))?;
         let target = answer.into_inner().image.and_then(|image| image.target);
         let target = target.ok_or_else(|| Error::host(format!("image `{name}` points at nothing")))?;
-        let digest = Digest::try_from(target.digest).or_host(format!("image `{name}` has no valid digest"))?;
         let size = u64::try_from(target.size).or_host(format!("image `{name}` has no valid size"))?;
-        Ok(Descriptor::new(MediaType::from(target.media_type.as_str()), size, digest))
+        Ok(Descriptor::new(target.media_type, target.digest, size))
     }
 
     /// The directory of the content store.

@@ -16,6 +16,7 @@ use self::reference::Reference;
 use self::rootfs::Rootfs;
 use crate::error::{Context, Error, Result};
 use crate::guest::Guest;
+use crate::regular::read_module;
 
 /// What to pack, and how.
 #[derive(Debug, Args)]
@@ -63,7 +64,7 @@ enum Form {
 pub(crate) fn pack(arguments: &Arguments) -> Result<String> {
     refuse_unfit_options(arguments)?;
     let path = arguments.wasm.display().to_string();
-    let bytes = fs::read(&arguments.wasm).or_host(format!("cannot read `{path}`"))?;
+    let bytes = read_module(&arguments.wasm)?;
     let guest = Guest::read(&bytes, &path)?;
     let file_name = file_name(&arguments.wasm)?;
     let reference = match &arguments.name {

@@ -3,7 +3,7 @@
 use std::env;
 use std::fs;
 use std::io::Write;
-use std::process::Stdio;
+use std::process::{ChildStdin, Stdio};
 
 use crate::common::{file_with, hello, is_root, large, run, sentence, skiff};
 
@@ -49,6 +49,27 @@ fn what_is_no_wasm_is_refused_in_one_sentence_with_its_name() {
             assert!(output.stdout.is_empty());
         }
     }
+}
+
+#[test]
+fn a_pipe_that_ends_early_or_does_not_end_is_refused_in_one_sentence() {
+    let confined: &[&str] = &["compile", "--name", "a", "--confine"];
+    let arguments = if is_root() { confined } else { &confined[..3] };
+    let piped = |write: &dyn Fn(ChildStdin)| {
+        let mut child = skiff(arguments).stdin(Stdio::piped()).spawn().unwrap();
+        write(child.stdin.take().unwrap());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        sentence(&output)
+    };
+    let early = piped(&|mut input| input.write_all(&hello()[..60]).unwrap());
+    assert_eq!(early, "`a` is corrupt: unexpected end-of-file (at offset 0x3c)");
+    let endless = piped(&|mut input| {
+        let piece = vec![0; 1 << 20];
+        // Until nobody reads any more.
+        while input.write_all(&piece).is_ok() {}
+    });
+    assert_eq!(endless, "`a` is too big: more than the 512 MiB that are compiled");
 }
 
 #[test]

@@ -3,10 +3,13 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use crate::common::{hello, is_root, large, run, sentence, skiff, wait_until};
+use crate::common::{file_with, hello, is_root, large, run, sentence, skiff, wait_until};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -83,6 +86,8 @@ fn it_is_nobody_without_capabilities_under_a_filter() {
     check("NoNewPrivs", "1");
     check("Seccomp", "2");
     assert_eq!(waiting.read("oom_score_adj"), "1000\n");
+    let of_supervisor = fs::read_to_string(format!("/proc/{}/oom_score_adj", waiting.supervisor.id())).unwrap();
+    assert_eq!(of_supervisor, "1000\n");
     assert!(waiting.finish(&hello()).status.success());
     assert!(groups("nobody").is_empty());
 }
@@ -140,7 +145,7 @@ fn it_has_limits_and_a_group_of_its_own() {
     assert_eq!(limit("Max cpu time"), "Max cpu time 7 12 seconds");
     assert_eq!(limit("Max core file size"), "Max core file size 0 0 bytes");
     assert_eq!(limit("Max open files"), "Max open files 16 16 files");
-    assert_eq!(limit("Max file size"), "Max file size 4294967296 4294967296 bytes");
+    assert_eq!(limit("Max file size"), "Max file size 1073741824 1073741824 bytes");
     let group = format!("/skiff-compile/limits.{}", waiting.supervisor.id());
     assert!(waiting.read("cgroup").contains(&group), "{}", waiting.read("cgroup"));
     let bytes = groups("limits").iter().find_map(|group| {
@@ -150,6 +155,103 @@ fn it_has_limits_and_a_group_of_its_own() {
     assert_eq!(bytes.as_deref(), Some("268435456\n"));
     assert!(waiting.finish(&hello()).status.success());
     assert!(groups("limits").is_empty());
+}
+
+/// The value of the first of `files` that the group `/skiff-compile` has in any hierarchy.
+fn of_all(files: [&str; 2]) -> Option<u64> {
+    let mounts = ["", "memory", "cpu", "pids"];
+    let groups = mounts.iter().map(|mount| Path::new("/sys/fs/cgroup").join(mount).join("skiff-compile"));
+    let mut values = groups.flat_map(|group| files.map(|file| fs::read_to_string(group.join(file)).ok()));
+    values.find_map(|value| value?.trim().parse().ok())
+}
+
+#[test]
+fn all_compilers_together_have_limits() {
+    if !is_root() {
+        return;
+    }
+    let waiting = [Waiting::start("first", &[]), Waiting::start("second", &[])];
+    let text = fs::read_to_string("/proc/meminfo").unwrap();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")).unwrap();
+    let quarter = (total.parse::<u64>().unwrap() * 1024 / 4).max(2 << 30);
+    let memory = of_all(["memory.limit_in_bytes", "memory.max"]).unwrap();
+    assert!(memory.abs_diff(quarter) < 1 << 20, "{memory} is not about {quarter}");
+    let share = of_all(["cpu.shares", "cpu.weight"]).unwrap();
+    assert!([256, 25].contains(&share), "{share}");
+    assert_eq!(of_all(["pids.max", "pids.max"]), Some(1024));
+    for waiting in waiting {
+        assert!(waiting.finish(&hello()).status.success());
+    }
+}
+
+/// A control group that is the outermost one for a command.
+struct Outermost {
+    is_v2: bool,
+    directory: PathBuf,
+}
+
+impl Outermost {
+    fn new(memory_bytes: u64) -> Self {
+        let is_v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+        let mount = Path::new(if is_v2 { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/memory" });
+        let directory = mount.join(format!("skiff-test-{}", std::process::id()));
+        if is_v2 {
+            fs::write(mount.join("cgroup.subtree_control"), "+memory +cpu +pids").unwrap();
+        }
+        fs::create_dir(&directory).unwrap();
+        let file = if is_v2 { "memory.max" } else { "memory.limit_in_bytes" };
+        fs::write(directory.join(file), memory_bytes.to_string()).unwrap();
+        Self { is_v2, directory }
+    }
+
+    /// Lets the command see the group in place of the node's outermost one.
+    fn show_to(&self, command: &mut Command) {
+        let (directory, is_v2) = (self.directory.clone(), self.is_v2);
+        let show = move || {
+            const NONE: Option<&str> = None;
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
+            let place = if is_v2 { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/memory" };
+            Ok(mount(Some(&directory), place, NONE, MsFlags::MS_BIND, NONE)?)
+        };
+        // SAFETY: between fork and exec the closure makes system calls only.
+        unsafe { command.pre_exec(show) };
+    }
+}
+
+impl Drop for Outermost {
+    fn drop(&mut self) {
+        wait_until("the removal of the group", || fs::remove_dir(&self.directory).is_ok());
+    }
+}
+
+#[test]
+fn a_compiler_for_which_the_others_leave_no_memory_is_not_its_modules_fault() {
+    if !is_root() {
+        return;
+    }
+    let outermost = Outermost::new(24 << 20);
+    let module = large(4_000);
+    let mut command = skiff(&["compile", "--confine", "--name", "a", "--cgroup", "together"]);
+    outermost.show_to(&mut command);
+    let output = command.stdin(file_with(&module)).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{:?}", String::from_utf8_lossy(&output.stderr));
+    let expected = "compiling `a` was ended, since all modules that are compiled on this node together need more memory than \
+                    there is for them";
+    assert_eq!(sentence(&output), expected);
+}
+
+#[test]
+fn compiled_code_that_is_too_large_ends_with_a_sentence() {
+    if !is_root() {
+        return;
+    }
+    let mut command = skiff(&["compile", "--confine", "--name", "a", "--output-bytes", "4096"]);
+    let code = tempfile::tempfile().unwrap();
+    let output = command.stdin(file_with(&large(200))).stdout(code.try_clone().unwrap()).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{:?}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(sentence(&output), "the compiled code of `a` is too large to be written");
+    assert!(code.metadata().unwrap().len() <= 4096);
 }
 
 #[test]
@@ -191,7 +293,8 @@ fn a_compiler_that_does_not_end_is_ended() {
         let confined = waiting.confined;
         // The pipe stays open: the compiler would wait for ever.
         let mut supervisor = waiting.supervisor;
-        let input = supervisor.stdin.take();
+        let mut input = supervisor.stdin.take().unwrap();
+        input.write_all(&hello()[..20]).unwrap();
         let output = supervisor.wait_with_output().unwrap();
         drop(input);
         assert!(is_gone(confined));

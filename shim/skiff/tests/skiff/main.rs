@@ -7,4 +7,6 @@ mod compile;
 #[cfg(test)]
 mod confinement;
 #[cfg(test)]
+mod layers;
+#[cfg(test)]
 mod pack;

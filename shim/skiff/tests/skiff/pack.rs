@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::Output;
 
 use crate::common::{hello, sentence, skiff};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -190,4 +192,22 @@ fn inspect_names_what_the_engine_does_not_have() {
     assert_eq!((&report["entry"], &report["runs"]), (&json!("reactor"), &json!(false)));
     assert_eq!(report["missing"], json!(["unknown import `env::log`"]));
     assert_eq!(report["memories"][0]["initial_bytes"], json!(131_072));
+}
+
+#[test]
+fn only_regular_files_of_a_module_s_size_are_looked_into() {
+    let directory = guests();
+    mkfifo(&directory.path().join("fifo"), Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    fs::File::create(directory.path().join("big")).unwrap().set_len(1 << 40).unwrap();
+    for command in [&["inspect"][..], &["pack", "--output", "image.tar"]] {
+        for (file, expected) in [
+            ("fifo", "cannot read `fifo`: it is a pipe, not a regular file"),
+            ("/dev/zero", "cannot read `/dev/zero`: it is a device, not a regular file"),
+            (".", "cannot read `.`: it is a directory, not a regular file"),
+            ("big", "`big` is too big: more than the 512 MiB that are compiled"),
+        ] {
+            let output = skiff(command).arg(file).current_dir(directory.path()).output().unwrap();
+            assert_eq!((output.status.code(), sentence(&output).as_str()), (Some(1), expected));
+        }
+    }
 }
