@@ -32,6 +32,13 @@ many() {
   rm -f "$log"
 }
 
+# dependencies: what deny.toml says of their licences, sources and bans. It is silent on what is only a warning there.
+dependencies() {
+  local tools
+  tools=$(test/tools/build.sh deny | tail -n 1)
+  "$tools/cargo-deny" --locked --log-level error check bans licenses sources
+}
+
 lint() { cargo clippy --release --locked --quiet -p "$1" --all-targets -- -D warnings; }
 
 check() {
@@ -40,6 +47,7 @@ check() {
   one formatting cargo fmt --check
   one "shell scripts" shellcheck -s bash -S error test/*.sh test/*/*.sh test/*/*/*.sh
   for package in "${packages[@]}"; do one "lints of $package" lint "$package"; done
+  one dependencies dependencies
   one "the chart" test/charts.sh
   many tidy cargo test --release --locked --quiet -p skiff-test --test tidy
 }

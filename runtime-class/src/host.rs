@@ -1,10 +1,11 @@
 //! The file system of the node, seen from a container that has it mounted: paths are the node's own everywhere else.
 //!
-//! Every write is a temporary file in the same directory, synced and renamed, and its directory is synced after it.
+//! Every write is a temporary file in the same directory, synced and renamed, and its directory is synced after it. It has the
+//! mode, the owner and the extended attributes of the file in whose place it comes.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown, symlink};
@@ -13,6 +14,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 use crate::error::{Context, Error, Result};
+use crate::xattr;
 
 /// What the name of a file that is being written ends with. No glob for `*.toml` matches it.
 const TEMPORARY: &str = ".skiff-new";
@@ -40,6 +42,24 @@ impl Host {
     }
 
     fn follow(&self, path: &Path) -> io::Result<PathBuf> {
+        self.walk(path, |_| {})
+    }
+
+    /// Each directory and link that the node passes on its way to `path`, as far as they are there: what it is and whose.
+    pub(crate) fn steps(&self, path: &Path) -> io::Result<Vec<(PathBuf, Metadata)>> {
+        let mut steps = Vec::new();
+        let mut add = |step: &Path| {
+            if let Ok(metadata) = fs::symlink_metadata(self.root.join(step)) {
+                steps.push((Path::new("/").join(step), metadata));
+            }
+        };
+        add(Path::new(""));
+        self.walk(path, add)?;
+        Ok(steps)
+    }
+
+    /// Follows `path`, and passes everything on the way to it, relative to the root, to `pass`.
+    fn walk(&self, path: &Path, mut pass: impl FnMut(&Path)) -> io::Result<PathBuf> {
         let mut rest: VecDeque<OsString> = parts(path).collect();
         let mut done = PathBuf::new();
         let mut links = 0;
@@ -48,6 +68,7 @@ impl Host {
                 done.pop();
                 continue;
             }
+            pass(&done.join(&part));
             match fs::read_link(self.root.join(&done).join(&part)) {
                 Ok(target) => {
                     links += 1;
@@ -95,7 +116,7 @@ impl Host {
         }
     }
 
-    /// Makes `text` the content of `path`, or removes the file; mode and owner of a file that is there stay.
+    /// Makes `text` the content of `path`, or removes the file; mode, owner and attributes of a file that is there stay.
     pub(crate) fn put(&self, path: &Path, text: Option<&str>) -> Result<()> {
         match text {
             Some(text) => self.write(path, &mut text.as_bytes(), 0o644),
@@ -199,13 +220,13 @@ impl Host {
     }
 
     /// Why programs cannot live below `path`; none when they can.
-    pub(crate) fn unfit_for_programs(&self, path: &Path) -> Option<&'static str> {
+    pub(crate) fn unfit_for_programs(&self, path: &Path) -> Option<String> {
         let there = path.ancestors().find(|ancestor| self.exists(ancestor))?;
         let flags = self.follow(there).ok().and_then(|place| statvfs(&place).ok())?.flags();
         if flags.contains(FsFlags::ST_RDONLY) {
-            return Some("is read-only");
+            return Some("is read-only".into());
         }
-        flags.contains(FsFlags::ST_NOEXEC).then_some("is mounted noexec")
+        flags.contains(FsFlags::ST_NOEXEC).then(|| "is mounted noexec".into())
     }
 }
 
@@ -243,6 +264,7 @@ fn write_new(temporary: &Path, target: &Path, content: &mut dyn Read, mode: u32)
     match fs::metadata(target) {
         Ok(old) => {
             // In this order it needs no capability but CHOWN.
+            xattr::copy(&File::open(target)?, &file)?;
             file.set_permissions(Permissions::from_mode(old.mode() & 0o777))?;
             fchown(&file, Some(old.uid()), Some(old.gid()))?;
         }
@@ -288,15 +310,21 @@ mod tests {
     }
 
     #[test]
-    fn a_written_file_keeps_its_mode_and_leaves_nothing_beside_it() {
+    fn a_written_file_keeps_its_mode_owner_and_attributes_and_leaves_nothing_beside_it() {
         let (directory, host) = host();
         let file = directory.path().join("config.toml");
         fs::write(&file, "old").unwrap();
         fs::set_permissions(&file, Permissions::from_mode(0o640)).unwrap();
+        std::os::unix::fs::chown(&file, Some(0), Some(4242)).unwrap();
+        let attribute = c"trusted.skiff";
+        xattr::set(&File::open(&file).unwrap(), attribute, b"label").unwrap();
+        let before = xattr::value(&File::open(&file).unwrap(), attribute).unwrap();
         fs::write(directory.path().join(".config.toml.skiff-new"), "of a run that was killed").unwrap();
         host.put(Path::new("/config.toml"), Some("new")).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "new");
-        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o7777, 0o640);
+        let metadata = fs::metadata(&file).unwrap();
+        assert_eq!((metadata.mode() & 0o7777, metadata.uid(), metadata.gid()), (0o640, 0, 4242));
+        assert_eq!(xattr::value(&File::open(&file).unwrap(), attribute).unwrap(), before);
         assert_eq!(host.names(Path::new("/")).unwrap(), ["config.toml"]);
         host.put(Path::new("/config.toml"), None).unwrap();
         host.put(Path::new("/absent/config.toml"), None).unwrap();

@@ -1,19 +1,23 @@
 //! `keep`: makes the node what the cluster wants it to be, and again whenever something makes it another.
 //!
-//! A node where a change failed is tried less and less often: each try may restart its containerd. One that refused was not
-//! touched, and may be asked as often as one likes.
+//! A node where a change failed is tried less and less often: each try may restart its containerd. So is one that somebody else
+//! changes back each time. One that refused was not touched, and may be asked as often as one likes.
 
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
+use crate::install::Done;
 use crate::label::Label;
 use crate::node::Node;
 use crate::programs;
 use crate::record::Record;
+use crate::restraint::{Leave, MENDS_MAX, Restraint};
+use crate::seen::{self, Seen};
 use crate::status::Status;
 use crate::{Job, say, take_away};
 
@@ -42,46 +46,83 @@ impl Wanted {
 }
 
 /// Keeps the node as it is wanted, until this process is told to end.
-pub(crate) async fn keep(job: &Job, wanted: Wanted, find: impl Fn() -> Result<Node>, interval: Duration) -> Result<()> {
+pub(crate) async fn keep(mut keeper: Keeper<'_>, find: impl Fn() -> Result<Node>) -> Result<()> {
     let mut ends = Ends::new()?;
-    let mut keeper = Keeper { job, is_first: true, said: String::new() };
-    let mut pause = interval;
+    seen::forget(keeper.seen)?;
     loop {
-        let done = match (wanted, find()) {
-            (_, Err(error)) => Err(error),
-            (Wanted::Installed, Ok(node)) => keeper.install(&node).await,
-            (Wanted::Removed, Ok(node)) => take_away(&node, job.labels.as_ref(), Duration::ZERO).await,
-        };
-        pause = match (done, wanted) {
-            (Ok(()), Wanted::Installed) => interval,
-            // Nobody brings it back.
-            (Ok(()), Wanted::Removed) => {
-                ends.one().await;
-                return Ok(());
-            }
-            (Err(error), _) => {
-                keeper.say_once(error.to_string());
-                match wanted {
-                    _ if !error.is_refusal() => (pause * 2).min(PAUSE_MAX),
-                    Wanted::Installed => interval,
-                    Wanted::Removed => PODS_PAUSE,
-                }
-            }
-        };
+        let pause = keeper.turn(find()).await;
         if timeout(pause, ends.one()).await.is_ok() {
             return Ok(());
         }
     }
 }
 
-struct Keeper<'a> {
+/// What looks at the node again and again.
+pub(crate) struct Keeper<'a> {
     job: &'a Job,
-    is_first: bool,
+    wanted: Wanted,
+    interval: Duration,
+    /// The file for `ready` and `status`.
+    seen: &'a Path,
+    start: Instant,
+    restraint: Restraint,
+    /// How long to wait after another change that fails.
+    failure_pause: Duration,
+    /// Whether this process has seen the node as it is wanted.
+    was_right: bool,
+    is_removed: bool,
     /// What was said last, which is not said again.
     said: String,
 }
 
-impl Keeper<'_> {
+impl<'a> Keeper<'a> {
+    pub(crate) fn new(job: &'a Job, wanted: Wanted, interval: Duration, seen: &'a Path) -> Self {
+        Self {
+            job,
+            wanted,
+            interval,
+            seen,
+            start: Instant::now(),
+            restraint: Restraint::new(interval),
+            failure_pause: interval,
+            was_right: false,
+            is_removed: false,
+            said: String::new(),
+        }
+    }
+
+    /// Looks at the node, and changes it if need be. Returns how long to wait until the next turn.
+    async fn turn(&mut self, node: Result<Node>) -> Duration {
+        let done = match (self.wanted, node) {
+            (_, Err(error)) => Err(error),
+            (Wanted::Installed, Ok(node)) => self.install(&node).await,
+            (Wanted::Removed, Ok(node)) => self.remove(&node).await,
+        };
+        match done {
+            Ok(reasons) => {
+                self.failure_pause = self.interval;
+                self.write(reasons);
+                self.interval
+            }
+            Err(error) => {
+                self.say_once(error.to_string());
+                self.write(vec![error.to_string()]);
+                self.pause_after(&error)
+            }
+        }
+    }
+
+    fn pause_after(&mut self, error: &Error) -> Duration {
+        match self.wanted {
+            _ if !error.is_refusal() => {
+                self.failure_pause = (self.failure_pause * 2).min(PAUSE_MAX);
+                self.failure_pause
+            }
+            Wanted::Installed => self.interval,
+            Wanted::Removed => PODS_PAUSE,
+        }
+    }
+
     fn say_once(&mut self, line: String) {
         if self.said != line {
             say(&line);
@@ -89,28 +130,105 @@ impl Keeper<'_> {
         }
     }
 
+    /// Writes what the probe reads: the node is ready when there is no reason against it.
+    fn write(&mut self, reasons: Vec<String>) {
+        let interval_seconds = self.interval.as_secs().max(1);
+        let seen = Seen { ready: reasons.is_empty(), reasons, mends: self.restraint.mends(), interval_seconds };
+        if let Err(error) = seen.write(self.seen) {
+            self.say_once(error.to_string());
+        }
+    }
+
     fn label(&self, label: Label) -> Result<()> {
         self.job.labels.iter().try_for_each(|labels| labels.set(label))
     }
 
-    async fn install(&mut self, node: &Node) -> Result<()> {
+    /// Makes the node one with skiff. Returns what is still wrong with it.
+    async fn install(&mut self, node: &Node) -> Result<Vec<String>> {
         let status = Status::of(node, Some(&self.job.source.id), self.job.to.as_deref()).await;
-        if status.ready && !self.is_first {
+        if status.ready && self.was_right {
+            self.restraint.found_right(self.start.elapsed());
             self.said.clear();
             // Somebody may have taken the label away, or registered the node anew.
             self.label(Label::Present)?;
-            return prune(node);
+            prune(node)?;
+            return Ok(Vec::new());
         }
-        self.is_first = false;
+        let mut reasons = status.reasons;
+        // A node that has never been right is not mended, but installed.
+        let leave = if self.was_right { self.restraint.found_wrong(self.start.elapsed()) } else { Leave::Now };
+        match leave {
+            Leave::Now => {}
+            Leave::Later | Leave::Never => {
+                self.unlabel_without_handler(node).await?;
+                let line = self.in_words(leave);
+                self.say_once(line.clone());
+                reasons.insert(0, line);
+                return Ok(reasons);
+            }
+        }
         if self.said.is_empty() {
-            status.reasons.iter().for_each(|reason| say(reason));
+            reasons.iter().for_each(|reason| say(reason));
         }
-        let done = self.job.install(node).await;
-        // No pod is to be sent to a node where it cannot start.
-        if done.is_err() && node.report().await.is_ok_and(|now| !now.has_handler()) {
+        // It takes its time, and what was seen before is not so any more.
+        self.write(vec!["the node is being changed".into()]);
+        match self.job.install(node).await {
+            Ok(done) => {
+                if self.was_right && done == Done::Restarted {
+                    self.count_mend();
+                }
+                self.was_right = true;
+                Ok(Vec::new())
+            }
+            Err(error) => {
+                self.unlabel_without_handler(node).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// No pod is to be sent to a node where it cannot start.
+    async fn unlabel_without_handler(&self, node: &Node) -> Result<()> {
+        if node.report().await.is_ok_and(|now| !now.has_handler()) {
             self.label(Label::Absent)?;
         }
-        done
+        Ok(())
+    }
+
+    fn count_mend(&mut self) {
+        self.restraint.mended(self.start.elapsed());
+        let (mends, pause) = (self.restraint.mends(), self.restraint.pause().as_secs());
+        say(&format!(
+            "mended what somebody else changed: {mends} of {MENDS_MAX} times without an hour of peace, not again for {pause} s"
+        ));
+    }
+
+    /// Why a node is left as it is, although it is wrong.
+    fn in_words(&self, leave: Leave) -> String {
+        let mended =
+            format!("another tool undoes what was mended {} times without an hour of peace", self.restraint.mends());
+        match leave {
+            Leave::Now => mended,
+            Leave::Later => format!("{mended}; the node is left alone for {} s", self.restraint.pause().as_secs()),
+            Leave::Never => {
+                format!(
+                    "GIVEN UP: {mended}; the node is left alone until it is right for an hour, or this pod is restarted"
+                )
+            }
+        }
+    }
+
+    /// Makes the node one without skiff. Returns what is still wrong with it.
+    async fn remove(&mut self, node: &Node) -> Result<Vec<String>> {
+        if self.is_removed {
+            // Nobody brings it back; if somebody does, it is not for this process to take it away again.
+            let status = Status::of(node, None, None).await;
+            return Ok(if status.is_removed() { Vec::new() } else { vec!["skiff is installed".into()] });
+        }
+        self.write(vec!["the node is being changed".into()]);
+        take_away(node, self.job.labels.as_ref(), Duration::ZERO).await?;
+        self.is_removed = true;
+        Ok(Vec::new())
     }
 }
 

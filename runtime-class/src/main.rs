@@ -20,9 +20,13 @@ mod programs;
 mod record;
 mod remove;
 mod restart;
+mod restraint;
+mod seen;
 mod status;
 mod text;
+mod trust;
 mod uninstall;
+mod xattr;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -35,10 +39,11 @@ use nix::sys::stat::{Mode, umask};
 use crate::api::Api;
 use crate::error::{Context, Error, Result};
 use crate::install::Done;
-use crate::keep::Wanted;
+use crate::keep::{Keeper, Wanted};
 use crate::label::{LABEL, Label, Labels};
 use crate::node::{Node, Options};
 use crate::programs::Source;
+use crate::seen::Seen;
 use crate::status::Status;
 use crate::uninstall::{DaemonSet, VARIABLE};
 
@@ -66,6 +71,8 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         interval: u64,
     },
+    /// End with 0 when the node was as it is wanted when `keep` looked last; else say what was wrong. It runs nothing.
+    Ready,
     /// End with 0 when the node is as it is wanted; else say what is wrong.
     Verify {
         #[command(flatten)]
@@ -149,6 +156,9 @@ struct NodeArguments {
     /// The node's name in Kubernetes; it is labelled when this is given.
     #[arg(long, env = "NODE_NAME", global = true)]
     node_name: Option<String>,
+    /// Where `keep` writes what it sees, for `ready` and `status`: a file of this process's own root directory.
+    #[arg(long, default_value = "/run/skiff-node/seen.json", global = true)]
+    seen: PathBuf,
     #[arg(long, env = "KUBERNETES_SERVICE_HOST", hide = true, global = true)]
     api_host: Option<String>,
     #[arg(long, env = "KUBERNETES_SERVICE_PORT", hide = true, default_value_t = 443, global = true)]
@@ -171,9 +181,15 @@ async fn main() -> ExitCode {
 async fn run(command: Command, arguments: NodeArguments) -> Result<ExitCode> {
     let node = || Node::find(options(&arguments));
     match command {
-        Command::Install(install) => job(install, &arguments)?.install(&node()?).await?,
+        Command::Install(install) => drop(job(install, &arguments)?.install(&node()?).await?),
         Command::Keep { install, wanted, interval } => {
-            keep::keep(&job(install, &arguments)?, wanted.wanted, node, Duration::from_secs(interval)).await?;
+            let (job, interval) = (job(install, &arguments)?, Duration::from_secs(interval));
+            keep::keep(Keeper::new(&job, wanted.wanted, interval, &arguments.seen), node).await?;
+        }
+        Command::Ready => {
+            let faults = Seen::faults(&arguments.seen)?;
+            faults.iter().for_each(|fault| say(fault));
+            return Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Command::Verify { wanted, programs, to } => {
             let source = programs.as_deref().map(Source::read).transpose()?;
@@ -186,6 +202,10 @@ async fn run(command: Command, arguments: NodeArguments) -> Result<ExitCode> {
         }
         Command::Status { json } => {
             let status = Status::of(&node()?, None, None).await;
+            let status = match Seen::read(&arguments.seen)? {
+                Some((seen, _)) => status.with_mends_of(&seen),
+                None => status,
+            };
             let text =
                 if json { serde_json::to_string(&status).or_host("cannot write JSON")? + "\n" } else { status.text() };
             io::stdout().lock().write_all(text.as_bytes()).or_host("cannot write to standard output")?;
@@ -229,7 +249,7 @@ fn job(install: InstallArguments, arguments: &NodeArguments) -> Result<Job> {
 }
 
 impl Job {
-    async fn install(&self, node: &Node) -> Result<()> {
+    async fn install(&self, node: &Node) -> Result<Done> {
         let _lock = node.lock()?;
         let done = install::install(node, &self.source, self.to.as_deref()).await?;
         let id = &self.source.id;
@@ -243,7 +263,7 @@ impl Job {
             labels.set(Label::Present)?;
             say(&format!("the node has the label `{LABEL}`"));
         }
-        Ok(())
+        Ok(done)
     }
 }
 

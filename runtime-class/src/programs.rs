@@ -12,13 +12,15 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Context, Error, Result};
 use crate::host::Host;
+use crate::trust::distrust;
 
 /// The programs, the shim first.
 const NAMES: [&str; 3] = ["containerd-shim-skiff-v1", "skiff-engine", "skiff"];
-/// Where they may live; the first that is writable and may execute is taken. The last is where GKE's nodes allow it.
+/// Where they may live; the first that is writable, may execute and is root's alone is taken. The last is where GKE's nodes allow it.
 const ROOTS: [&str; 4] =
     ["/opt/skiff", "/usr/local/lib/skiff", "/var/lib/skiff/programs", "/home/kubernetes/bin/skiff"];
 const CURRENT: &str = "current";
+const VERSIONS: &str = "versions";
 /// How many characters of the hash a version's name has.
 const HASH_LENGTH: usize = 12;
 
@@ -66,7 +68,9 @@ impl Source {
 
     fn is_there(&self, host: &Host, directory: &Path, index: usize) -> bool {
         let Ok(place) = host.place(&directory.join(NAMES[index])) else { return false };
-        let is_program = |metadata: fs::Metadata| metadata.is_file() && metadata.permissions().mode() & 0o7777 == 0o755;
+        let is_program = |metadata: fs::Metadata| {
+            metadata.is_file() && metadata.uid() == 0 && metadata.permissions().mode() & 0o7777 == 0o755
+        };
         fs::symlink_metadata(&place).is_ok_and(is_program) && hash(&place).is_ok_and(|hash| hash == self.hashes[index])
     }
 
@@ -90,7 +94,7 @@ pub(crate) fn shim(root: &Path) -> PathBuf {
 }
 
 fn version_directory(root: &Path, id: &str) -> PathBuf {
-    root.join("versions").join(id)
+    root.join(VERSIONS).join(id)
 }
 
 /// Where the programs are to live: where they are, else the first place that is fit.
@@ -101,7 +105,7 @@ pub(crate) fn choose_root(host: &Host, installed: Option<&Path>, named: Option<&
     };
     let mut unfit = Vec::new();
     for root in roots {
-        match host.unfit_for_programs(root) {
+        match host.unfit_for_programs(root).or_else(|| distrust(host, &root.join(VERSIONS))) {
             None => return Ok(root.into()),
             Some(reason) => unfit.push(format!("`{}` {reason}", root.display())),
         }
@@ -115,18 +119,20 @@ pub(crate) fn current(host: &Host, root: &Path) -> Option<String> {
     Some(target.file_name()?.to_str()?.to_owned())
 }
 
-/// What new pods would miss.
-pub(crate) fn missing(host: &Host, root: &Path) -> Vec<String> {
+/// What is wrong with the programs that new pods get: those that are missing, and a way to them that others could change.
+pub(crate) fn wrong(host: &Host, root: &Path) -> Vec<String> {
     let paths = NAMES.map(|name| root.join(CURRENT).join(name));
     let missing = paths.iter().filter(|path| !host.is_program(path));
-    missing.map(|path| format!("`{}` is not there, or no program", path.display())).collect()
+    let missing = missing.map(|path| format!("`{}` is not there, or no program", path.display()));
+    let distrust = distrust(host, &root.join(CURRENT)).map(|reason| format!("`{}` {reason}", root.display()));
+    missing.chain(distrust).collect()
 }
 
 /// Makes `id` the version that new pods get; none leaves new pods without one.
 pub(crate) fn switch(host: &Host, root: &Path, id: Option<&str>) -> Result<()> {
     match id {
         _ if current(host, root).as_deref() == id => Ok(()),
-        Some(id) => host.link(&root.join(CURRENT), &Path::new("versions").join(id)),
+        Some(id) => host.link(&root.join(CURRENT), &Path::new(VERSIONS).join(id)),
         None => host.remove(&root.join(CURRENT)),
     }
 }
@@ -137,7 +143,7 @@ pub(crate) fn switch(host: &Host, root: &Path, id: Option<&str>) -> Result<()> {
 /// When a process cannot be looked at: it may be one of them.
 pub(crate) fn users(host: &Host, root: &Path) -> Result<Vec<(String, u32)>> {
     let mut files = Vec::new();
-    for id in host.names(&root.join("versions"))? {
+    for id in host.names(&root.join(VERSIONS))? {
         for name in NAMES {
             let place = host.place(&version_directory(root, &id).join(name))?;
             files.extend(fs::metadata(place).map(|file| ((file.dev(), file.ino()), id.clone())));
@@ -172,7 +178,7 @@ fn calls_itself_ours(process: &Path) -> bool {
 
 /// Removes the versions that are neither `kept` nor run by a process.
 pub(crate) fn prune(host: &Host, root: &Path, kept: Option<&str>) -> Result<()> {
-    let old: Vec<_> = host.names(&root.join("versions"))?.into_iter().filter(|id| Some(id.as_str()) != kept).collect();
+    let old: Vec<_> = host.names(&root.join(VERSIONS))?.into_iter().filter(|id| Some(id.as_str()) != kept).collect();
     if old.is_empty() {
         return Ok(());
     }

@@ -8,6 +8,7 @@ use crate::node::Node;
 use crate::plan::Version;
 use crate::programs;
 use crate::record::{Record, State};
+use crate::seen::Seen;
 use crate::text::{Entry, HANDLER};
 
 /// What is wrong with a node that has no record.
@@ -27,6 +28,10 @@ pub(crate) struct Status {
     files: Vec<PathBuf>,
     /// The runtimes that the CRI reports.
     handlers: Vec<String>,
+    /// How often `keep` mended the node without an hour of peace since.
+    mends: u32,
+    #[serde(skip)]
+    mends_in_words: Option<String>,
     /// What is wrong, a sentence each.
     pub(crate) reasons: Vec<String>,
 }
@@ -71,8 +76,15 @@ impl Status {
             programs: root,
             files: record.into_iter().flat_map(|record| record.files).map(|file| file.path).collect(),
             handlers: reported.handlers.into_iter().collect(),
+            mends: 0,
+            mends_in_words: None,
             reasons,
         }
+    }
+
+    /// The same with what `keep` wrote of its mends.
+    pub(crate) fn with_mends_of(self, seen: &Seen) -> Self {
+        Self { mends: seen.mends, mends_in_words: seen.mends_in_words(), ..self }
     }
 
     /// Whether nothing of skiff is left, for all that can be seen.
@@ -94,6 +106,9 @@ impl Status {
             line("changed", &file.display().to_string());
         }
         line("handlers", &self.handlers.join(", "));
+        if let Some(mends) = &self.mends_in_words {
+            line("mended", mends);
+        }
         for reason in &self.reasons {
             line("wrong", reason);
         }
@@ -117,7 +132,7 @@ fn check_record(node: &Node, record: &Record, reasons: &mut Vec<String>) {
     if programs::current(&node.host, &record.programs.root) != record.programs.version {
         reasons.push(format!("`{}` does not name the installed version", record.programs.root.display()));
     }
-    reasons.extend(programs::missing(&node.host, &record.programs.root));
+    reasons.extend(programs::wrong(&node.host, &record.programs.root));
 }
 
 /// containerd's own view, without which the CRI would lose the handler at its next restart.

@@ -5,7 +5,8 @@
 mod node;
 mod steps;
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -272,4 +273,25 @@ fn programs_go_where_they_can_be_written_and_executed() {
     node.succeed(&["verify"]);
     node.succeed(&["remove"]);
     check_untouched(&node, &["install", "--to", "/opt/skiff"], 1, "`/opt/skiff` is mounted noexec", 2);
+}
+
+#[test]
+fn programs_go_where_nobody_but_root_can_change_them() {
+    let node = plain();
+    let mode = |path: &str, mode| fs::set_permissions(node.path(path), Permissions::from_mode(mode)).unwrap();
+    fs::create_dir_all(node.path("opt")).unwrap();
+    mode("opt", 0o775);
+    let sentence = "`/opt/skiff` cannot be trusted: `/opt` can be written by others than root (mode 0775)";
+    check_untouched(&node, &["install", "--to", "/opt/skiff"], 1, sentence, 0);
+    node.succeed(&["install"]);
+    assert!(node.path("usr/local/lib/skiff/current/skiff").exists());
+    node.succeed(&["verify"]);
+    chown(node.path("usr/local/lib"), Some(1000), None).unwrap();
+    let said = node.run(&["verify"]);
+    let sentence = "`/usr/local/lib/skiff` cannot be trusted: `/usr/local/lib` belongs to the user 1000";
+    assert!(said.stderr.contains(sentence), "{}", said.stderr);
+    mode("opt", 0o755);
+    node.succeed(&["install"]);
+    assert!(node.path("opt/skiff/current/skiff").exists());
+    node.succeed(&["verify"]);
 }

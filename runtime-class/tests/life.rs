@@ -155,6 +155,53 @@ fn a_node_that_is_kept_is_installed_again() {
 }
 
 #[test]
+fn the_probe_reads_what_was_seen_last_and_runs_nothing() {
+    let node = plain();
+    assert!(node.run(&["ready"]).stderr.contains("has not looked at the node yet"));
+    let kept = Pod(node.command(&["keep", "--interval", "1"]).stderr(Stdio::null()).spawn().unwrap());
+    wait_for(|| node.run(&["ready"]).code == Some(0));
+    // A probe that ran containerd would wait for it.
+    node.write("fake/hang", "");
+    let start = Instant::now();
+    node.run(&["ready"]);
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    fs::remove_file(node.path("fake/hang")).unwrap();
+    wait_for(|| node.run(&["ready"]).code == Some(0));
+    node.write(CONFIG, "version = 3\n[broken");
+    wait_for(|| node.run(&["ready"]).stderr.contains("containerd refuses the configuration"));
+    node.write(CONFIG, ROOT);
+    wait_for(|| node.run(&["ready"]).code == Some(0));
+    drop(kept);
+    wait_for(|| node.run(&["ready"]).stderr.contains("has not looked at the node for"));
+}
+
+#[test]
+fn a_tool_that_reverts_each_mend_does_not_get_a_restart_for_each() {
+    let node = plain();
+    let mut kept = Pod(node.command(&["keep", "--interval", "1"]).stderr(Stdio::piped()).spawn().unwrap());
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < deadline {
+        if node.restarts() > 0 && node.run(&["ready"]).code == Some(0) && node.path(DROP_IN).exists() {
+            fs::remove_file(node.path(DROP_IN)).unwrap();
+        }
+    }
+    // The installation, and mends after about 1, 2, 4 and 8 s.
+    assert!((4..=5).contains(&node.restarts()), "{}", node.restarts());
+    let said = node.run(&["ready"]).stderr;
+    assert!(
+        said.contains("another tool undoes what was mended") && said.contains("the node is left alone for"),
+        "{said}"
+    );
+    assert!(node.run(&["status"]).stdout.contains(" times without an hour of peace\n"));
+    assert!(node.run(&["status", "--json"]).stdout.contains("\"mends\":"));
+    let stderr = kept.0.stderr.take().unwrap();
+    end(kept);
+    let said: Vec<_> = BufReader::new(stderr).lines().map(Result::unwrap).collect();
+    let mends = |line: &&String| line.contains("mended what somebody else changed: 1 of 10 times");
+    assert_eq!(said.iter().filter(mends).count(), 1, "{said:?}");
+}
+
+#[test]
 fn a_node_that_is_wanted_without_skiff_waits_for_its_pods() {
     let node = plain();
     let before = node.all_files();
@@ -171,6 +218,7 @@ fn a_node_that_is_wanted_without_skiff_waits_for_its_pods() {
     wait_for(|| !node.path("var/lib/skiff").exists());
     assert_eq!(node.all_files(), before);
     node.succeed(&["verify", "--wanted", "removed"]);
+    wait_for(|| node.run(&["ready"]).code == Some(0));
     end(kept);
     let said = node.run(&["uninstall", "--namespace", "n", "--daemon-set", "d"]);
     assert!(said.stderr.contains("this is no pod"), "{}", said.stderr);

@@ -34,6 +34,12 @@ const TREE: &str = r#"
     find /etc/containerd -type f -exec sha256sum {} + | sort
 "#;
 
+/// The options of the installer in a pod's specification that every command of it takes, or that say where the programs go.
+fn options_of(spec: &Value) -> Vec<String> {
+    let words = spec["containers"][0]["args"].as_array().unwrap().iter().map(|word| word.as_str().unwrap());
+    words.filter(|word| word.starts_with("--") && !word.starts_with("--interval=")).map(str::to_owned).collect()
+}
+
 /// The release, while no other test changes the node.
 struct Release {
     cluster: &'static Cluster,
@@ -106,13 +112,13 @@ impl Release {
         self.kubectl(&["logs", &self.pod_name()]).unwrap_or_default()
     }
 
-    /// What the readiness probe would find now.
+    /// Whether the node is as it is wanted now. The readiness probe tells what was seen at the last look.
     fn is_right(&self) -> bool {
         let pod = self.pod();
-        let probe = pod["spec"]["containers"][0]["readinessProbe"]["exec"]["command"].as_array().unwrap().clone();
+        let options = options_of(&pod["spec"]);
         let name = pod["metadata"]["name"].as_str().unwrap();
-        let words = ["exec", name, "--"].into_iter().chain(probe.iter().map(|word| word.as_str().unwrap()));
-        self.kubectl(&words.collect::<Vec<_>>()).is_ok()
+        let words = ["exec", name, "--", "/skiff-node", "verify", "--programs=/"];
+        self.kubectl(&words.into_iter().chain(options.iter().map(String::as_str)).collect::<Vec<_>>()).is_ok()
     }
 
     fn is_labelled(&self) -> bool {
@@ -257,8 +263,8 @@ fn each_capability_has_its_use() {
         let mut spec = set["spec"]["template"]["spec"].clone();
         let fields = json!({"restartPolicy": "Never", "terminationGracePeriodSeconds": 0});
         spec.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        let probe = spec["containers"][0]["readinessProbe"]["exec"]["command"].as_array().unwrap()[3..].to_vec();
-        let words = words.iter().map(|word| json!(word)).chain(probe);
+        let options = options_of(&spec);
+        let words = words.iter().map(|word| json!(word)).chain(options.iter().map(|word| json!(word)));
         spec["containers"][0]["args"] = words.collect();
         spec["containers"][0].as_object_mut().unwrap().remove("readinessProbe");
         spec["containers"][0]["env"] = json!([]);

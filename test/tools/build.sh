@@ -8,13 +8,15 @@
 #   wrk         the HTTP load generator, from the distribution
 #   apparmor    apparmor_parser, which loads profiles into the kernel
 #   criu        what runc makes checkpoints with, from Debian's newest: older ones do not know newer kernels
-# Only by name, since they take some ten minutes the first time:
+# Only by name: what takes some ten minutes the first time, and what only `make check` needs:
+#   deny        cargo-deny, which holds the dependencies to deny.toml
 #   kubernetes  a control plane, kubelet, kube-proxy, kubectl, kubeadm, etcd and helm in one program, and coredns
 #   registry    crane: an image registry, and its client
 #   kubernetes-oldest, containerd-oldest   the oldest that skiff supports
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../cache.sh"
 
+deny_version=0.20.2
 go_flags="-trimpath -buildvcs=false -p=2"
 
 build_containerd() { compile_containerd containerd "$1"; }
@@ -92,6 +94,16 @@ build_apparmor() {
   rm -r "$1/deb"
 }
 
+# It is built with the versions of its own lock file, and with little optimization: it reads text, and runs for a second.
+build_deny() (
+  cd "$1"
+  env CARGO_TARGET_DIR="$1/.target" CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
+    CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo install \
+    --quiet --locked --root "$1/.root" "cargo-deny@$deny_version"
+  mv "$1/.root/bin/cargo-deny" "$1/cargo-deny"
+  rm -rf "$1/.target" "$1/.root"
+)
+
 build_wrk() { cp "$(type -P wrk)" "$1/wrk"; }
 
 # It is run where it was unpacked, by its own loader: nothing is installed. Networks are locked without iptables' programs.
@@ -126,6 +138,7 @@ identity() {
     cni | crictl | registry) go env GOVERSION ;;
     runc) go env GOVERSION; gcc -dumpfullversion ;;
     native) gcc -dumpfullversion ;;
+    deny) echo "$deny_version"; rustc --version ;;
   esac
   case $1 in
     containerd*) go env GOVERSION; declare -f compile_containerd ;;
@@ -139,7 +152,7 @@ identity() {
 packages() {
   case $1 in
     runc) echo gcc libc6-dev pkg-config libseccomp-dev ;;
-    native) echo gcc libc6-dev ;;
+    native | deny) echo gcc libc6-dev ;;
     wrk) echo wrk ;;
     criu) echo mmdebstrap ;;
   esac

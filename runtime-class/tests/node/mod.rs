@@ -135,6 +135,7 @@ impl Node {
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_skiff-node"));
         command.arg("--host").arg(self.directory.path()).args(["--timeout", "2"]).args(words).env_clear();
+        command.arg("--seen").arg(self.path("fake/seen.json"));
         if matches!(words.first(), Some(&("install" | "keep"))) {
             command.arg("--programs").arg(&self.programs);
         }
