@@ -54,6 +54,8 @@ check() {
 
 # prepare: builds what tests need besides themselves; it is instant the second time.
 prepare() {
+  # Attacks are made with libraries, and watched.
+  apt_need gcc libc6-dev strace
   SKIFF_BIN=$(test/programs.sh | tail -n 1)
   SKIFF_TOOLS=$(test/tools/build.sh | tail -n 1)
   SKIFF_GUESTS=$(test/guests/build.sh | tail -n 1)
@@ -78,7 +80,7 @@ suites() {
 # nodes: what depends on the node's cgroups, once more where they are of version 2, and where they are systemd's.
 nodes() {
   prepare
-  many "cgroup v2" test/nodes/suites.sh --mem 3072 --timeout 900 apparmor exit limits_annotations limits_cpu limits_cri limits_memory \
+  many "cgroup v2" test/nodes/suites.sh --mem 3072 --timeout 1200 apparmor attacks attacks_cri attacks_engine attacks_shim exit limits_annotations limits_cpu limits_cri limits_memory \
     limits_oom limits_resources memory native process
   # systemd removes the cgroup of what was killed, and its last limit with it.
   many "cgroup v2 of systemd" test/nodes/suites.sh --systemd --timeout 600 limits_oom memory process \

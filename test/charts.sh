@@ -57,6 +57,7 @@ check "every value is read" every_value_is_read
 
 check "an image that is not said" refused "image.repository: say where the installer's image is" --set image.repository=
 check "an image with a tag in the wrong place" refused "'/image/repository'" --set image.repository=x:1@sha256:0
+check "a digest that is none" refused "at '/image/digest'" --set image.digest=sha256:0
 check "a key that is not known" refused "additional properties 'replicas' not allowed" --set replicas=1
 check "a key that is not known inside another" refused "at '/runtimeClass/overhead': additional properties 'disk' not allowed" \
   --set runtimeClass.overhead.disk=1

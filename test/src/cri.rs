@@ -57,10 +57,11 @@ impl Node {
         let mut node = Self { token, dir, containerd: None, sockets: Mutex::default() };
         node.write_configuration();
         node.start_containerd();
-        node.import(PAUSE, "pause", &tools().join("pause"));
-        node.import(BUSYBOX, "busybox", &tools().join("busybox"));
+        let read = |path: &Path| fs::read(path).unwrap();
+        node.import(PAUSE, "pause", read(&tools().join("pause")));
+        node.import(BUSYBOX, "busybox", read(&tools().join("busybox")));
         for name in guests {
-            node.import(&image_of(name), "app.wasm", &guest(name));
+            node.import(&image_of(name), "app.wasm", read(&guest(name)));
         }
         node
     }
@@ -169,8 +170,8 @@ impl Node {
     }
 
     /// Imports an image with one file, which is its entry point.
-    fn import(&self, reference: &str, name: &str, file: &Path) {
-        let files = [image::File::program(name, fs::read(file).unwrap())];
+    pub fn import(&self, reference: &str, name: &str, content: Vec<u8>) {
+        let files = [image::File::program(name, content)];
         let archive = self.dir.join(format!("{name}.tar"));
         fs::write(&archive, Archive::ordinary(&files, &[&format!("/{name}")]).pack(reference)).unwrap();
         let mut command = Command::new(tools().join("ctr"));

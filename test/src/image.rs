@@ -134,6 +134,8 @@ enum Content {
     Program(Vec<u8>),
     Text(String),
     Link(String),
+    Device(u32, u32),
+    Fifo,
 }
 
 impl File {
@@ -152,6 +154,16 @@ impl File {
         Self { path: path.into(), content: Content::Link(target.into()) }
     }
 
+    /// A character device.
+    pub fn device(path: &str, major: u32, minor: u32) -> Self {
+        Self { path: path.into(), content: Content::Device(major, minor) }
+    }
+
+    /// A fifo.
+    pub fn fifo(path: &str) -> Self {
+        Self { path: path.into(), content: Content::Fifo }
+    }
+
     fn append(&self, tar: &mut Builder<Vec<u8>>) -> std::io::Result<()> {
         let mut header = Header::new_gnu();
         let (mode, bytes): (u32, &[u8]) = match &self.content {
@@ -162,6 +174,16 @@ impl File {
                 header.set_size(0);
                 header.set_mode(0o777);
                 return tar.append_link(&mut header, &self.path, target);
+            }
+            Content::Device(major, minor) => {
+                header.set_entry_type(EntryType::Char);
+                header.set_device_major(*major)?;
+                header.set_device_minor(*minor)?;
+                (0o666, &[])
+            }
+            Content::Fifo => {
+                header.set_entry_type(EntryType::Fifo);
+                (0o666, &[])
             }
         };
         header.set_size(bytes.len() as u64);
@@ -247,7 +269,7 @@ impl Archive {
     }
 }
 
-fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
+pub(crate) fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
     json!({"mediaType": media_type, "digest": format!("sha256:{}", sha256(bytes)), "size": bytes.len()})
 }
 

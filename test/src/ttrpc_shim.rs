@@ -280,8 +280,7 @@ impl Host {
         let sockets = self.sockets.lock().unwrap();
         left.extend(sockets.iter().filter(|path| path.exists()).map(|path| format!("socket {}", path.display())));
         for (what, dir) in [("runc's state", self.dir.join("runc").join(NAMESPACE)), ("cache", self.cache())] {
-            let files =
-                files_below(&dir).into_iter().filter(|path| path.extension().is_none_or(|kind| kind != "cwasm"));
+            let files = files_below(&dir).into_iter().filter(|path| !is_the_caches(path));
             left.extend(files.map(|path| format!("{what} {}", path.display())));
         }
         left
@@ -316,6 +315,11 @@ pub fn succeeded(output: &Output) -> &Output {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.is_empty(), "the shim ended with {}: {said}", output.status);
     output
+}
+
+/// Whether a file is one that a cache keeps: compiled code, or what is remembered of a failure.
+fn is_the_caches(path: &Path) -> bool {
+    path.extension().is_some_and(|kind| kind == "cwasm" || kind == "failed")
 }
 
 fn copy(from: &Path, to: &Path) {

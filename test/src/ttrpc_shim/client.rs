@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use containerd_shim_protos::api::{DeleteRequest, KillRequest, StartRequest, StateRequest, StateResponse, WaitRequest};
+use containerd_shim_protos::api::{
+    DeleteRequest, KillRequest, ShutdownRequest, StartRequest, StateRequest, StateResponse, WaitRequest,
+};
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::shim_async::{Client, TaskClient};
 use nix::sys::signal::Signal;
@@ -97,6 +99,12 @@ impl Shim {
         self.kill(bundle, Signal::SIGKILL).await.unwrap();
         self.wait(bundle).await;
         self.delete(bundle).await.unwrap();
+    }
+
+    /// Shuts the shim down on behalf of a container, as containerd does once that is gone.
+    pub async fn shutdown_after(&self, bundle: &Bundle) {
+        let request = ShutdownRequest { id: bundle.id.clone(), ..ShutdownRequest::default() };
+        drop(self.tasks.shutdown(call(), &request).await);
     }
 
     /// Shuts the shim down.

@@ -11,13 +11,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStderr, ChildStdin, Command};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::host::cache::{Failure, Lasting};
 use crate::host::engine::beside_the_shim;
-use crate::host::module::Reader;
+use crate::host::module::{Digester, Source};
 use crate::host::process::{OomScore, wait_within, work_for_a_pod};
 
 /// The exit code of `skiff compile` when the node, not the module, is at fault.
@@ -46,19 +46,19 @@ pub(crate) async fn finish_for_others() {
     drop(FOR_OTHERS.subscribe().wait_for(|count| *count == 0).await);
 }
 
-/// Compiles the module in `wasm` (named `name` in messages) into `code` and answers the sha256 of the bytes that it
+/// Compiles the module of `source` (named `name` in messages) into `code` and answers the sha256 of the bytes that it
 /// compiled. Blocks, in the context of a runtime, until the end or until nobody wants it any more.
 ///
 /// # Errors
 /// `Invalid` with the compiler's sentence when the module is at fault or does not fit the compiler's limits.
 pub(crate) fn compile(
-    wasm: &File,
+    source: &Source,
     name: &str,
     code: &File,
     want: &Want<'_>,
 ) -> std::result::Result<String, Failure<Error>> {
     let passing = |error| Failure { error, lasting: None };
-    let ran = tokio::runtime::Handle::current().block_on(run(wasm, name, code, want));
+    let ran = tokio::runtime::Handle::current().block_on(run(source, name, code, want));
     let (digest, status, said) = ran.map_err(passing)?;
     if status.success() {
         return Ok(digest);
@@ -78,11 +78,11 @@ pub(crate) fn compile(
     })
 }
 
-async fn run(wasm: &File, name: &str, code: &File, want: &Want<'_>) -> Result<(String, ExitStatus, String)> {
+async fn run(source: &Source, name: &str, code: &File, want: &Want<'_>) -> Result<(String, ExitStatus, String)> {
     let mut child = spawn(name, code)?;
     let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
     let work = async {
-        let (digest, said, status) = tokio::join!(feed(wasm, stdin), said(stderr), wait_within(&mut child, LIMIT));
+        let (digest, said, status) = tokio::join!(feed(source, stdin), said(stderr), wait_within(&mut child, LIMIT));
         let status = status.doing(|| format!("could not compile `{name}`"))?;
         Ok((digest.doing(|| format!("could not read `{name}`"))?, status, said))
     };
@@ -115,17 +115,24 @@ fn spawn(name: &str, code: &File) -> Result<Child> {
 }
 
 /// Gives the compiler the module, once, and answers the digest of exactly what it was given.
-async fn feed(wasm: &File, stdin: Option<ChildStdin>) -> io::Result<String> {
+async fn feed(source: &Source, stdin: Option<ChildStdin>) -> io::Result<String> {
     let mut stdin = stdin.ok_or_else(|| io::Error::other("the compiler has no input"))?;
-    let mut reader = Reader::of(wasm);
-    while let Some(piece) = reader.next_piece()? {
-        match stdin.write_all(piece).await {
+    let read = source.pieces()?;
+    let (sender, mut pieces) = mpsc::channel(1);
+    // The reader knows no runtime.
+    let passing = tokio::task::spawn_blocking(move || read.iter().all(|piece| sender.blocking_send(piece).is_ok()));
+    let mut digester = Digester::default();
+    while let Some(piece) = pieces.recv().await {
+        let piece = piece?;
+        digester.add(&piece);
+        match stdin.write_all(&piece).await {
             // The compiler has ended, and its exit code says why.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => break,
             written => written?,
         }
     }
-    Ok(reader.digest())
+    drop((pieces, passing));
+    Ok(digester.finish())
 }
 
 async fn said(stderr: Option<ChildStderr>) -> String {

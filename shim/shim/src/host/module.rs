@@ -1,54 +1,160 @@
-//! Reading a module, which is a stranger's file: piece by piece, hashed on its way, and never more than a module may have.
+//! Reading a module, which is a stranger's file: opened where it can do no harm, read piece by piece, hashed on its way, and
+//! never more than a module may have.
+//!
+//! A file of a volume is open in no file table but that of the thread that reads it. Whatever the shim starts inherits a copy
+//! of the shim's table, and closes it when it executes: for a file of a server that does not answer (FUSE, NFS) that waits
+//! for ever.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, sync_channel};
 
+use nix::errno::Errno;
+use oci_spec::runtime::Mount;
 use sha2::{Digest, Sha256};
 use skiff_plan::MODULE_BYTES_MAX;
 
-/// How many bytes are read and hashed at a time: they stay in the processor's cache.
-const CHUNK_BYTES: usize = 128 << 10;
+use super::rootfs::open_file;
 
-/// A reader of a module from its beginning to its end; the file's own offset stays where it is.
-pub(crate) struct Reader<'a> {
-    file: &'a File,
-    hasher: Sha256,
-    bytes: u64,
-    buffer: Vec<u8>,
+/// How many bytes are read and hashed at a time: they stay in the processor's cache.
+const PIECE_BYTES: usize = 128 << 10;
+
+/// Where a module is read from.
+#[derive(Clone, Debug)]
+pub(crate) enum Source {
+    /// A file as the container sees it.
+    Container {
+        /// The mounted root file system.
+        rootfs: PathBuf,
+        /// What the container has mounted.
+        mounts: Vec<Mount>,
+        /// Its path in the container.
+        path: PathBuf,
+    },
+    /// A file in containerd's store.
+    Store(PathBuf),
 }
 
-impl<'a> Reader<'a> {
-    /// Reads `file`, which is a regular one.
-    pub(crate) fn of(file: &'a File) -> Self {
-        Self { file, hasher: Sha256::new(), bytes: 0, buffer: vec![0; CHUNK_BYTES] }
-    }
-
-    /// The next piece; none at the end.
+impl Source {
+    /// The digest of the module; for a thread with a file table of its own. `is_unwanted` is asked between the pieces.
     ///
     /// # Errors
-    /// `FileTooLarge` for more than [`MODULE_BYTES_MAX`] bytes; those of `pread(2)`.
-    pub(crate) fn next_piece(&mut self) -> io::Result<Option<&[u8]>> {
-        let read = loop {
-            match self.file.read_at(&mut self.buffer, self.bytes) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                read => break read?,
-            }
-        };
-        if read == 0 {
-            return Ok(None);
-        }
-        self.bytes += read as u64;
-        check_size(self.bytes)?;
-        let piece = &self.buffer[..read];
-        self.hasher.update(piece);
-        Ok(Some(piece))
+    /// As of [`read_pieces`]; those of opening.
+    pub(crate) fn digest(&self, is_unwanted: &dyn Fn() -> bool) -> io::Result<String> {
+        digest_of(&self.open()?, is_unwanted)
     }
 
-    /// The sha256 of what was read, in lower-case hexadecimal.
-    pub(crate) fn digest(self) -> String {
+    /// The pieces of the module, one after the other, read by a thread of their own; the last may be an error.
+    ///
+    /// # Errors
+    /// Those of making the thread.
+    pub(crate) fn pieces(&self) -> io::Result<Receiver<io::Result<Vec<u8>>>> {
+        let (sender, receiver) = sync_channel(1);
+        let source = self.clone();
+        apart(move || {
+            let read = source.open().and_then(|file| {
+                let gone = |_| ErrorKind::BrokenPipe.into();
+                read_pieces(&file, |piece| sender.send(Ok(piece.to_vec())).map_err(gone))
+            });
+            // Whoever asked may have gone.
+            read.or_else(|error| sender.send(Err(error)).or(Ok(())))
+        })?;
+        Ok(receiver)
+    }
+
+    fn open(&self) -> io::Result<File> {
+        match self {
+            Source::Container { rootfs, mounts, path } => {
+                open_file(rootfs, mounts, path)?.ok_or_else(|| ErrorKind::NotFound.into())
+            }
+            Source::Store(path) => File::open(path),
+        }
+    }
+}
+
+/// Does `work` on a thread whose file table has nothing in it but the standard streams, and gives what it answers, once. The
+/// work must use no descriptor of the shim: no log, no runtime.
+///
+/// # Errors
+/// Those of making the thread.
+pub(crate) fn apart<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<Receiver<io::Result<T>>> {
+    let (sender, receiver) = sync_channel(1);
+    let thread = std::thread::Builder::new().name("reader".into());
+    thread.spawn(move || {
+        let answer = leave_the_file_table().and_then(|()| work());
+        // Whoever asked may have gone.
+        drop(sender.send(answer));
+    })?;
+    Ok(receiver)
+}
+
+fn leave_the_file_table() -> io::Result<()> {
+    let flags = libc::CLOSE_RANGE_UNSHARE;
+    // SAFETY: from here on this thread has a table of its own, and uses none of the descriptors that are closed in it.
+    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, flags) })?;
+    Ok(())
+}
+
+/// The sha256 of an open module, in lower-case hexadecimal.
+///
+/// # Errors
+/// As of [`read_pieces`].
+pub(crate) fn digest_of(file: &File, is_unwanted: &dyn Fn() -> bool) -> io::Result<String> {
+    let mut digester = Digester::default();
+    read_pieces(file, |piece| {
+        digester.add(piece);
+        if is_unwanted() { Err(io::Error::other("its container is not wanted any more")) } else { Ok(()) }
+    })?;
+    Ok(digester.finish())
+}
+
+/// Hands each piece of `file` on, from its beginning to its end; the file's own offset stays where it is.
+///
+/// # Errors
+/// `FileTooLarge` for more than [`MODULE_BYTES_MAX`] bytes, before anything is read where its size says so; those of
+/// `pread(2)` and of `each`.
+fn read_pieces(file: &File, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    check_size(file.metadata()?.len())?;
+    let mut buffer = vec![0; PIECE_BYTES];
+    let mut bytes = 0;
+    loop {
+        match file.read_at(&mut buffer, bytes) {
+            Ok(0) => return Ok(()),
+            Ok(read) => {
+                bytes += read as u64;
+                check_size(bytes)?;
+                each(&buffer[..read])?;
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn check_size(bytes: u64) -> io::Result<()> {
+    if bytes <= MODULE_BYTES_MAX {
+        return Ok(());
+    }
+    Err(io::Error::new(ErrorKind::FileTooLarge, format!("it has more than the {MODULE_BYTES_MAX} bytes of a module")))
+}
+
+/// Computes a sha256.
+#[derive(Default)]
+pub(crate) struct Digester(Sha256);
+
+impl Digester {
+    pub(crate) fn add(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    /// In lower-case hexadecimal.
+    pub(crate) fn finish(self) -> String {
         use std::fmt::Write as _;
-        self.hasher.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
+        self.0.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
             // Writing to a string cannot fail.
             let _written = write!(text, "{byte:02x}");
             text
@@ -56,27 +162,9 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Refuses a module of `bytes` bytes that is larger than any may be.
-///
-/// # Errors
-/// `FileTooLarge` with a sentence that follows the module's name.
-pub(crate) fn check_size(bytes: u64) -> io::Result<()> {
-    if bytes <= MODULE_BYTES_MAX {
-        return Ok(());
-    }
-    Err(io::Error::new(ErrorKind::FileTooLarge, format!("it has more than the {MODULE_BYTES_MAX} bytes of a module")))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn digest(file: &File) -> io::Result<(String, u64)> {
-        let mut reader = Reader::of(file);
-        while reader.next_piece()?.is_some() {}
-        let bytes = reader.bytes;
-        Ok((reader.digest(), bytes))
-    }
 
     #[test]
     fn a_digest_is_that_of_the_whole_file_wherever_its_offset_is() {
@@ -87,14 +175,46 @@ mod tests {
         ] {
             let mut file = tempfile::tempfile().unwrap();
             io::Write::write_all(&mut file, &content).unwrap();
-            assert_eq!(digest(&file).unwrap(), (expected.to_owned(), content.len() as u64));
+            assert_eq!(digest_of(&file, &|| false).unwrap(), expected);
         }
     }
 
     #[test]
     fn an_endless_file_is_read_no_further_than_a_module_may_go() {
         let endless = File::open("/dev/zero").unwrap();
-        assert_eq!(digest(&endless).unwrap_err().kind(), ErrorKind::FileTooLarge);
-        assert!(check_size(MODULE_BYTES_MAX).is_ok());
+        assert_eq!(digest_of(&endless, &|| false).unwrap_err().kind(), ErrorKind::FileTooLarge);
+        let sparse = tempfile::tempfile().unwrap();
+        sparse.set_len(8 << 40).unwrap();
+        assert_eq!(digest_of(&sparse, &|| panic!("read")).unwrap_err().kind(), ErrorKind::FileTooLarge);
+    }
+
+    #[test]
+    fn reading_ends_when_it_is_not_wanted_any_more() {
+        let endless = File::open("/dev/zero").unwrap();
+        assert!(digest_of(&endless, &|| true).unwrap_err().to_string().contains("not wanted"));
+    }
+
+    #[test]
+    fn what_is_read_apart_is_open_in_no_other_file_table() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "module").unwrap();
+        let path = file.path().to_owned();
+        let answer = apart(move || {
+            let times_open_in = |table: &str| {
+                let open = std::fs::read_dir(table)
+                    .unwrap()
+                    .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
+                open.filter(|target| *target == path).count()
+            };
+            let before = times_open_in("/proc/thread-self/fd");
+            let _open = File::open(&path)?;
+            Ok([before, times_open_in("/proc/thread-self/fd"), times_open_in("/proc/self/fd")])
+        });
+        // The test holds it open itself.
+        assert_eq!(answer.unwrap().recv().unwrap().unwrap(), [0, 1, 1]);
+        let source = Source::Store(file.path().to_owned());
+        let pieces: Vec<u8> = source.pieces().unwrap().iter().flat_map(Result::unwrap).collect();
+        assert_eq!(pieces, b"module");
+        assert!(Source::Store("/no/such/file".into()).pieces().unwrap().recv().unwrap().is_err());
     }
 }

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, clone};
 use nix::sys::prctl;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Gid, Pid, Uid, chdir, chroot, pivot_root, setgroups, setresgid, setresuid};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
@@ -87,6 +87,11 @@ pub(crate) fn start_init() -> io::Result<i32> {
 /// # Errors
 /// Those of the step that failed; the process must end then.
 pub(crate) fn run_init() -> io::Result<()> {
+    // What Rust's runtime handles, the kernel would deliver from inside the namespace.
+    for handled in [Signal::SIGSEGV, Signal::SIGBUS] {
+        // SAFETY: the default action runs no code of this program.
+        unsafe { signal(handled, SigHandler::SigDfl) }?;
+    }
     let mut awaited = SigSet::empty();
     awaited.add(Signal::SIGCHLD);
     awaited.thread_block()?;

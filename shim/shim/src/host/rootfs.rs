@@ -53,8 +53,8 @@ pub(crate) fn open_file(rootfs: &Path, mounts: &[Mount], path: &Path) -> io::Res
         let sentence = format!("`{}` is {}, and not a program", path.display(), name_of(kind));
         return Err(io::Error::new(io::ErrorKind::InvalidInput, sentence));
     }
-    // The very file that was looked at, whatever has its name by now.
-    File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).map(Some)
+    // The very file that was looked at, whatever has its name by now; this thread may have a file table of its own.
+    File::open(format!("/proc/thread-self/fd/{}", found.as_raw_fd())).map(Some)
 }
 
 fn name_of(kind: FileType) -> &'static str {

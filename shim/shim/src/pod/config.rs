@@ -1,15 +1,17 @@
 //! The specification of a container: read once, and asked for what a create needs.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::Path;
 
 use oci_spec::runtime::Spec;
 use serde_json::Value;
 use skiff_plan::EnginePlan;
+use tokio_util::sync::CancellationToken;
 
 use crate::error::{Context, Error, Result};
 use crate::host::kernel_files::KernelFiles;
+use crate::host::module::{Source, digest_of};
 use crate::host::rootfs::{FileKind, kind_of, open_file, resolve};
 use crate::task::entrypoint::candidates;
 use crate::task::wasm;
@@ -22,13 +24,17 @@ pub(super) struct Config {
     pub(super) is_rewritten: bool,
 }
 
-/// The file that an entry point means.
-pub(super) struct Found {
-    pub(super) name: String,
-    /// The export to run.
-    pub(super) function: Option<String>,
-    pub(super) file: File,
-    pub(super) kind: FileKind,
+/// What an entry point means among the files that the container will see.
+pub(super) enum Found {
+    Nothing,
+    Native,
+    Wasm {
+        name: String,
+        /// The export to run.
+        function: Option<String>,
+        source: Source,
+        digest: String,
+    },
 }
 
 impl Config {
@@ -56,12 +62,15 @@ impl Config {
         Some(path.to_string_lossy().into_owned())
     }
 
-    /// The file that the entry point means. Blocks for as long as the volumes do.
+    /// The file that the entry point means, hashed if it is a module. For a thread with a file table of its own; it waits for as
+    /// long as the volumes do.
     ///
     /// # Errors
-    /// `Invalid` for what is no file; the host's, when it cannot be read.
-    pub(super) fn find_file(&self, rootfs: &Path) -> Result<Option<Found>> {
-        let (Some(process), Some(entrypoint)) = (self.spec.process(), self.entrypoint()) else { return Ok(None) };
+    /// `Invalid` for what is no file, or too large a module; the host's, when it cannot be read.
+    pub(super) fn find(&self, rootfs: &Path, unwanted: &CancellationToken) -> Result<Found> {
+        let (Some(process), Some(entrypoint)) = (self.spec.process(), self.entrypoint()) else {
+            return Ok(Found::Nothing);
+        };
         let env = process.env().clone().unwrap_or_default();
         let mounts = self.spec.mounts().as_deref().unwrap_or_default();
         for candidate in candidates(&entrypoint, process.cwd(), &env) {
@@ -70,12 +79,22 @@ impl Config {
                 io::ErrorKind::InvalidInput => Error::invalid(error.to_string()),
                 _ => Error::host(format!("could not look for `{name}`"), error),
             })?;
-            if let Some(file) = file {
-                let kind = kind_of(&file).doing(|| format!("could not read `{name}`"))?;
-                return Ok(Some(Found { name: name.into_owned(), function: candidate.function, file, kind }));
-            }
+            let Some(file) = file else { continue };
+            return match kind_of(&file).doing(|| format!("could not read `{name}`"))? {
+                FileKind::Native => Ok(Found::Native),
+                FileKind::Wasm => Ok(Found::Wasm {
+                    digest: digest_of(&file, &|| unwanted.is_cancelled()).map_err(|error| cannot_read(&name, error))?,
+                    source: Source::Container {
+                        rootfs: rootfs.into(),
+                        mounts: mounts.to_vec(),
+                        path: candidate.path.clone(),
+                    },
+                    function: candidate.function,
+                    name: name.into_owned(),
+                }),
+            };
         }
-        Ok(None)
+        Ok(Found::Nothing)
     }
 
     /// The specification for the engine, and its plan. Blocks for as long as the volumes do.
@@ -92,5 +111,13 @@ impl Config {
         let node =
             wasm::Node { rootfs, resolve: &|path| resolve(rootfs, path), shown_by: &|source| kernel.shown_by(source) };
         wasm::for_engine(&self.text, &wasm::Guest { module, function }, &node)
+    }
+}
+
+/// Why a module cannot be read.
+pub(super) fn cannot_read(name: &str, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::FileTooLarge => Error::invalid(format!("`{name}` is too big: {error}")),
+        _ => Error::host(format!("could not read `{name}`"), error),
     }
 }

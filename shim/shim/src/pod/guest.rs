@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{Context, Error, Kind, Result};
 use crate::host::cache::{Cache, CacheError, Wanted};
 use crate::host::compile::{Want, compile};
-use crate::host::module::{Reader, check_size};
+use crate::host::module::Source;
 use crate::host::process::Process;
 use crate::settings::Settings;
 
@@ -36,7 +36,7 @@ pub(crate) struct Tenant {
 /// A module and its compiled code.
 pub(crate) struct Module {
     name: String,
-    wasm: File,
+    source: Source,
     digest: String,
     cache: Cache,
     tenant: Tenant,
@@ -44,60 +44,36 @@ pub(crate) struct Module {
 }
 
 impl Module {
-    /// Takes the compiled code of `wasm`, a regular file, from the cache, compiling it when it is not there. `expected` is
-    /// the digest that the image gives for it. Blocks, in the context of a runtime, until the end or until `unwanted` is
-    /// cancelled.
+    /// Takes the compiled code of the module with this `digest` from the cache, compiling what `source` gives when it is not
+    /// there. Blocks, in the context of a runtime, until the end or until `unwanted` is cancelled.
     ///
     /// # Errors
-    /// `Invalid` with one sentence when the module is at fault, or changes while it is read.
+    /// `Invalid` with one sentence when the module is at fault, or has changed since it was hashed.
     pub(crate) fn load(
         name: &str,
-        wasm: File,
-        expected: Option<&str>,
+        source: Source,
+        digest: String,
         settings: &Settings,
         tenant: Tenant,
         unwanted: &CancellationToken,
     ) -> Result<Self> {
-        let digest = digest_of(&wasm, unwanted).map_err(|error| match error.kind() {
-            ErrorKind::FileTooLarge => Error::invalid(format!("`{name}` is too big: {error}")),
-            _ => Error::host(format!("could not read `{name}`"), error),
-        })?;
-        if let Some(expected) = expected
-            && expected != digest
-        {
-            return Err(Error::invalid(format!(
-                "the layer of `{name}` has the digest {digest}, but the image says {expected}"
-            )));
-        }
         let cache = Cache::open(&settings.cache_dir, settings.cache_max_bytes)
             .doing(|| "could not use the cache of compiled code".into())?;
         let wanted = Wanted { digest: &digest, owner: &tenant.namespace, pod: &tenant.pod };
         let want = Want { unwanted, is_awaited: &|| cache.is_awaited(&digest) };
-        let code = cache.get_or_compile(wanted, |code| compile(&wasm, name, code, &want));
+        let code = cache.get_or_compile(wanted, |code| compile(&source, name, code, &want));
         let code = code.map_err(|error| cannot_compile(name, error))?;
-        Ok(Self { name: name.into(), wasm, digest, cache, tenant, code })
+        Ok(Self { name: name.into(), source, digest, cache, tenant, code })
     }
 
     /// Compiles once more: the engine has refused the code that the cache had.
     fn recompile(&mut self, unwanted: &CancellationToken) -> Result<()> {
         let wanted = Wanted { digest: &self.digest, owner: &self.tenant.namespace, pod: &self.tenant.pod };
         let want = Want { unwanted, is_awaited: &|| self.cache.is_awaited(&self.digest) };
-        let code = self.cache.recompile(wanted, |code| compile(&self.wasm, &self.name, code, &want));
+        let code = self.cache.recompile(wanted, |code| compile(&self.source, &self.name, code, &want));
         self.code = code.map_err(|error| cannot_compile(&self.name, error))?;
         Ok(())
     }
-}
-
-/// The digest of a module that is not larger than a module may be.
-fn digest_of(wasm: &File, unwanted: &CancellationToken) -> io::Result<String> {
-    check_size(wasm.metadata()?.len())?;
-    let mut reader = Reader::of(wasm);
-    while reader.next_piece()?.is_some() {
-        if unwanted.is_cancelled() {
-            return Err(io::Error::other("its container is not wanted any more"));
-        }
-    }
-    Ok(reader.digest())
 }
 
 fn cannot_compile(name: &str, error: CacheError<Error>) -> Error {

@@ -1,15 +1,15 @@
 //! What a container runs: found among the tenant's files, or in the image's wasm layers, and compiled.
 
-use std::fs::File;
+use std::io;
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::containerd::layers;
+use crate::containerd::layers::{self, Found as Layer};
 use crate::error::{Context, Error, Kind, Result};
+use crate::host::module::{Source, apart};
 use crate::host::mounts::Rootfs;
-use crate::host::rootfs::FileKind;
-use crate::pod::config::{Config, Found};
+use crate::pod::config::{Config, Found, cannot_read};
 use crate::pod::guest::{Module, Tenant};
 use crate::pod::{CreateRequest, Pod};
 use crate::settings::Settings;
@@ -35,19 +35,19 @@ impl Pod {
     ) -> Result<Program> {
         let Some(entrypoint) = config.entrypoint() else { return Ok(Program::Native) };
         let found = {
-            let (config, path) = (config.clone(), rootfs.path().to_path_buf());
-            self.read_files(move || config.find_file(&path)).await?
+            let (config, path, unwanted) = (config.clone(), rootfs.path().to_path_buf(), unwanted.clone());
+            self.read_apart(move || config.find(&path, &unwanted)).await?
         };
-        let (name, function, wasm, digest) = match found {
-            Some(Found { kind: FileKind::Native, .. }) => return Ok(Program::Native),
-            Some(Found { kind: FileKind::Wasm, name, function, file }) => (name, function, file, None),
-            None => {
+        let (name, function, source, digest) = match found {
+            Found::Native => return Ok(Program::Native),
+            Found::Wasm { name, function, source, digest } => (name, function, source, digest),
+            Found::Nothing => {
                 let (name, function) = split_function(&entrypoint);
                 let Some(layer) = layers::find(&self.identity, &request.id, name).await? else {
                     return Ok(Program::Native);
                 };
-                let file = File::open(&layer.path).doing(|| format!("could not read the wasm layer of `{name}`"))?;
-                (name.to_string(), function.map(str::to_string), file, Some(layer.digest))
+                let (source, digest) = self.read_layer(name, layer, unwanted).await?;
+                (name.to_string(), function.map(str::to_string), source, digest)
             }
         };
         if !request.checkpoint.is_empty() {
@@ -65,7 +65,7 @@ impl Pod {
         let (settings, tenant, unwanted) = (settings.clone(), self.tenant_of(request, config), unwanted.clone());
         let (module, name) = self
             .read_files(move || {
-                let module = Module::load(&name, wasm, digest.as_deref(), &settings, tenant, &unwanted)?;
+                let module = Module::load(&name, source, digest, &settings, tenant, &unwanted)?;
                 Ok((Box::new(module), name))
             })
             .await?;
@@ -78,6 +78,32 @@ impl Pod {
         let namespace = annotations.and_then(|all| all.get(SANDBOX_NAMESPACE)).unwrap_or(&self.identity.namespace);
         let pod = pod_of(annotations).unwrap_or(&request.id);
         Tenant { namespace: namespace.clone(), pod: pod.into() }
+    }
+
+    /// Makes sure that a layer in containerd's store is what the image says.
+    async fn read_layer(&self, name: &str, layer: Layer, unwanted: &CancellationToken) -> Result<(Source, String)> {
+        let (name, unwanted) = (name.to_string(), unwanted.clone());
+        let read = move || {
+            let source = Source::Store(layer.path);
+            let digest = source.digest(&|| unwanted.is_cancelled()).map_err(|error| cannot_read(&name, error))?;
+            if digest != layer.digest {
+                let expected = layer.digest;
+                return Err(Error::invalid(format!(
+                    "the layer of `{name}` has the digest {digest}, but the image says {expected}"
+                )));
+            }
+            Ok((source, digest))
+        };
+        self.read_apart(read).await
+    }
+
+    /// Reads files on a thread with a file table of its own; see [`crate::host::module`].
+    async fn read_apart<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+        let reading = || "could not start a reader".into();
+        self.read_files(move || {
+            apart(move || Ok(work())).and_then(|answer| answer.recv().map_err(io::Error::other)?).doing(reading)?
+        })
+        .await
     }
 
     /// Does what may have to wait for a tenant's files, on a thread of its own: a volume that does not answer holds up
