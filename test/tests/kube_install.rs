@@ -361,7 +361,7 @@ impl Drop for Small<'_> {
 #[test]
 fn a_full_disk_is_told_and_leaves_what_was_there() {
     let release = Release::installed();
-    release.in_node("mkdir /mnt/small && mount -t tmpfs -o size=1m small /mnt/small");
+    release.in_node("mkdir /mnt/small && mount -t tmpfs -o size=1m,mode=755 small /mnt/small");
     let _small = Small(&release);
     let failed = release.upgrade_within("15s", &["programs=/mnt/small/skiff"]);
     assert!(failed.is_err(), "{failed:?}");

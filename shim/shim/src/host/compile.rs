@@ -20,6 +20,9 @@ use crate::host::engine::beside_the_shim;
 use crate::host::module::{Digester, Source};
 use crate::host::process::{OomScore, wait_within, work_for_a_pod};
 
+/// Stands for the module's name in what is remembered of a failure: another tenant who has the same module learns nothing of
+/// this one's names.
+pub(crate) const NAME: &str = "\0";
 /// The exit code of `skiff compile` when the node, not the module, is at fault.
 const NODE_AT_FAULT: i32 = 2;
 /// More than the compiler gives itself.
@@ -70,9 +73,8 @@ pub(crate) fn compile(
         None | Some(NODE_AT_FAULT) => {
             passing(Error::host(format!("could not compile `{name}`"), io::Error::other(sentence)))
         }
-        // Another tenant who has the same module learns nothing of this one's names.
         Some(_) => {
-            let lasting = Lasting { digest, sentence: sentence.replace(&format!("`{name}`"), "the module") };
+            let lasting = Lasting { digest, sentence: sentence.replace(&format!("`{name}`"), NAME) };
             Failure { error: Error::invalid(sentence), lasting: Some(lasting) }
         }
     })

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::host::cache::{Cache, CacheError, Wanted};
-use crate::host::compile::{Want, compile};
+use crate::host::compile::{self, Want, compile};
 use crate::host::module::Source;
 use crate::host::process::Process;
 use crate::settings::Settings;
@@ -80,7 +80,8 @@ fn cannot_compile(name: &str, error: CacheError<Error>) -> Error {
     match error {
         CacheError::Compile(error) => error,
         CacheError::Remembered(sentence) => {
-            Error::invalid(format!("`{name}` cannot be compiled, as was found less than ten minutes ago: {sentence}"))
+            let sentence = sentence.replace(compile::NAME, &format!("`{name}`"));
+            Error::invalid(format!("{sentence}; this was found less than ten minutes ago"))
         }
         CacheError::Changed => Error::invalid(format!("`{name}` changed while it was read")),
         CacheError::Host(error) => Error::host(format!("could not keep the compiled code of `{name}`"), error),
