@@ -128,7 +128,8 @@ impl Cache {
         match checked {
             Ok(file) => {
                 touch(&file, &path);
-                read_only::reopen(&file).map(Some).map_err(|error| at("open", &path, &error))
+                // Somebody may have compiled it again, or removed it for want of room.
+                self.open_read_only(&path, &file)?.map_or_else(|| self.lookup(digest), |file| Ok(Some(file)))
             }
             Err(reason) => {
                 log::warn!("removing the cache entry `{}`: {reason}", path.display());
@@ -203,6 +204,17 @@ impl Cache {
         }
     }
 
+    /// Opens the entry once more, so that nobody can write to it through the descriptor; none when it is not the `verified`
+    /// one any more.
+    fn open_read_only(&self, path: &Path, verified: &File) -> io::Result<Option<File>> {
+        let opened = match read_only::open(&self.dir, path.strip_prefix(&self.dir).unwrap_or(path)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        let (ours, theirs) = (verified.metadata()?, opened.metadata()?);
+        Ok(((ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino())).then_some(opened))
+    }
+
     fn path(&self, digest: &str, extension: &str) -> io::Result<PathBuf> {
         if !is_digest(digest) {
             return Err(io::Error::new(ErrorKind::InvalidInput, format!("`{digest}` is not a sha256 digest")));
@@ -237,7 +249,7 @@ impl Cache {
     fn publish(&self, wanted: Wanted<'_>, mut pending: Pending, output: &File) -> io::Result<File> {
         let bytes = output.metadata()?.len();
         let entry = self.path(wanted.digest, ENTRY)?;
-        let file = self.with_room(bytes, || pending.publish(&entry, wanted, output))?;
+        let file = self.with_room(bytes, || pending.publish(&entry, wanted, output, &self.dir))?;
         drop(pending);
         if let Err(error) = self.evict(&entry) {
             log::warn!("cannot tidy the cache `{}`: {error}", self.dir.display());
@@ -256,18 +268,18 @@ struct Pending {
 impl Pending {
     /// Writes `output` and its trailer to stable storage and renames the whole to `entry`. May be called again when it
     /// has failed.
-    fn publish(&mut self, entry: &Path, wanted: Wanted<'_>, output: &File) -> io::Result<File> {
+    fn publish(&mut self, entry: &Path, wanted: Wanted<'_>, output: &File, cache: &Path) -> io::Result<File> {
         trailer::write(output, wanted, &self.file).map_err(|error| at("write", entry, &error))?;
         // The engine opens its descriptor once more as the container's user; the directory keeps everybody else out.
         self.file.set_permissions(Permissions::from_mode(0o444))?;
         self.file.sync_all().map_err(|error| at("write", entry, &error))?;
-        let readable = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&self.path)?;
+        let readable = read_only::open(cache, self.path.strip_prefix(cache).unwrap_or(&self.path))?;
         fs::rename(&self.path, entry).map_err(|error| at("write", entry, &error))?;
         self.published = true;
         if let Some(dir) = entry.parent() {
             File::open(dir)?.sync_all()?;
         }
-        read_only::reopen(&readable)
+        Ok(readable)
     }
 }
 

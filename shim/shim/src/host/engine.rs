@@ -14,5 +14,16 @@ pub(crate) fn beside_the_shim(program: &str) -> io::Result<PathBuf> {
 
 /// Opens `skiff-engine` for being executed in containers, from where it cannot be written.
 pub(crate) fn open_engine() -> io::Result<File> {
-    read_only::open(&beside_the_shim("skiff-engine")?)
+    open_own("skiff-engine")
+}
+
+/// Opens the shim's own program, to be executed where containers see it.
+pub(crate) fn open_shim() -> io::Result<File> {
+    let own = std::env::current_exe()?;
+    open_own(&own.file_name().unwrap_or_default().to_string_lossy())
+}
+
+fn open_own(program: &str) -> io::Result<File> {
+    let path = beside_the_shim(program)?;
+    read_only::open(path.parent().unwrap_or(Path::new("/")), Path::new(program))
 }

@@ -18,7 +18,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Gid, Pid, Uid, chdir, chroot, pivot_root, setgroups, setresgid, setresuid};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
-use super::read_only;
+use super::engine::open_shim;
 
 /// The action under which the shim's program is the first process of a pid namespace.
 pub(crate) const ACTION: &str = "pid-namespace-init";
@@ -47,7 +47,7 @@ const ALLOWED: [libc::c_long; 8] = [
 /// Those of opening the shim's own file and of `clone(2)`. A process that cannot be confined ends at once.
 pub(crate) fn start_init() -> io::Result<i32> {
     // The containers can reach the file by `/proc/1/exe`.
-    let program = read_only::open(&std::env::current_exe()?)?;
+    let program = open_shim()?;
     let action = std::ffi::CString::new(ACTION)?;
     let arguments = [NAME.as_ptr(), action.as_ptr(), std::ptr::null()];
     let environment = [std::ptr::null::<libc::c_char>()];

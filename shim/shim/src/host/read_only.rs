@@ -4,11 +4,13 @@
 //! the file opens it once more for writing. What was opened through a read-only mount cannot be opened for writing there,
 //! whatever the file's mode and the process's user and capabilities (open(2): `EROFS`).
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::path::Path;
-use std::sync::Once;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
@@ -27,55 +29,57 @@ struct MountAttributes {
     user_namespace: u64,
 }
 
-/// Opens a regular file so that nobody can write to it through the descriptor.
+/// The directories that files were opened in. Closing such a mount waits for the kernel's readers of mounts (some
+/// milliseconds on a busy node), which no start has to do.
+static TREES: Mutex<BTreeMap<PathBuf, Arc<Tree>>> = Mutex::new(BTreeMap::new());
+
+/// Opens the file `inside` the directory `dir` so that nobody can write to it through the descriptor. Neither `..` nor a
+/// symbolic link leads to it.
 ///
 /// # Errors
-/// Those of opening it and of making the mount, with the path.
-pub(crate) fn open(path: &Path) -> io::Result<File> {
-    File::open(path)
-        .and_then(|file| reopen(&file))
-        .map_err(|error| io::Error::new(error.kind(), format!("could not open `{}`: {error}", path.display())))
+/// Those of making the mount and of opening, with the path.
+pub(crate) fn open(dir: &Path, inside: &Path) -> io::Result<File> {
+    let opened = tree_of(dir).and_then(|tree| tree.open(inside));
+    opened.map_err(|error| {
+        io::Error::new(error.kind(), format!("could not open `{}`: {error}", dir.join(inside).display()))
+    })
 }
 
-/// Opens an open file once more so that nobody can write to it through the new descriptor.
-///
-/// # Errors
-/// Those of making the mount and of opening.
-pub(crate) fn reopen(file: &File) -> io::Result<File> {
-    match mount_of(file) {
-        Ok(mount) => File::open(format!("/proc/self/fd/{}", mount.as_raw_fd())),
-        Err(error) if is_unsupported(&error) => file.try_clone(),
-        Err(error) => Err(error),
+fn tree_of(dir: &Path) -> io::Result<Arc<Tree>> {
+    let root = File::open(dir)?;
+    let identity = identity_of(&root)?;
+    let mut trees = TREES.lock().unwrap_or_else(PoisonError::into_inner);
+    // Something else may lie or be mounted there by now.
+    if let Some(tree) = trees.get(dir).filter(|tree| tree.identity == identity) {
+        return Ok(tree.clone());
     }
+    let root = match mount_of(&root) {
+        Err(error) if is_unsupported(&error) => root.into(),
+        made => made?,
+    };
+    let tree = Arc::new(Tree { root, identity });
+    trees.insert(dir.into(), tree.clone());
+    Ok(tree)
 }
 
-/// A directory whose files are opened so that nobody can write to them through the descriptors.
+/// Tells one directory from another: the file system and the inode.
+fn identity_of(file: &File) -> io::Result<(u64, u64)> {
+    file.metadata().map(|meta| (meta.dev(), meta.ino()))
+}
+
+/// A directory on a read-only mount of its own, with what lies in it, without what is mounted there.
 #[derive(Debug)]
-pub(crate) struct ReadOnlyTree(OwnedFd);
+struct Tree {
+    root: OwnedFd,
+    identity: (u64, u64),
+}
 
-impl ReadOnlyTree {
-    /// The directory `root` with what lies in it, without what is mounted there.
-    ///
-    /// # Errors
-    /// Those of opening it and of making the mount.
-    pub(crate) fn of(root: &Path) -> io::Result<Self> {
-        let root = File::open(root)?;
-        match mount_of(&root) {
-            Ok(mount) => Ok(Self(mount)),
-            Err(error) if is_unsupported(&error) => Ok(Self(root.into())),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Opens the file `path` in the directory.
-    ///
-    /// # Errors
-    /// Those of `openat2(2)`.
-    pub(crate) fn open(&self, path: &Path) -> io::Result<File> {
+impl Tree {
+    fn open(&self, inside: &Path) -> io::Result<File> {
         let how = OpenHow::new()
             .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-        Ok(File::from(openat2(self.0.as_fd(), path, how)?))
+        Ok(File::from(openat2(self.root.as_fd(), inside, how)?))
     }
 }
 
@@ -126,25 +130,35 @@ mod tests {
 
     #[test]
     fn what_is_opened_through_the_mount_cannot_be_written() {
-        let copy = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(copy.path(), "x").unwrap();
-        let file = open(copy.path()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("a")).unwrap();
+        std::fs::write(directory.path().join("a/b"), "x").unwrap();
+        let file = open(directory.path(), Path::new("a/b")).unwrap();
         assert_eq!(refusal(&file), Some(libc::EROFS));
         assert_eq!(io::read_to_string(file).unwrap(), "x");
-        assert!(File::options().write(true).open(copy.path()).is_ok(), "the test's own mount is writable");
+        let own = File::options().write(true).open(directory.path().join("a/b"));
+        assert!(own.is_ok(), "the test's own mount is writable");
     }
 
     #[test]
-    fn a_file_of_a_read_only_tree_cannot_be_written_and_nothing_leads_out_of_it() {
+    fn nothing_leads_out_of_a_read_only_directory() {
         let directory = tempfile::tempdir().unwrap();
-        std::fs::create_dir(directory.path().join("a")).unwrap();
-        std::fs::write(directory.path().join("a/b"), "y").unwrap();
         std::os::unix::fs::symlink("/etc/passwd", directory.path().join("link")).unwrap();
-        let tree = ReadOnlyTree::of(directory.path()).unwrap();
-        let file = tree.open(Path::new("a/b")).unwrap();
-        assert_eq!(refusal(&file), Some(libc::EROFS));
-        assert_eq!(io::read_to_string(file).unwrap(), "y");
-        assert!(tree.open(Path::new("link")).is_err());
-        assert!(tree.open(Path::new("../x")).is_err());
+        assert!(open(directory.path(), Path::new("link")).is_err());
+        assert!(open(directory.path(), Path::new("../x")).is_err());
+        assert!(open(directory.path(), Path::new("/etc/passwd")).is_err());
+    }
+
+    #[test]
+    fn a_directory_that_takes_the_place_of_another_is_noticed() {
+        let parent = tempfile::tempdir().unwrap();
+        let place = parent.path().join("place");
+        for content in ["first", "second"] {
+            std::fs::create_dir(&place).unwrap();
+            std::fs::write(place.join("file"), content).unwrap();
+            assert_eq!(io::read_to_string(open(&place, Path::new("file")).unwrap()).unwrap(), content);
+            // It stays, so that its inode's number is not given again.
+            std::fs::rename(&place, parent.path().join(content)).unwrap();
+        }
     }
 }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use skiff_plan::{LIMIT_FILES_MAX, parse_limit};
 
-use super::{Cgroup, Hierarchy, Node, at};
-use crate::host::read_only::ReadOnlyTree;
+use super::{Cgroup, Hierarchy, Node};
+use crate::host::read_only;
 
 impl Cgroup {
     /// The files with the memory limits that apply to the container, open for reading: its own first, then those above
@@ -18,13 +18,12 @@ impl Cgroup {
     /// Those of opening them.
     pub(crate) fn memory_limit_files(&self) -> io::Result<Vec<File>> {
         let Some(node) = self.node("memory") else { return Ok(Vec::new()) };
-        let tree = ReadOnlyTree::of(&node.mountpoint).map_err(|error| at("open", &node.mountpoint, &error))?;
         let mut files = Vec::new();
         for path in self.limit_paths(node) {
-            match tree.open(path.strip_prefix(&node.mountpoint).unwrap_or(&path)) {
+            match read_only::open(&node.mountpoint, path.strip_prefix(&node.mountpoint).unwrap_or(&path)) {
                 Ok(file) => files.push(file),
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(at("open", &path, &error)),
+                Err(error) => return Err(error),
             }
         }
         Ok(files)
