@@ -101,13 +101,14 @@ impl<'a> Keeper<'a> {
         match done {
             Ok(reasons) => {
                 self.failure_pause = self.interval;
-                self.write(reasons);
+                self.write(reasons, self.interval);
                 self.interval
             }
             Err(error) => {
                 self.say_once(error.to_string());
-                self.write(vec![error.to_string()]);
-                self.pause_after(&error)
+                let pause = self.pause_after(&error);
+                self.write(vec![error.to_string()], pause);
+                pause
             }
         }
     }
@@ -130,9 +131,9 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// Writes what the probe reads: the node is ready when there is no reason against it.
-    fn write(&mut self, reasons: Vec<String>) {
-        let interval_seconds = self.interval.as_secs().max(1);
+    /// Writes what the probe reads: the node is ready when there is no reason against it. The next look is after `pause`.
+    fn write(&mut self, reasons: Vec<String>, pause: Duration) {
+        let interval_seconds = pause.as_secs().max(1);
         let seen = Seen { ready: reasons.is_empty(), reasons, mends: self.restraint.mends(), interval_seconds };
         if let Err(error) = seen.write(self.seen) {
             self.say_once(error.to_string());
@@ -148,10 +149,12 @@ impl<'a> Keeper<'a> {
         let status = Status::of(node, Some(&self.job.source.id), self.job.to.as_deref()).await;
         if status.ready && self.was_right {
             self.restraint.found_right(self.start.elapsed());
-            self.said.clear();
-            // Somebody may have taken the label away, or registered the node anew.
-            self.label(Label::Present)?;
-            prune(node)?;
+            // Somebody may have taken the label away, or registered the node anew. The node is right, even if the API does not
+            // answer: it is asked again at the next look.
+            match self.label(Label::Present).and_then(|()| prune(node)) {
+                Ok(()) => self.said.clear(),
+                Err(error) => self.say_once(error.to_string()),
+            }
             return Ok(Vec::new());
         }
         let mut reasons = status.reasons;
@@ -171,7 +174,7 @@ impl<'a> Keeper<'a> {
             reasons.iter().for_each(|reason| say(reason));
         }
         // It takes its time, and what was seen before is not so any more.
-        self.write(vec!["the node is being changed".into()]);
+        self.write(vec!["the node is being changed".into()], self.interval);
         match self.job.install(node).await {
             Ok(done) => {
                 if self.was_right && done == Done::Restarted {
@@ -225,7 +228,7 @@ impl<'a> Keeper<'a> {
             let status = Status::of(node, None, None).await;
             return Ok(if status.is_removed() { Vec::new() } else { vec!["skiff is installed".into()] });
         }
-        self.write(vec!["the node is being changed".into()]);
+        self.write(vec!["the node is being changed".into()], self.interval);
         take_away(node, self.job.labels.as_ref(), Duration::ZERO).await?;
         self.is_removed = true;
         Ok(Vec::new())

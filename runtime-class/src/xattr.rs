@@ -8,13 +8,16 @@ use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
 
+/// What describes the old content: a hash, and what is signed over it.
+const OF_THE_CONTENT: [&CStr; 2] = [c"security.ima", c"security.evm"];
+
 /// Gives `to` the extended attributes of `from`, as far as the kernel lets this process: some are for processes with more
 /// capabilities, and not every file system has them.
 ///
 /// # Errors
 /// Those of reading, and of a file system that is full.
 pub(crate) fn copy(from: &File, to: &File) -> io::Result<()> {
-    for name in names(from)? {
+    for name in names(from)?.into_iter().filter(|name| !OF_THE_CONTENT.contains(&name.as_c_str())) {
         if let Some(value) = value(from, &name)? {
             set(to, &name, &value)?;
         }

@@ -76,8 +76,8 @@ impl LinkedModule {
     }
 
     /// What its instance will be given.
-    pub(crate) fn context(&self) -> &Context {
-        &self.context
+    pub(crate) fn context_mut(&mut self) -> &mut Context {
+        &mut self.context
     }
 
     /// Instantiates it.
@@ -106,8 +106,8 @@ impl LinkedComponent {
     }
 
     /// What its instance will be given.
-    pub(crate) fn context(&self) -> &Context {
-        &self.context
+    pub(crate) fn context_mut(&mut self) -> &mut Context {
+        &mut self.context
     }
 
     /// Instantiates it.

@@ -12,9 +12,10 @@ use wasmtime_wasi_http::handler::ProxyPre;
 use crate::command::{LinkedComponent, LinkedModule};
 use crate::control::name_process;
 use crate::http::LinkedServer;
+use crate::stdio::Writer;
 use crate::store::State;
 use crate::wasi::Context;
-use crate::{Linked, http, linker, mounts, report};
+use crate::{Linked, http, linker, report};
 
 /// What host functions get of a call's stack, beyond the guest's part.
 const HOST_STACK_BYTES: usize = 3 << 19;
@@ -35,7 +36,8 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    /// Maps what a message holds. Afterwards its files are not needed any more.
+    /// Maps what a message holds. Afterwards its files are not needed any more: of the code's file wasmtime keeps a descriptor
+    /// of its own, from which it maps the first contents of memories, copied when written to.
     ///
     /// # Errors
     /// [`Refusal::Incompatible`] when the code is not of this engine, [`Refusal::Host`] when the engine itself fails.
@@ -62,10 +64,16 @@ impl Loaded {
     /// Links the guest as what its exports say it is: a command, a library or an HTTP server. Runs nothing of it.
     ///
     /// # Errors
-    /// [`Refusal::Guest`] when it is none of these, imports what skiff has not, or would see a kernel file system.
+    /// [`Refusal::Guest`] when it is none of these, imports what skiff has not, or would see a kernel file system;
+    /// [`Refusal::Host`] when a directory of its plan cannot be opened.
     pub(crate) fn link(self) -> Result<Linked, Refusal> {
-        let Self { guest, is_server, context } = self;
-        mounts::check(&context.plan.preopens)?;
+        let Self { guest, is_server, mut context } = self;
+        let writer = match &guest {
+            Guest::Module(_) => Writer::Module,
+            Guest::Component(_) if is_server => Writer::Server,
+            Guest::Component(_) => Writer::Component,
+        };
+        context.open_directories(writer)?;
         match guest {
             Guest::Module(module) => LinkedModule::new(&module, context).map(|linked| Linked::Module(Box::new(linked))),
             Guest::Component(component) if is_server => {

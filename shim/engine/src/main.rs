@@ -4,6 +4,7 @@
 mod command;
 mod control;
 mod deadline;
+mod directories;
 mod http;
 mod limits;
 mod linker;
@@ -87,11 +88,11 @@ fn start(loaded: Loaded, replies: Replies) -> std::io::Result<i32> {
 impl Linked {
     /// Raises the wall and instantiates.
     // Invariant: no instruction of a guest runs on this side of the wall.
-    fn prepare(self) -> Result<Prepared, Refusal> {
-        let context = match &self {
-            Self::Module(module) => module.context(),
-            Self::Component(component) => component.context(),
-            Self::Server(server) => server.context(),
+    fn prepare(mut self) -> Result<Prepared, Refusal> {
+        let context = match &mut self {
+            Self::Module(module) => module.context_mut(),
+            Self::Component(component) => component.context_mut(),
+            Self::Server(server) => server.context_mut(),
         };
         context.raise_wall()?;
         match self {

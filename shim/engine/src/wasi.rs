@@ -2,19 +2,19 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::path::Path;
 use std::sync::Arc;
 
 use skiff_plan::{Account, EnginePlan, Refusal};
 use wasmtime_wasi::cli::stdin;
-use wasmtime_wasi::{FsPerms, WasiCtxBuilder};
+use wasmtime_wasi::{WasiCtxBuilder, WasiView};
 
+use crate::directories::Directories;
 use crate::names::Resolver;
 use crate::server_output::ServerOutput;
 use crate::stdio::{Output, Target, Writer, block_stdin};
 use crate::store::{Budget, Denied, State};
-use crate::wall::{Access, View};
-use crate::{names, report, stdio, wall};
+use crate::wall::View;
+use crate::{names, stdio, wall};
 
 const HOME: &str = "HOME";
 /// All files that the engine itself reads while a guest runs: those of names, and where libraries get chance from.
@@ -27,6 +27,7 @@ pub(crate) struct Context {
     /// The container's memory.
     pub(crate) budget: Arc<Budget>,
     environment: Vec<(String, String)>,
+    directories: Directories,
     resolver: Arc<Resolver>,
 }
 
@@ -39,13 +40,23 @@ impl Context {
             stdio::limit_rate(rate);
         }
         let budget = Budget::new(memory_limits, plan.memory_limit_bytes, account);
-        Self { plan, budget, environment, resolver: Arc::new(Resolver::of_container()) }
+        let directories = Directories::default();
+        Self { plan, budget, environment, directories, resolver: Arc::new(Resolver::of_container()) }
+    }
+
+    /// Opens the directories of the plan for the instances of `writer`. Until then there are none.
+    ///
+    /// # Errors
+    /// Those of [`Directories::open`].
+    pub(crate) fn open_directories(&mut self, writer: Writer) -> Result<(), Refusal> {
+        self.directories = Directories::open(&self.plan.preopens, writer)?;
+        Ok(())
     }
 
     /// The state of a new instance. A command has the container's stdin, a server's instances have none.
     ///
     /// # Errors
-    /// When a directory of the plan cannot be opened, or the guest's stack does not fit into its limits.
+    /// When the guest's stack does not fit into its limits.
     pub(crate) fn state(&self, writer: Writer) -> Result<State, Refusal> {
         let mut builder = WasiCtxBuilder::new();
         // One guest alone may block the only thread; many must not block each other.
@@ -71,13 +82,9 @@ impl Context {
             .allow_tcp(true)
             .allow_udp(true)
             .allow_ip_name_lookup(true);
-        for preopen in &self.plan.preopens {
-            let permissions = if preopen.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
-            builder.preopened_dir(&preopen.host, &preopen.guest, permissions).map_err(|error| {
-                Refusal::Host(format!("cannot open the directory `{}`: {}", preopen.guest, report::sentence(&error)))
-            })?;
-        }
-        let state = State::new(builder.build_p1(), &self.budget, &self.plan.limits, &self.resolver);
+        let mut wasi = builder.build_p1();
+        *wasi.ctx().ctx.filesystem() = self.directories.filesystem();
+        let state = State::new(wasi, &self.budget, &self.plan.limits, &self.resolver);
         state.map_err(|denied| self.too_big(&denied))
     }
 
@@ -90,10 +97,8 @@ impl Context {
     ///
     /// # Errors
     /// When a part that must hold does not.
-    pub(crate) fn raise_wall(&self) -> Result<(), Refusal> {
-        let access = |read_only| if read_only { Access::Read } else { Access::Write };
-        let directories: Vec<_> =
-            self.plan.preopens.iter().map(|preopen| (Path::new(&preopen.host), access(preopen.read_only))).collect();
+    pub(crate) fn raise_wall(&mut self) -> Result<(), Refusal> {
+        let directories = self.directories.take_places();
         wall::raise(&View { directories: &directories, files: &FILES }).map_err(Refusal::Host)
     }
 

@@ -109,8 +109,8 @@ impl LinkedServer {
     }
 
     /// What its instances will be given.
-    pub(crate) fn context(&self) -> &Context {
-        &self.context
+    pub(crate) fn context_mut(&mut self) -> &mut Context {
+        &mut self.context
     }
 
     /// Tries out one instance and binds the server's address.

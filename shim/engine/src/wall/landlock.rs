@@ -45,7 +45,7 @@ fn ruleset(view: &View<'_>) -> Result<RulesetCreated, RulesetError> {
         .scope(Scope::from_all(ABI_MAX))?
         .create()?;
     for (directory, access) in view.directories {
-        ruleset = allow(ruleset, directory, rights(*access))?;
+        ruleset = ruleset.add_rule(PathBeneath::new(directory, rights(*access)))?;
     }
     for file in view.files {
         ruleset = allow(ruleset, file, AccessFs::ReadFile.into())?;

@@ -10,14 +10,14 @@ mod filter;
 mod landlock;
 
 use std::io;
-use std::path::Path;
+use std::os::fd::OwnedFd;
 
 use nix::sys::prctl;
 
 /// What of the container's files stays in reach.
 pub(crate) struct View<'a> {
-    /// Directories, each with everything below it, and whether they may be changed.
-    pub(crate) directories: &'a [(&'a Path, Access)],
+    /// Open directories, each with everything below it, and whether they may be changed.
+    pub(crate) directories: &'a [(OwnedFd, Access)],
     /// Single files, to be read.
     pub(crate) files: &'a [&'a str],
 }

@@ -27,7 +27,7 @@ pub(crate) struct Guest {
     plan: EnginePlan,
     own_environment: Vec<(String, String)>,
     limit: Option<PathBuf>,
-    etc: Vec<(CString, CString)>,
+    binds: Vec<(CString, CString)>,
     user: Option<u32>,
     account: File,
     stdin: Stdio,
@@ -82,7 +82,7 @@ impl Guest {
             plan: EnginePlan { module: module.to_owned(), args, cwd: "/".to_owned(), ..EnginePlan::default() },
             own_environment: Vec::new(),
             limit: None,
-            etc: Vec::new(),
+            binds: Vec::new(),
             user: None,
             account: Account::create().unwrap(),
             stdin: Stdio::null(),
@@ -130,12 +130,13 @@ impl Guest {
     }
 
     /// Puts these files into a container's `/etc`. Only root can: the engine gets a mount namespace of its own.
-    pub(crate) fn etc(mut self, files: &[&Path]) -> Self {
-        self.etc.extend(files.iter().map(|file| {
-            let place = Path::new("/etc").join(file.file_name().unwrap());
-            let text = |path: &Path| CString::new(path.to_str().unwrap()).unwrap();
-            (text(file), text(&place))
-        }));
+    pub(crate) fn etc(self, files: &[&Path]) -> Self {
+        files.iter().fold(self, |guest, file| guest.bind(file, &Path::new("/etc").join(file.file_name().unwrap())))
+    }
+
+    /// Mounts what is at one path at another one. Only root can: the engine gets a mount namespace of its own.
+    pub(crate) fn bind(mut self, what: &Path, place: &Path) -> Self {
+        self.binds.push((path_text(what), path_text(place)));
         self
     }
 
@@ -213,15 +214,15 @@ impl Guest {
         let mut command = Command::new(if engine_file.is_some() { "/proc/self/fd/3" } else { ENGINE });
         command.env_clear().envs(self.own_environment).stdin(self.stdin).stdout(self.stdout).stderr(self.stderr);
         let number = engine.as_raw_fd();
-        let (etc, user) = (self.etc, self.user);
+        let (binds, user) = (self.binds, self.user);
         let into_place = move || {
-            if !etc.is_empty() {
+            if !binds.is_empty() {
                 unshare(CloneFlags::CLONE_NEWNS)?;
                 let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
                 mount(None::<&CStr>, c"/", None::<&CStr>, private, None::<&CStr>)?;
             }
-            for (file, place) in &etc {
-                mount(Some(file.as_c_str()), place.as_c_str(), None::<&CStr>, MsFlags::MS_BIND, None::<&CStr>)?;
+            for (what, place) in &binds {
+                mount(Some(what.as_c_str()), place.as_c_str(), None::<&CStr>, MsFlags::MS_BIND, None::<&CStr>)?;
             }
             // A number that was in use for a moment while others were reserved may be the wanted one itself.
             let placed = if number == CONTROL_FD {
@@ -374,6 +375,10 @@ impl Drop for Running {
             self.child.wait().ok();
         }
     }
+}
+
+fn path_text(path: &Path) -> CString {
+    CString::new(path.to_str().unwrap()).unwrap()
 }
 
 fn code_of(status: ExitStatus) -> i32 {

@@ -15,19 +15,19 @@ const MIB: u64 = 1 << 20;
 const BOTH: [&str; 2] = ["rust-p2-http", "rust-p3-http"];
 
 /// A started server.
-struct Server {
-    running: Running,
+pub(crate) struct Server {
+    pub(crate) running: Running,
     address: SocketAddr,
 }
 
 /// A response as it came: its head and its body, still in chunks where it was sent so.
-struct Response {
+pub(crate) struct Response {
     head: String,
-    body: String,
+    pub(crate) body: String,
 }
 
 impl Server {
-    fn start(guest: Guest) -> Self {
+    pub(crate) fn start(guest: Guest) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         Self { running: guest.env("SKIFF_HTTP_ADDRESS", &address.to_string()).start().ready(), address }
     }
@@ -48,7 +48,7 @@ impl Server {
         self.send(&format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n"))
     }
 
-    fn get(&self, path: &str) -> Response {
+    pub(crate) fn get(&self, path: &str) -> Response {
         finish(self.begin(path))
     }
 }
@@ -62,7 +62,7 @@ fn finish(mut stream: TcpStream) -> Response {
 }
 
 impl Response {
-    fn status(&self) -> u16 {
+    pub(crate) fn status(&self) -> u16 {
         self.head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap()
     }
 }

@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod command;
 #[cfg(test)]
+mod directories;
+#[cfg(test)]
 mod driver;
 #[cfg(test)]
 mod features;

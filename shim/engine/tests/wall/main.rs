@@ -8,6 +8,7 @@ mod attempts;
 #[expect(dead_code, reason = "what the engine itself uses of it")]
 mod wall;
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
@@ -75,7 +76,7 @@ fn behind_the_wall(what: &str) {
         std::thread::spawn(move || told.recv().unwrap().iter().for_each(|attempt| attempt.report("an early thread")))
     });
     let folder = std::env::var(FOLDER).unwrap_or_else(|_| "/tmp".to_owned());
-    let directories = [(Path::new(&folder), Access::Write)];
+    let directories = [(File::open(&folder).unwrap().into(), Access::Write)];
     let prepared = attempts();
     let begun = Instant::now();
     wall::raise(&View { directories: &directories, files: &["/etc/hosts", "/etc/resolv.conf"] }).unwrap();

@@ -23,7 +23,7 @@ use containerd_shim::protos::ttrpc::asynchronous::transport::Listener;
 use containerd_shim::protos::ttrpc::asynchronous::{Server, Service, TtrpcContext};
 use protobuf::well_known_types::any::Any;
 use protobuf::{EnumOrUnknown, Message};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::containerd::publisher::Publisher;
@@ -56,7 +56,11 @@ pub(crate) async fn serve(listener: UnixListener, identity: Identity, events: St
     let listener = Listener::from(listener);
     let mut server = Server::new().add_listener(listener).register_service(services(Arc::new(tasks)));
     server.start().await.doing(|| "could not serve".into())?;
-    wait_for_the_end(&done).await?;
+    let mut signals = Signals::new()?;
+    tokio::select! {
+        () = done.notified() => {}
+        name = signals.next() => log::info!("ended by {name}"),
+    }
     let path = socket.strip_prefix("unix://").unwrap_or(&socket);
     let removed = std::fs::remove_file(path).doing(|| format!("could not remove the socket `{path}`"));
     // Answers under way are sent; a containerd that keeps its connection open is not waited for.
@@ -65,19 +69,32 @@ pub(crate) async fn serve(listener: UnixListener, identity: Identity, events: St
     }
     publisher.flush(FLUSH_LIMIT).await;
     // The pod is gone for everybody; only who waits for the same code is still helped.
-    finish_for_others().await;
+    tokio::select! {
+        () = finish_for_others() => {}
+        name = signals.next() => log::info!("ended by {name}"),
+    }
     removed
 }
 
-async fn wait_for_the_end(done: &Notify) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).doing(|| "could not wait for signals".into())?;
-    let mut interrupt = signal(SignalKind::interrupt()).doing(|| "could not wait for signals".into())?;
-    tokio::select! {
-        () = done.notified() => {}
-        _ = terminate.recv() => log::info!("ended by SIGTERM"),
-        _ = interrupt.recv() => log::info!("ended by SIGINT"),
+/// The signals that end the shim.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let watch = |kind| signal(kind).doing(|| "could not wait for signals".into());
+        Ok(Self { terminate: watch(SignalKind::terminate())?, interrupt: watch(SignalKind::interrupt())? })
     }
-    Ok(())
+
+    /// The name of the next one.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
 }
 
 /// The one service under both names: their messages are the same.

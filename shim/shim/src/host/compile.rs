@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
-use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -25,6 +24,9 @@ use crate::host::process::{OomScore, wait_within, work_for_a_pod};
 pub(crate) const NAME: &str = "\0";
 /// The exit code of `skiff compile` when the node, not the module, is at fault.
 const NODE_AT_FAULT: i32 = 2;
+/// How long the whole module may take to be read once more: meanwhile nobody else compiles in this pod's slot, nor the same
+/// module.
+const FEED_LIMIT: Duration = Duration::from_secs(60);
 /// More than the compiler gives itself.
 const LIMIT: Duration = Duration::from_secs(660);
 /// How long the compiler's supervisor may take to end it and to remove its cgroup.
@@ -43,10 +45,12 @@ pub(crate) struct Want<'a> {
 /// The compilations that go on only for others.
 static FOR_OTHERS: LazyLock<watch::Sender<usize>> = LazyLock::new(watch::Sender::default);
 
-/// Waits until nothing is compiled for others any more.
+/// Waits until nothing is compiled for others any more, which has its limit.
 pub(crate) async fn finish_for_others() {
-    // The sender is never dropped.
-    drop(FOR_OTHERS.subscribe().wait_for(|count| *count == 0).await);
+    let mut count = FOR_OTHERS.subscribe();
+    if tokio::time::timeout(LIMIT, count.wait_for(|count| *count == 0)).await.is_err() {
+        log::warn!("a compilation for others has not ended");
+    }
 }
 
 /// Compiles the module of `source` (named `name` in messages) into `code` and answers the sha256 of the bytes that it
@@ -64,7 +68,8 @@ pub(crate) fn compile(
     let ran = tokio::runtime::Handle::current().block_on(run(source, name, code, want));
     let (digest, status, said) = ran.map_err(passing)?;
     if status.success() {
-        return Ok(digest);
+        let cut = || passing(Error::new(Kind::Host, format!("the compiler of `{name}` did not read it to its end")));
+        return digest.ok_or_else(cut);
     }
     let sentence = said.lines().last().unwrap_or_default().trim().trim_start_matches("skiff: ");
     let sentence =
@@ -74,35 +79,58 @@ pub(crate) fn compile(
             passing(Error::host(format!("could not compile `{name}`"), io::Error::other(sentence)))
         }
         Some(_) => {
-            let lasting = Lasting { digest, sentence: sentence.replace(&format!("`{name}`"), NAME) };
-            Failure { error: Error::invalid(sentence), lasting: Some(lasting) }
+            let remembered = sentence.replace(&format!("`{name}`"), NAME);
+            let lasting = digest.map(|digest| Lasting { digest, sentence: remembered });
+            Failure { error: Error::invalid(sentence), lasting }
         }
     })
 }
 
-async fn run(source: &Source, name: &str, code: &File, want: &Want<'_>) -> Result<(String, ExitStatus, String)> {
+/// What the compiler was given, if that was the whole module; its end; and what it said.
+type Ran = (Option<String>, ExitStatus, String);
+
+async fn run(source: &Source, name: &str, code: &File, want: &Want<'_>) -> Result<Ran> {
     let mut child = spawn(name, code)?;
     let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
-    let work = async {
-        let (digest, said, status) = tokio::join!(feed(source, stdin), said(stderr), wait_within(&mut child, LIMIT));
-        let status = status.doing(|| format!("could not compile `{name}`"))?;
-        Ok((digest.doing(|| format!("could not read `{name}`"))?, status, said))
+    let fed = tokio::select! {
+        fed = tokio::time::timeout(FEED_LIMIT, feed(source, stdin)) => fed.unwrap_or_else(|_| Err(too_slow())),
+        () = want.unwanted.cancelled() => Err(io::Error::other("its container is not wanted any more")),
     };
-    {
-        let mut work = pin!(work);
-        tokio::select! {
-            done = &mut work => return done,
-            () = want.unwanted.cancelled() => {}
+    let digest = match fed {
+        Ok(digest) => digest,
+        Err(error) => {
+            end(&mut child).await.doing(|| "could not end a compiler".into())?;
+            return Err(Error::host(format!("could not read `{name}`"), error));
         }
-        if (want.is_awaited)() {
-            FOR_OTHERS.send_modify(|count| *count += 1);
-            let done = work.await;
-            FOR_OTHERS.send_modify(|count| *count -= 1);
-            return done;
-        }
+    };
+    let ended = wait_while_wanted(&mut child, want).await.doing(|| format!("could not compile `{name}`"))?;
+    let Some(status) = ended else {
+        end(&mut child).await.doing(|| "could not end a compiler".into())?;
+        return Err(Error::new(
+            Kind::Conflict,
+            format!("compiling `{name}` was given up: its container is not wanted any more"),
+        ));
+    };
+    Ok((digest, status, said(stderr).await))
+}
+
+fn too_slow() -> io::Error {
+    io::Error::new(ErrorKind::TimedOut, format!("it did not come within {} s", FEED_LIMIT.as_secs()))
+}
+
+/// Waits for the compiler, which has all that it needs; none when nobody wants its code any more.
+async fn wait_while_wanted(child: &mut Child, want: &Want<'_>) -> io::Result<Option<ExitStatus>> {
+    tokio::select! {
+        ended = wait_within(child, LIMIT) => return ended.map(Some),
+        () = want.unwanted.cancelled() => {}
     }
-    end(&mut child).await.doing(|| "could not end a compiler".into())?;
-    Err(Error::new(Kind::Conflict, format!("compiling `{name}` was given up: its container is not wanted any more")))
+    if !(want.is_awaited)() {
+        return Ok(None);
+    }
+    FOR_OTHERS.send_modify(|count| *count += 1);
+    let ended = wait_within(child, LIMIT).await;
+    FOR_OTHERS.send_modify(|count| *count -= 1);
+    ended.map(Some)
 }
 
 fn spawn(name: &str, code: &File) -> Result<Child> {
@@ -116,25 +144,24 @@ fn spawn(name: &str, code: &File) -> Result<Child> {
     command.spawn().doing(|| format!("could not run the compiler `{}`", program.display()))
 }
 
-/// Gives the compiler the module, once, and answers the digest of exactly what it was given.
-async fn feed(source: &Source, stdin: Option<ChildStdin>) -> io::Result<String> {
+/// Gives the compiler the module, once, and answers the digest of what it was given; none when it did not take all.
+async fn feed(source: &Source, stdin: Option<ChildStdin>) -> io::Result<Option<String>> {
     let mut stdin = stdin.ok_or_else(|| io::Error::other("the compiler has no input"))?;
     let read = source.pieces()?;
     let (sender, mut pieces) = mpsc::channel(1);
     // The reader knows no runtime.
-    let passing = tokio::task::spawn_blocking(move || read.iter().all(|piece| sender.blocking_send(piece).is_ok()));
+    drop(tokio::task::spawn_blocking(move || read.iter().all(|piece| sender.blocking_send(piece).is_ok())));
     let mut digester = Digester::default();
     while let Some(piece) = pieces.recv().await {
         let piece = piece?;
-        digester.add(&piece);
         match stdin.write_all(&piece).await {
             // The compiler has ended, and its exit code says why.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => break,
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(None),
             written => written?,
         }
+        digester.add(&piece);
     }
-    drop((pieces, passing));
-    Ok(digester.finish())
+    Ok(Some(digester.finish()))
 }
 
 async fn said(stderr: Option<ChildStderr>) -> String {

@@ -61,7 +61,8 @@ impl KernelFiles {
         if let Some(kind) = kind.filter(|kind| *kind != DEVICES || is_directory()) {
             return Shown::Kernel(kind.clone());
         }
-        let real = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_else(|_| source.into());
+        let real =
+            std::fs::read_link(format!("/proc/thread-self/fd/{}", file.as_raw_fd())).unwrap_or_else(|_| source.into());
         if self.points.iter().any(|point| point.starts_with(&real)) { Shown::KernelBelow } else { Shown::Files }
     }
 }
@@ -72,7 +73,7 @@ fn is_kernels(kind: &str) -> bool {
 
 /// The id of the mount that an open file lies on (proc_pid_fdinfo(5)).
 fn mount_id(file: &File) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
+    let text = std::fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", file.as_raw_fd())).ok()?;
     text.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().parse().ok()
 }
 

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use nix::errno::Errno;
@@ -74,17 +75,42 @@ impl Source {
     }
 }
 
+/// How many threads read tenants' files at once: a volume that does not answer keeps one.
+const READERS_MAX: usize = 32;
+static READERS: AtomicUsize = AtomicUsize::new(0);
+
+/// The place of a reader, given back by the reader itself, whoever has given it up.
+struct Place;
+
+impl Place {
+    fn take() -> io::Result<Self> {
+        let free = |count| (count < READERS_MAX).then_some(count + 1);
+        match READERS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free) {
+            Ok(_) => Ok(Self),
+            Err(_) => Err(io::Error::other("too many files of the pod's volumes do not answer")),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        READERS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Does `work` on a thread whose file table has nothing in it but the standard streams, and gives what it answers, once. The
 /// work must use no descriptor of the shim: no log, no runtime.
 ///
 /// # Errors
-/// Those of making the thread.
+/// Those of making the thread; when too many are at work already.
 pub(crate) fn apart<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<Receiver<io::Result<T>>> {
+    let place = Place::take()?;
     let (sender, receiver) = sync_channel(1);
     let thread = std::thread::Builder::new().name("reader".into());
     thread.spawn(move || {
+        let _place = place;
         let answer = leave_the_file_table().and_then(|()| work());
         // Whoever asked may have gone.
         drop(sender.send(answer));
@@ -192,6 +218,22 @@ mod tests {
     fn reading_ends_when_it_is_not_wanted_any_more() {
         let endless = File::open("/dev/zero").unwrap();
         assert!(digest_of(&endless, &|| true).unwrap_err().to_string().contains("not wanted"));
+    }
+
+    #[test]
+    fn a_module_that_does_not_come_keeps_a_readers_place_and_no_more_than_so_many() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let waiting: Vec<_> = std::iter::from_fn(|| Source::Store(fifo.clone()).pieces().ok()).collect();
+        assert!((1..=READERS_MAX).contains(&waiting.len()), "{}", waiting.len());
+        // Each waits for a writer.
+        drop(File::options().write(true).open(&fifo).unwrap());
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while apart(|| Ok(())).is_err() {
+            assert!(std::time::Instant::now() < deadline, "the places are given back");
+            std::thread::yield_now();
+        }
     }
 
     #[test]

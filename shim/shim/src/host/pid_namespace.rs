@@ -6,7 +6,7 @@
 //! that it makes. It ends with the shim, and everything in the namespace with it.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, PipeReader, pipe};
 use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
@@ -24,6 +24,8 @@ use super::engine::open_shim;
 pub(crate) const ACTION: &str = "pid-namespace-init";
 /// What the containers see of its command line, before the action.
 const NAME: &std::ffi::CStr = c"skiff-init";
+/// The descriptor through which it says that it is confined: on its last one.
+const CONFINED_FD: i32 = 3;
 /// The stack of the child until it executes, in bytes.
 const STACK_BYTES: usize = 64 << 10;
 /// The user and group that own nothing.
@@ -41,11 +43,13 @@ const ALLOWED: [libc::c_long; 8] = [
     libc::SYS_waitid,
 ];
 
-/// Starts the first process of a new pid namespace and gives its pid. It dies with the calling thread.
+/// Starts the first process of a new pid namespace; gives its pid, and where it says, by one byte, that it is confined. It dies
+/// with the calling thread.
 ///
 /// # Errors
 /// Those of opening the shim's own file and of `clone(2)`. A process that cannot be confined ends at once.
-pub(crate) fn start_init() -> io::Result<i32> {
+pub(crate) fn start_init() -> io::Result<(i32, PipeReader)> {
+    let (confined, says) = pipe()?;
     // The containers can reach the file by `/proc/1/exe`.
     let program = open_shim()?;
     let action = std::ffi::CString::new(ACTION)?;
@@ -55,6 +59,8 @@ pub(crate) fn start_init() -> io::Result<i32> {
     let child = || {
         // SAFETY: prctl with integers; async-signal-safe.
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        // SAFETY: the child has a file table of its own, in which this number is nobody's from here on; async-signal-safe.
+        unsafe { libc::dup2(says.as_raw_fd(), CONFINED_FD) };
         // SAFETY: the strings and the arrays, which end in null, live until the parent goes on, which is after this.
         unsafe {
             libc::syscall(
@@ -76,9 +82,9 @@ pub(crate) fn start_init() -> io::Result<i32> {
         | CloneFlags::CLONE_NEWCGROUP;
     // With CLONE_VFORK the parent waits until the child has executed, so that sharing the memory is safe and cheap.
     let flags = namespaces | CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
-    // SAFETY: the child makes two system calls on a stack of its own and allocates nothing.
+    // SAFETY: the child makes three system calls on a stack of its own and allocates nothing.
     let pid = unsafe { clone(Box::new(child), &mut stack, flags, Some(Signal::SIGCHLD as i32)) }?;
-    Ok(pid.as_raw())
+    Ok((pid.as_raw(), confined))
 }
 
 /// What the first process does: it confines itself, then reaps for ever. Signals from inside the namespace it never gets,
@@ -116,7 +122,6 @@ fn confine() -> io::Result<()> {
     let filter = filter()?;
     nix::unistd::sethostname("")?;
     enter_empty_root()?;
-    close_all_files()?;
     drop_capability_bounds()?;
     prctl::set_no_new_privs()?;
     setgroups(&[])?;
@@ -126,6 +131,9 @@ fn confine() -> io::Result<()> {
     setresuid(user, user, user)?;
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     prctl::set_dumpable(false)?;
+    // SAFETY: the byte is the program's own; a descriptor that is not open is an error.
+    Errno::result(unsafe { libc::write(CONFINED_FD, c"".as_ptr().cast(), 1) })?;
+    close_all_files()?;
     seccompiler::apply_filter(&filter).map_err(io::Error::other)
 }
 

@@ -4,11 +4,14 @@ use std::fs::{File, FileType};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
 use oci_spec::runtime::Mount;
+
+/// As many symbolic links as are followed on a way; the OCI runtime follows 255.
+const LINKS_MAX: u32 = 255;
 
 /// What a file is by its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,23 +70,31 @@ fn name_of(kind: FileType) -> &'static str {
     }
 }
 
-/// The path that `path` has in the root file system once symbolic links in it are resolved. What does not exist yet is
-/// taken as it stands.
+/// The path that `path` has in the root file system once symbolic links in it are resolved, as the OCI runtime resolves
+/// them: below the root, and also where they lead to nothing that exists yet.
 pub(crate) fn resolve(rootfs: &Path, path: &Path) -> PathBuf {
-    let mut existing = path;
-    let mut rest = PathBuf::new();
-    loop {
-        if let Ok(file) = open_beneath(rootfs, existing)
-            && let Ok(real) = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
-            && let Ok(root) = rootfs.canonicalize()
-            && let Ok(inside) = real.strip_prefix(&root)
-        {
-            return Path::new("/").join(inside).join(rest).components().collect();
+    let mut resolved = PathBuf::from("/");
+    let mut rest: Vec<PathBuf> = path.components().rev().map(|part| PathBuf::from(part.as_os_str())).collect();
+    let mut links_left = LINKS_MAX;
+    while let Some(part) = rest.pop() {
+        match part.components().next() {
+            Some(Component::RootDir) => resolved = PathBuf::from("/"),
+            Some(Component::ParentDir) => drop(resolved.pop()),
+            Some(Component::Normal(name)) => {
+                let next = resolved.join(name);
+                // What is resolved has no link in it any more: nothing leads out of the root.
+                match std::fs::read_link(rootfs.join(next.strip_prefix("/").unwrap_or(&next))) {
+                    Ok(target) if links_left > 0 => {
+                        links_left -= 1;
+                        rest.extend(target.components().rev().map(|part| PathBuf::from(part.as_os_str())));
+                    }
+                    _ => resolved = next,
+                }
+            }
+            Some(Component::CurDir | Component::Prefix(_)) | None => {}
         }
-        let (Some(parent), Some(name)) = (existing.parent(), existing.file_name()) else { return path.to_path_buf() };
-        rest = Path::new(name).join(rest);
-        existing = parent;
     }
+    resolved
 }
 
 fn locate(rootfs: &Path, mounts: &[Mount], path: &Path) -> (PathBuf, PathBuf) {
@@ -176,8 +187,13 @@ mod tests {
         std::fs::create_dir_all(root.path().join("run")).unwrap();
         std::fs::create_dir_all(root.path().join("var")).unwrap();
         symlink("/run", root.path().join("var/run")).unwrap();
+        symlink("../dev/./.skiff", root.path().join("var/nothing")).unwrap();
+        symlink("/loop", root.path().join("loop")).unwrap();
         for (path, expected) in [
             ("/var/run/secrets/token", "/run/secrets/token"),
+            ("/var/nothing/root", "/dev/.skiff/root"),
+            ("/../var/run/../x", "/x"),
+            ("/loop/x", "/loop/x"),
             ("/run", "/run"),
             ("/new/place", "/new/place"),
             ("/", "/"),

@@ -69,14 +69,19 @@ impl Pod {
                 record.in_runtime = true;
                 let unwanted = reservation.unwanted.clone();
                 let made = tokio::select! {
-                    made = self.create_process(&request, config, &record, &unwanted) => made,
-                    () = unwanted.cancelled() => Err(not_wanted(&request.id)),
+                    made = self.create_process(&request, config, &record, &unwanted) => Some(made),
+                    () = unwanted.cancelled() => None,
                 };
                 match made {
-                    Ok(made) => made,
-                    Err(error) => {
+                    Some(Ok(made)) => made,
+                    Some(Err(error)) => {
                         take_back(&request, &record).await;
                         return Err(error);
+                    }
+                    None => {
+                        take_back(&request, &record).await;
+                        end_what_was_interrupted(&request, &record).await;
+                        return Err(not_wanted(&request.id));
                     }
                 }
             }
@@ -101,6 +106,9 @@ impl Pod {
             && let Err(error) = self.holder.leave().await
         {
             log::error!("could not leave the namespaces of the pod: {error}");
+        }
+        if let Body::Sandbox(Some(cgroup)) = &container.body {
+            tell_what_is_left(request, remove_cgroup(cgroup).await);
         }
         take_back(request, record).await;
         if let Some(process) = container.init.process() {
@@ -187,7 +195,7 @@ impl Pod {
             }
             Program::Wasm { module, name, function } => {
                 let (config, path) = (config.clone(), rootfs.path().to_path_buf());
-                let rewritten = self.read_files(move || config.for_engine(&path, &name, function.as_deref()));
+                let rewritten = self.read_apart(move || config.for_engine(&path, &name, function.as_deref()));
                 let (spec, plan) = rewritten.await?;
                 let bundle = write_bundle(request, &spec)?;
                 let (control, theirs) = control_socket()?;
@@ -240,19 +248,31 @@ fn cgroup_of(request: &CreateRequest, record: &Record) -> io::Result<Option<Cgro
     path.map(|path| Cgroup::from_spec(path, record.settings.systemd_cgroup, &request.id)).transpose()
 }
 
-/// Takes back what was made of a container on the node: whatever the OCI runtime knows of it, and what it does not, because
-/// it was killed at work.
+/// Takes back whatever the OCI runtime knows of a container.
 async fn take_back(request: &CreateRequest, record: &Record) {
     let taken = async {
         if record.in_runtime {
             OciRuntime::new(&request.id, &record.namespace, &record.settings, &request.bundle)?.delete().await?;
         }
+        Ok(())
+    };
+    tell_what_is_left(request, taken.await);
+}
+
+/// Ends what the OCI runtime does not know of, because it was killed at work. Where it was not, somebody else's processes may
+/// be in the cgroup, which it refuses then.
+async fn end_what_was_interrupted(request: &CreateRequest, record: &Record) {
+    let ended = async {
         let cgroup = cgroup_of(request, record).doing(|| "could not find the container's cgroup".into())?;
         let Some(cgroup) = cgroup else { return Ok(()) };
         let removed = tokio::task::spawn_blocking(move || cgroup.kill_all().and_then(|()| cgroup.remove()));
         removed.await.map_err(io::Error::other).flatten().doing(|| "could not remove the container's cgroup".into())
     };
-    if let Err(error) = taken.await {
+    tell_what_is_left(request, ended.await);
+}
+
+fn tell_what_is_left(request: &CreateRequest, taken: Result<()>) {
+    if let Err(error) = taken {
         log::error!("could not remove what is left of container `{}`: {}", request.id, crate::error::chain(&error));
     }
 }

@@ -121,7 +121,19 @@ impl Guest {
     ///
     /// # Errors
     /// `Invalid` with the engine's sentence when it refuses the guest.
-    pub(crate) async fn wait_until_ready(mut self, process: &Process) -> Result<()> {
+    pub(crate) async fn wait_until_ready(self, process: &Process) -> Result<()> {
+        // Its end closes the pipe, unless somebody else has got hold of it.
+        let gone = async {
+            process.ended().await;
+            tokio::time::sleep(REPLY_LIMIT).await;
+        };
+        tokio::select! {
+            ready = self.ready(process) => ready,
+            () = gone => Err(Error::new(Kind::Host, ENDED)),
+        }
+    }
+
+    async fn ready(mut self, process: &Process) -> Result<()> {
         let mut reply = self.replies.next().await?;
         if let Reply::Refused(Refusal::Incompatible(why)) = reply {
             log::info!("`{}` is compiled again: {why}", self.module.name);
@@ -135,15 +147,14 @@ impl Guest {
     async fn recompiled(mut self, process: &Process) -> Result<Self> {
         let unwanted = CancellationToken::new();
         let _unwanted_when_dropped = unwanted.clone().drop_guard();
-        let again = tokio::task::spawn_blocking(move || {
-            self.module.recompile(&unwanted)?;
-            self.replies = send(&self.module, &self.plan, &self.account, &self.memory_limits, &self.control)?;
-            Ok(self)
-        });
-        tokio::select! {
-            again = again => again.doing(|| "could not compile".into())?,
-            () = process.ended() => Err(Error::new(Kind::Host, ENDED)),
-        }
+        let again = tokio::task::spawn_blocking(move || self.module.recompile(&unwanted).map(|()| self));
+        self = tokio::select! {
+            again = again => again.doing(|| "could not compile".into())??,
+            () = process.ended() => return Err(Error::new(Kind::Host, ENDED)),
+        };
+        // From here on the engine may well end: it runs the guest.
+        self.replies = send(&self.module, &self.plan, &self.account, &self.memory_limits, &self.control)?;
+        Ok(self)
     }
 }
 

@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::containerd::publisher::Publisher;
@@ -29,8 +29,6 @@ use shared_pids::SharedPids;
 
 /// How long a create that is not wanted any more may take to be undone before nobody waits for it.
 const UNDO_LIMIT: Duration = Duration::from_secs(10);
-/// How many files of tenants are looked into at once: a volume that does not answer holds a thread.
-const READERS_MAX: usize = 32;
 
 /// A pod.
 pub(crate) struct Pod {
@@ -42,7 +40,6 @@ pub(crate) struct Pod {
     identity: Identity,
     /// The pid namespace that containers of the pod share, once one does.
     shared_pids: tokio::sync::Mutex<Option<SharedPids>>,
-    readers: Arc<Semaphore>,
 }
 
 /// Whom the shim serves, and where.
@@ -88,7 +85,6 @@ impl Pod {
             holder,
             identity,
             shared_pids: tokio::sync::Mutex::default(),
-            readers: Arc::new(Semaphore::new(READERS_MAX)),
         }
     }
 
@@ -139,10 +135,11 @@ impl Pod {
             self.close().await;
         }
         let deleted = container.delete(&self.holder).await?;
-        if container.is_pods_sandbox
-            && let Some(shared) = self.shared_pids.lock().await.take()
-        {
-            shared.end().await?;
+        if container.is_pods_sandbox {
+            let shared = self.shared_pids.lock().await.take();
+            if let Some(shared) = shared {
+                shared.end().await?;
+            }
         }
         {
             let mut slots = self.slots();
@@ -188,7 +185,7 @@ impl Pod {
         let mut shared = self.shared_pids.lock().await;
         let shared = match shared.take() {
             Some(there) => shared.insert(there),
-            None => shared.insert(SharedPids::start(self)?),
+            None => shared.insert(SharedPids::start(self).await?),
         };
         Ok(shared.path())
     }
@@ -199,8 +196,10 @@ impl Pod {
             Slot::Ready(container) if container.is_pods_sandbox => Some(container.clone()),
             Slot::Ready(_) | Slot::Reserved(_) => None,
         });
-        if let Some(sandbox) = sandbox {
-            sandbox.lost_its_pids().await;
+        match sandbox {
+            Some(sandbox) => sandbox.lost_its_pids().await,
+            // Containers that are grouped without one get a new namespace with the next of them.
+            None => drop(self.shared_pids.lock().await.take()),
         }
     }
 

@@ -63,12 +63,11 @@ impl Pod {
             ));
         }
         let (settings, tenant, unwanted) = (settings.clone(), self.tenant_of(request, config), unwanted.clone());
-        let (module, name) = self
-            .read_files(move || {
-                let module = Module::load(&name, source, digest, &settings, tenant, &unwanted)?;
-                Ok((Box::new(module), name))
-            })
-            .await?;
+        let load = move || {
+            let module = Module::load(&name, source, digest, &settings, tenant, &unwanted)?;
+            Ok((Box::new(module), name))
+        };
+        let (module, name) = blocking(load).await?;
         Ok(Program::Wasm { module, name, function })
     }
 
@@ -97,28 +96,18 @@ impl Pod {
         self.read_apart(read).await
     }
 
-    /// Reads files on a thread with a file table of its own; see [`crate::host::module`].
-    async fn read_apart<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-        let reading = || "could not start a reader".into();
-        self.read_files(move || {
-            apart(move || Ok(work())).and_then(|answer| answer.recv().map_err(io::Error::other)?).doing(reading)?
-        })
-        .await
-    }
-
-    /// Does what may have to wait for a tenant's files, on a thread of its own: a volume that does not answer holds up
-    /// nothing but its own container, and only so many threads.
-    pub(super) async fn read_files<T: Send + 'static>(
+    /// Does what may have to wait for a tenant's files on a thread with a file table of its own; see [`crate::host::module`]. A
+    /// volume that does not answer holds up nothing but its own container.
+    pub(super) async fn read_apart<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let Ok(permit) = self.readers.clone().try_acquire_owned() else {
-            return Err(Error::new(Kind::Host, "too many files of the pod's volumes do not answer"));
-        };
-        let work = move || {
-            let _permit = permit;
-            work()
-        };
-        tokio::task::spawn_blocking(work).await.doing(|| "a task of the shim ended early".into())?
+        let answer = apart(move || Ok(work())).doing(|| "could not start a reader".into())?;
+        blocking(move || answer.recv().map_err(io::Error::other).flatten().doing(|| "a reader ended early".into())?)
+            .await
     }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.doing(|| "a task of the shim ended early".into())?
 }

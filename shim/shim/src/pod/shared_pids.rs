@@ -1,13 +1,20 @@
 //! The pid namespace that the containers of a pod share, with its first process.
 
+use std::io::{self, PipeReader};
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
 use tokio::task::JoinHandle;
 
 use crate::error::{Context, Result};
 use crate::host::pid_namespace;
 use crate::host::process::Process;
 use crate::pod::Pod;
+
+/// How long the first process may take to be confined.
+const CONFINED_WITHIN: Duration = Duration::from_secs(10);
 
 /// A shared pid namespace.
 pub(super) struct SharedPids {
@@ -16,10 +23,15 @@ pub(super) struct SharedPids {
 }
 
 impl SharedPids {
-    /// Makes one, whose end is told to `pod`.
-    pub(super) fn start(pod: &Arc<Pod>) -> Result<Self> {
-        let init = pid_namespace::start_init().and_then(Process::of_child);
-        let init = Arc::new(init.doing(|| "could not make a pid namespace for the pod".into())?);
+    /// Makes one, whose end is told to `pod`. Nobody can join it before its first process is confined.
+    pub(super) async fn start(pod: &Arc<Pod>) -> Result<Self> {
+        let making = || "could not make a pid namespace for the pod".into();
+        let (pid, confined) = pid_namespace::start_init().doing(making)?;
+        let init = Arc::new(Process::of_child(pid).doing(making)?);
+        if let Err(error) = wait_until(confined).await {
+            init.end().await;
+            return Err(error).doing(making);
+        }
         let (pod, awaited) = (Arc::downgrade(pod), init.clone());
         let watch = tokio::spawn(async move {
             let ended = awaited.wait().await;
@@ -42,4 +54,11 @@ impl SharedPids {
         self.init.signal(libc::SIGKILL).doing(ending)?;
         self.watch.await.doing(ending)
     }
+}
+
+/// Waits until the first process says that it is confined.
+async fn wait_until(confined: PipeReader) -> io::Result<()> {
+    let mut confined = Receiver::from_owned_fd(confined.into())?;
+    let said = tokio::time::timeout(CONFINED_WITHIN, confined.read_u8()).await;
+    said.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map(drop)
 }

@@ -111,7 +111,13 @@ fn view_of(mounts: &[Value], node: &Node<'_>, read_only: bool) -> Result<(Vec<Va
     let mut root_is_read_only = read_only;
     let mut preopens = vec![preopen(&root, "/", read_only), preopen(&dev, "/dev", false)];
     for mount in mounts {
-        let destination = (node.resolve)(Path::new(mount["destination"].as_str().unwrap_or_default()));
+        let place = mount["destination"].as_str().unwrap_or_default();
+        let destination = (node.resolve)(Path::new(place));
+        if destination.starts_with(VIEW) {
+            return Err(Error::invalid(format!(
+                "the volume at `{place}` is where a wasm container has its view of files (`{VIEW}`): mount it elsewhere"
+            )));
+        }
         let options = strings(&mount["options"]);
         let is_bind = options.iter().any(|option| option == "bind" || option == "rbind") || mount["type"] == "bind";
         let is_hidden = hidden(&destination) || is_kernels(&mount["type"]);
@@ -237,6 +243,9 @@ mod tests {
         let node = Node {
             rootfs: Path::new("/b/rootfs"),
             resolve: &|path| {
+                if path == Path::new("/var/run/link") {
+                    return Path::new(VIEW).join("root");
+                }
                 path.strip_prefix("/var/run").map_or(path.to_path_buf(), |rest| Path::new("/run").join(rest))
             },
             shown_by: &|path| match path.to_str() {
@@ -341,6 +350,26 @@ mod tests {
         given["mounts"].as_array_mut().unwrap().remove(0);
         let error = try_rewrite(&given).unwrap_err();
         assert!(error.to_string().contains("`/proc`"), "{error}");
+    }
+
+    #[test]
+    fn no_volume_lies_where_the_view_is_also_by_a_link_of_the_image() {
+        for (place, is_refused) in [
+            ("/dev/.skiff", true),
+            ("/dev/.skiff/root", true),
+            ("/var/run/link", true),
+            ("/dev/.skiffx", false),
+            ("/dev/shm", false),
+        ] {
+            for kind in ["bind", "tmpfs"] {
+                let given = spec(json!([{"destination": place, "type": kind, "source": "/v", "options": ["rbind"]}]));
+                let rewritten = try_rewrite(&given);
+                assert_eq!(rewritten.is_err(), is_refused, "{place} {kind}");
+                if let Err(error) = rewritten {
+                    assert!(error.to_string().contains(&format!("the volume at `{place}`")), "{error}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -42,7 +42,8 @@ impl Ending {
     /// For every end but an exit with 0.
     pub(super) fn explain(&self, limits: &Limits, name: &str, out_of_memory: Option<OutOfMemory>) -> Result<()> {
         match self.stop {
-            Some(Stop::Time) => return Err(too_long(name, limits.wall.as_secs(), "time")),
+            // The node's fault: a module that computes too long reaches the limit of processor time first.
+            Some(Stop::Time) => return Err(Error::host(too_long(name, limits.wall.as_secs(), "time"))),
             Some(Stop::Signal) => return Err(Error::host(format!("compiling `{name}` was interrupted"))),
             None => {}
         }
@@ -52,11 +53,13 @@ impl Ending {
             _ if out_of_memory == Some(OutOfMemory::Own) || self.report.contains("memory allocation of") => {
                 Err(too_much_memory(name, limits))
             }
-            WaitStatus::Exited(_, OUT_OF_TIME) => Err(too_long(name, limits.cpu_seconds, "processor time")),
+            WaitStatus::Exited(_, OUT_OF_TIME) => {
+                Err(Error::limit(too_long(name, limits.cpu_seconds, "processor time")))
+            }
             WaitStatus::Exited(_, code) => Err(self.explain_exit(code, name)),
             // What has blocked the limit's signal meets the hard limit.
             WaitStatus::Signaled(_, Signal::SIGKILL, _) if self.cpu >= Duration::from_secs(limits.cpu_seconds) => {
-                Err(too_long(name, limits.cpu_seconds, "processor time"))
+                Err(Error::limit(too_long(name, limits.cpu_seconds, "processor time")))
             }
             WaitStatus::Signaled(_, Signal::SIGKILL, _) => {
                 Err(Error::host(format!("compiling `{name}` was killed from outside")))
@@ -82,8 +85,8 @@ impl Ending {
     }
 }
 
-fn too_long(name: &str, seconds: u64, what: &str) -> Error {
-    Error::limit(format!("compiling `{name}` takes more than the {seconds} s of {what} that it may take"))
+fn too_long(name: &str, seconds: u64, what: &str) -> String {
+    format!("compiling `{name}` takes more than the {seconds} s of {what} that it may take")
 }
 
 fn too_much_memory(name: &str, limits: &Limits) -> Error {
@@ -151,7 +154,7 @@ mod tests {
         check(
             Ending { stop: Some(Stop::Time), ..ending(KILLED) },
             None,
-            Err((Fault::Limit, "compiling `a` takes more than the 60 s of time that it may take")),
+            Err((Fault::Host, "compiling `a` takes more than the 60 s of time that it may take")),
         );
         check(
             Ending { stop: Some(Stop::Signal), ..ending(KILLED) },
