@@ -26,7 +26,7 @@ pub(crate) const NAME: &str = "\0";
 const NODE_AT_FAULT: i32 = 2;
 /// How long the whole module may take to be read once more: meanwhile nobody else compiles in this pod's slot, nor the same
 /// module.
-const FEED_LIMIT: Duration = Duration::from_secs(60);
+const FEED_LIMIT: Duration = Duration::from_secs(30);
 /// More than the compiler gives itself.
 const LIMIT: Duration = Duration::from_secs(660);
 /// How long the compiler's supervisor may take to end it and to remove its cgroup.
