@@ -19,8 +19,9 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::Pid;
 use serde_json::json;
 use skiff_test::{
-    Archive, Containerd, File, Image, Job, Layer, Refused, Volume, children_of, command_line_of, eventually, is_alive,
-    is_cgroup_v2, is_user_mode_linux, left_of, processes_with, random_name, saying, slow_module, until, zombies_of,
+    Archive, Containerd, File, Image, Job, Layer, Refused, Volume, children_of, command_line_of, eventually, guest,
+    is_alive, is_cgroup_v2, is_user_mode_linux, left_of, processes_with, random_name, saying, slow_module, until,
+    zombies_of,
 };
 
 /// Within this a refusal has come that waits for nothing, also on a machine with much else to do.
@@ -244,6 +245,23 @@ fn a_hostpath_shows_no_file_system_of_the_kernel() {
         assert_eq!(outcome.stdout, "list /host/proc: \n", "{}: {outcome:?}", source.display());
     }
     drop(mounted);
+}
+
+#[test]
+fn no_volume_takes_the_place_of_the_guests_view() {
+    let containerd = Containerd::shared();
+    let volume = tempfile::tempdir().unwrap();
+    // What the engine would open as the guest's root.
+    std::os::unix::fs::symlink("../../proc", volume.path().join("root")).unwrap();
+    for place in ["/dev/.skiff", "/dev/.skiff/root", "/dev/../dev/.skiff/dev"] {
+        let refused = containerd.job("c-files").args(["list:/"]).bind(volume.path(), place, &["rw"]).refused();
+        assert!(refused.message.contains(&format!("the volume at `{place}`")), "{refused}");
+    }
+    let module = fs::read(guest("c-files")).unwrap();
+    let files = [File::program("app.wasm", module), File::link("view", "/dev/.skiff")];
+    let image = Archive::ordinary(&files, &["/app.wasm"]).import(containerd);
+    let refused = containerd.job_of(&image).bind(volume.path(), "/view", &["rw"]).refused();
+    assert!(refused.message.contains("the volume at `/view`"), "{refused}");
 }
 
 /// A `/proc` somewhere in a tree of files.
