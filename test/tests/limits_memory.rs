@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use serde_json::json;
 use skiff_test::{
-    Container, Containerd, Events, Image, Job, free_port, get, is_alive, is_user_mode_linux, serving, until,
+    Container, Containerd, Events, Image, Job, free_port, get, is_alive, is_cgroup_v2, is_user_mode_linux, serving,
+    until,
 };
 
 const MIB: u64 = 1 << 20;
@@ -73,6 +74,19 @@ fn run_unharmed(job: Job<'_>, name: &str) -> String {
     assert_eq!(container.wait(), 0, "{name}: {}", container.streams.stderr());
     assert_eq!(container.cgroup.oom_kills(), 0, "{name}");
     container.finish().stdout
+}
+
+/// The kernel of cgroup v1 throttles nobody.
+#[test]
+fn a_guest_is_refused_where_the_kernel_would_throttle_it() {
+    if !is_cgroup_v2() {
+        return;
+    }
+    let job = Containerd::shared().job("c-grow").args(["on", "16"]).memory(64 * MIB);
+    let job = job.edit(|spec| spec["linux"]["resources"]["unified"] = json!({"memory.high": (32 * MIB).to_string()}));
+    let stdout = run_unharmed(job, "memory.high");
+    let grown = mib_in(stdout.lines().last().unwrap()).unwrap();
+    assert!((20..32).contains(&grown), "{stdout}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::path::PathBuf;
+use std::path::Path;
 
 use skiff_plan::{LIMIT_FILES_MAX, parse_limit};
 
@@ -10,16 +10,17 @@ use super::{Cgroup, Hierarchy, Node};
 use crate::host::read_only;
 
 impl Cgroup {
-    /// The files with the memory limits that apply to the container, open for reading: its own first, then those above
-    /// it, as far as they exist and as a message to the engine holds. Nobody can write to them through the descriptors,
-    /// which are for the engine, and so for whoever gets hold of it.
+    /// The files with the memory limits that apply to the container, and with those above which the kernel throttles it, open
+    /// for reading: its own first, then those above it, as far as they exist and as a message to the engine holds. Nobody can
+    /// write to them through the descriptors, which are for the engine, and so for whoever gets hold of it.
     ///
     /// # Errors
     /// Those of opening them.
     pub(crate) fn memory_limit_files(&self) -> io::Result<Vec<File>> {
         let Some(node) = self.node("memory") else { return Ok(Vec::new()) };
         let mut files = Vec::new();
-        for path in self.limit_paths(node) {
+        let paths = dirs_of(node).flat_map(|dir| limit_names(self.hierarchy).iter().map(|name| dir.join(name)));
+        for path in paths.take(LIMIT_FILES_MAX) {
             match read_only::open(&node.mountpoint, path.strip_prefix(&node.mountpoint).unwrap_or(&path)) {
                 Ok(file) => files.push(file),
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -31,25 +32,16 @@ impl Cgroup {
 
     /// The smallest memory limit that applies to the container, in bytes; `None` is no limit.
     pub(crate) fn memory_limit_bytes(&self) -> Option<u64> {
-        let paths = self.limit_paths(self.node("memory")?);
+        let node = self.node("memory")?;
+        let limit = limit_names(self.hierarchy)[0];
+        let paths = dirs_of(node).map(|dir| dir.join(limit));
         paths.filter_map(|path| parse_limit(&fs::read_to_string(path).ok()?)).min()
-    }
-
-    /// Where the limits of the container and of those above it would stand, its own first.
-    fn limit_paths<'a>(&self, node: &'a Node) -> impl Iterator<Item = PathBuf> + use<'a> {
-        let name = match self.hierarchy {
-            Hierarchy::V1 => "memory.limit_in_bytes",
-            Hierarchy::V2 => "memory.max",
-        };
-        let dirs = node.path.ancestors().take_while(|dir| *dir != node.mountpoint).take(LIMIT_FILES_MAX);
-        dirs.map(move |dir| dir.join(name))
     }
 
     /// How many processors the quotas of the container and of those above it come to, rounded up; `None` is no quota.
     pub(crate) fn processors(&self) -> Option<usize> {
         let node = self.node("cpu")?;
-        let dirs = node.path.ancestors().take_while(|dir| *dir != node.mountpoint);
-        dirs.filter_map(|dir| match self.hierarchy {
+        let processors = dirs_of(node).filter_map(|dir| match self.hierarchy {
             Hierarchy::V1 => {
                 let quota = fs::read_to_string(dir.join("cpu.cfs_quota_us")).ok()?;
                 let period = fs::read_to_string(dir.join("cpu.cfs_period_us")).ok()?;
@@ -60,8 +52,22 @@ impl Cgroup {
                 let (quota, period) = text.split_once(' ')?;
                 processors_in(quota, period)
             }
-        })
-        .min()
+        });
+        processors.min()
+    }
+}
+
+/// The directories of the container and of those above it, its own first.
+fn dirs_of(node: &Node) -> impl Iterator<Item = &Path> {
+    node.path.ancestors().take_while(|dir| *dir != node.mountpoint)
+}
+
+/// The files of a cgroup that bound its memory, the hard limit first. Above `memory.high` the kernel lets a process hardly get on,
+/// so that a guest is better refused there.
+fn limit_names(hierarchy: Hierarchy) -> &'static [&'static str] {
+    match hierarchy {
+        Hierarchy::V1 => &["memory.limit_in_bytes"],
+        Hierarchy::V2 => &["memory.max", "memory.high"],
     }
 }
 
