@@ -128,8 +128,8 @@ impl Cache {
         match checked {
             Ok(file) => {
                 touch(&file, &path);
-                // Somebody may have compiled it again, or removed it for want of room.
-                self.open_read_only(&path, &file)?.map_or_else(|| self.lookup(digest), |file| Ok(Some(file)))
+                // None when somebody has compiled it again at this moment, or removed it for want of room.
+                self.open_read_only(&path, &file)
             }
             Err(reason) => {
                 log::warn!("removing the cache entry `{}`: {reason}", path.display());

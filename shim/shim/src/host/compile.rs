@@ -1,11 +1,13 @@
 //! Compiling: one `skiff compile` process, confined, per module that the cache does not hold yet.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::process::{ExitStatus, Stdio};
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -37,13 +39,37 @@ const SAID_BYTES_MAX: u64 = 64 << 10;
 /// Whether a compilation is still wanted.
 pub(crate) struct Want<'a> {
     /// Cancelled when the container is not wanted any more.
-    pub(crate) unwanted: &'a CancellationToken,
+    unwanted: &'a CancellationToken,
     /// Whether others wait for the same code.
-    pub(crate) is_awaited: &'a dyn Fn() -> bool,
+    is_awaited: &'a dyn Fn() -> bool,
+    /// Set once it goes on only for others, until their code is in the cache.
+    for_others: Cell<Option<ForOthers>>,
+}
+
+impl<'a> Want<'a> {
+    pub(crate) fn new(unwanted: &'a CancellationToken, is_awaited: &'a dyn Fn() -> bool) -> Self {
+        Self { unwanted, is_awaited, for_others: Cell::new(None) }
+    }
 }
 
 /// The compilations that go on only for others.
 static FOR_OTHERS: LazyLock<watch::Sender<usize>> = LazyLock::new(watch::Sender::default);
+
+/// One of them.
+struct ForOthers;
+
+impl ForOthers {
+    fn begin() -> Self {
+        FOR_OTHERS.send_modify(|count| *count += 1);
+        Self
+    }
+}
+
+impl Drop for ForOthers {
+    fn drop(&mut self) {
+        FOR_OTHERS.send_modify(|count| *count -= 1);
+    }
+}
 
 /// Waits until nothing is compiled for others any more, which has its limit.
 pub(crate) async fn finish_for_others() {
@@ -94,6 +120,8 @@ async fn run(source: &Source, name: &str, code: &File, want: &Want<'_>) -> Resul
     let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
     let fed = tokio::select! {
         fed = tokio::time::timeout(FEED_LIMIT, feed(source, stdin)) => fed.unwrap_or_else(|_| Err(too_slow())),
+        // It has not taken all, and its exit code says why; whoever is not waited for would be taken for an orphan.
+        _ended = child.wait() => Ok(None),
         () = want.unwanted.cancelled() => Err(io::Error::other("its container is not wanted any more")),
     };
     let digest = match fed {
@@ -127,10 +155,8 @@ async fn wait_while_wanted(child: &mut Child, want: &Want<'_>) -> io::Result<Opt
     if !(want.is_awaited)() {
         return Ok(None);
     }
-    FOR_OTHERS.send_modify(|count| *count += 1);
-    let ended = wait_within(child, LIMIT).await;
-    FOR_OTHERS.send_modify(|count| *count -= 1);
-    ended.map(Some)
+    want.for_others.set(Some(ForOthers::begin()));
+    wait_within(child, LIMIT).await.map(Some)
 }
 
 fn spawn(name: &str, code: &File) -> Result<Child> {
@@ -177,7 +203,10 @@ async fn said(stderr: Option<ChildStderr>) -> String {
 /// Asks the supervisor to end the compiler; one that does not is killed.
 async fn end(child: &mut Child) -> io::Result<()> {
     if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
-        kill(Pid::from_raw(pid), Signal::SIGTERM)?;
+        match kill(Pid::from_raw(pid), Signal::SIGTERM) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     match wait_within(child, END_WITHIN).await {
         Err(error) if error.kind() != ErrorKind::TimedOut => Err(error),

@@ -20,7 +20,9 @@ pub(crate) fn open_engine() -> io::Result<File> {
 /// Opens the shim's own program, to be executed where containers see it.
 pub(crate) fn open_shim() -> io::Result<File> {
     let own = std::env::current_exe()?;
-    open_own(&own.file_name().unwrap_or_default().to_string_lossy())
+    let name = own.file_name().unwrap_or_default().to_string_lossy();
+    // What has taken its place since is as good.
+    open_own(name.strip_suffix(" (deleted)").unwrap_or(&name))
 }
 
 fn open_own(program: &str) -> io::Result<File> {

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use nix::errno::Errno;
+use nix::sys::signal::SigSet;
 use oci_spec::runtime::Mount;
 use sha2::{Digest, Sha256};
 use skiff_plan::MODULE_BYTES_MAX;
@@ -87,7 +88,7 @@ impl Place {
         let free = |count| (count < READERS_MAX).then_some(count + 1);
         match READERS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free) {
             Ok(_) => Ok(Self),
-            Err(_) => Err(io::Error::other("too many files of the pod's volumes do not answer")),
+            Err(_) => Err(io::Error::other("too many files of the pod's volumes are read at once, or do not answer")),
         }
     }
 }
@@ -110,8 +111,8 @@ pub(crate) fn apart<T: Send + 'static>(
     let (sender, receiver) = sync_channel(1);
     let thread = std::thread::Builder::new().name("reader".into());
     thread.spawn(move || {
-        let _place = place;
         let answer = leave_the_file_table().and_then(|()| work());
+        drop(place);
         // Whoever asked may have gone.
         drop(sender.send(answer));
     })?;
@@ -119,6 +120,8 @@ pub(crate) fn apart<T: Send + 'static>(
 }
 
 fn leave_the_file_table() -> io::Result<()> {
+    // A handler would write to the descriptor that the runtime has in the other table.
+    SigSet::all().thread_block()?;
     let flags = libc::CLOSE_RANGE_UNSHARE;
     // SAFETY: from here on this thread has a table of its own, and uses none of the descriptors that are closed in it.
     Errno::result(unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, flags) })?;

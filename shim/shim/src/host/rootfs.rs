@@ -6,12 +6,16 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Component, Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
 use oci_spec::runtime::Mount;
 
 /// As many symbolic links as are followed on a way; the OCI runtime follows 255.
 const LINKS_MAX: u32 = 255;
+
+/// How often a look-up is tried that the kernel is unsure about.
+const TRIES_MAX: u32 = 64;
 
 /// What a file is by its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +120,14 @@ fn open_beneath(root: &Path, path: &Path) -> io::Result<File> {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    Ok(File::from(openat2(root.as_fd(), path, how)?))
+    // A mount or a rename anywhere on the node may make the kernel unsure about a `..` (openat2(2)).
+    let mut tries_left = TRIES_MAX;
+    loop {
+        match openat2(root.as_fd(), path, how) {
+            Err(Errno::EAGAIN) if tries_left > 0 => tries_left -= 1,
+            opened => return Ok(File::from(opened?)),
+        }
+    }
 }
 
 fn is_absent(error: &io::Error) -> bool {

@@ -24,7 +24,7 @@ use crate::settings::Settings;
 /// The pid of the container's first process, in the bundle.
 pub(crate) const PID_FILE: &str = "init.pid";
 /// What the OCI runtime says, in the bundle.
-const LOG_FILE: &str = "runtime.log";
+pub(crate) const LOG_FILE: &str = "runtime.log";
 
 /// How long the runtime may take for anything; then it is killed.
 const LIMIT: Duration = Duration::from_secs(120);

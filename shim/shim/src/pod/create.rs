@@ -20,7 +20,7 @@ use crate::host::cgroup::Cgroup;
 use crate::host::engine::open_engine;
 use crate::host::mounts::Rootfs;
 use crate::host::process::Process;
-use crate::host::runtime::{Attachment, Launcher, OciRuntime};
+use crate::host::runtime::{Attachment, LOG_FILE, Launcher, OciRuntime};
 use crate::host::stdio::{Owner, StdioPaths};
 use crate::pod::config::Config;
 use crate::pod::container::{Body, Checkpoint, Made, Wasm, remove_cgroup, unsigned};
@@ -80,7 +80,10 @@ impl Pod {
                     }
                     None => {
                         take_back(&request, &record).await;
-                        end_what_was_interrupted(&request, &record).await;
+                        // Its first deed is to open its log.
+                        if request.bundle.join(LOG_FILE).exists() {
+                            end_what_was_interrupted(&request, &record).await;
+                        }
                         return Err(not_wanted(&request.id));
                     }
                 }

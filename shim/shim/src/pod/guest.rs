@@ -60,7 +60,8 @@ impl Module {
         let cache = Cache::open(&settings.cache_dir, settings.cache_max_bytes)
             .doing(|| "could not use the cache of compiled code".into())?;
         let wanted = Wanted { digest: &digest, owner: &tenant.namespace, pod: &tenant.pod };
-        let want = Want { unwanted, is_awaited: &|| cache.is_awaited(&digest) };
+        let is_awaited = || cache.is_awaited(&digest);
+        let want = Want::new(unwanted, &is_awaited);
         let code = cache.get_or_compile(wanted, |code| compile(&source, name, code, &want));
         let code = code.map_err(|error| cannot_compile(name, error))?;
         Ok(Self { name: name.into(), source, digest, cache, tenant, code })
@@ -69,7 +70,8 @@ impl Module {
     /// Compiles once more: the engine has refused the code that the cache had.
     fn recompile(&mut self, unwanted: &CancellationToken) -> Result<()> {
         let wanted = Wanted { digest: &self.digest, owner: &self.tenant.namespace, pod: &self.tenant.pod };
-        let want = Want { unwanted, is_awaited: &|| self.cache.is_awaited(&self.digest) };
+        let is_awaited = || self.cache.is_awaited(&self.digest);
+        let want = Want::new(unwanted, &is_awaited);
         let code = self.cache.recompile(wanted, |code| compile(&self.source, &self.name, code, &want));
         self.code = code.map_err(|error| cannot_compile(&self.name, error))?;
         Ok(())

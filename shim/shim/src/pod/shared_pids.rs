@@ -27,11 +27,9 @@ impl SharedPids {
     pub(super) async fn start(pod: &Arc<Pod>) -> Result<Self> {
         let making = || "could not make a pid namespace for the pod".into();
         let (pid, confined) = pid_namespace::start_init().doing(making)?;
-        let init = Arc::new(Process::of_child(pid).doing(making)?);
-        if let Err(error) = wait_until(confined).await {
-            init.end().await;
-            return Err(error).doing(making);
-        }
+        let starting = Starting(Some(Arc::new(Process::of_child(pid).doing(making)?)));
+        wait_until(confined).await.doing(making)?;
+        let init = starting.confined().doing(making)?;
         let (pod, awaited) = (Arc::downgrade(pod), init.clone());
         let watch = tokio::spawn(async move {
             let ended = awaited.wait().await;
@@ -53,6 +51,25 @@ impl SharedPids {
         let ending = || "could not end the pid namespace of the pod".into();
         self.init.signal(libc::SIGKILL).doing(ending)?;
         self.watch.await.doing(ending)
+    }
+}
+
+/// A first process that is not confined yet; it is killed when nobody waits for that any more, and then reaped as an orphan.
+struct Starting(Option<Arc<Process>>);
+
+impl Starting {
+    fn confined(mut self) -> io::Result<Arc<Process>> {
+        self.0.take().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if let Some(init) = &self.0
+            && let Err(error) = init.signal(libc::SIGKILL)
+        {
+            log::warn!("could not end process {}: {error}", init.pid());
+        }
     }
 }
 

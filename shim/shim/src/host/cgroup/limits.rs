@@ -11,7 +11,7 @@ use crate::host::read_only;
 
 impl Cgroup {
     /// The files with the memory limits that apply to the container, and with those above which the kernel throttles it, open
-    /// for reading: its own first, then those above it, as far as they exist and as a message to the engine holds. Nobody can
+    /// for reading: hard limits first, its own before those above it, as far as they exist and as a message to the engine holds. Nobody can
     /// write to them through the descriptors, which are for the engine, and so for whoever gets hold of it.
     ///
     /// # Errors
@@ -19,8 +19,11 @@ impl Cgroup {
     pub(crate) fn memory_limit_files(&self) -> io::Result<Vec<File>> {
         let Some(node) = self.node("memory") else { return Ok(Vec::new()) };
         let mut files = Vec::new();
-        let paths = dirs_of(node).flat_map(|dir| limit_names(self.hierarchy).iter().map(|name| dir.join(name)));
-        for path in paths.take(LIMIT_FILES_MAX) {
+        let names = limit_names(self.hierarchy).iter();
+        for path in names.flat_map(|name| dirs_of(node).map(move |dir| dir.join(name))) {
+            if files.len() == LIMIT_FILES_MAX {
+                break;
+            }
             match read_only::open(&node.mountpoint, path.strip_prefix(&node.mountpoint).unwrap_or(&path)) {
                 Ok(file) => files.push(file),
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
