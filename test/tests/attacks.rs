@@ -1,5 +1,6 @@
 //! Attacks on the node, on other tenants and on the cache of compiled code, by whoever writes an image, a volume or a
-//! specification. Each was tried against skiff as it was before there were walls, and succeeded.
+//! specification. Each was tried against skiff as it was before there were walls, and succeeded; that on the guest's view was
+//! found later.
 //!
 //! Attacks on the engine are in `attacks_engine`, those of a neighbour in the pod in `attacks_cri`, and those on a shim at
 //! work in `attacks_shim`.

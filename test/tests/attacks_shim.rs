@@ -1,5 +1,6 @@
 //! Attacks on a shim at work, which is called as containerd calls it: volumes that do not answer, deletions while something
-//! is made, and ids that are used again. Each was tried against skiff as it was before there were walls, and succeeded.
+//! is made, and ids that are used again. Each was tried against skiff as it was before there were walls, and succeeded;
+//! of two Deletes of one id the moment cannot be hit from outside.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "what goes wrong in a test fails it")]
 
 use std::fs;

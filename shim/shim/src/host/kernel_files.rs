@@ -7,12 +7,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use skiff_plan::{KERNEL_FILE_SYSTEMS, unescape_mount};
+use skiff_plan::unescape_mount;
 
-use crate::task::wasm::Shown;
-
-/// Its directories show all of the node's devices; a single file of it is a device that is bound by itself.
-const DEVICES: &str = "devtmpfs";
+use crate::task::wasm::{DEVICES, Shown, is_kernels};
 
 /// The mounts of the node, as far as they matter here.
 #[derive(Debug)]
@@ -65,10 +62,6 @@ impl KernelFiles {
             std::fs::read_link(format!("/proc/thread-self/fd/{}", file.as_raw_fd())).unwrap_or_else(|_| source.into());
         if self.points.iter().any(|point| point.starts_with(&real)) { Shown::KernelBelow } else { Shown::Files }
     }
-}
-
-fn is_kernels(kind: &str) -> bool {
-    kind == DEVICES || KERNEL_FILE_SYSTEMS.contains(&kind)
 }
 
 /// The id of the mount that an open file lies on (proc_pid_fdinfo(5)).

@@ -27,7 +27,7 @@ use crate::pod::container::{Body, Checkpoint, Made, Wasm, remove_cgroup, unsigne
 use crate::pod::exec::attachment_for;
 use crate::pod::guest::{Guest, Module, control_socket};
 use crate::pod::member::{Attached, Member};
-use crate::pod::program::Program;
+use crate::pod::program::{Program, read_apart};
 use crate::pod::{Container, Pod};
 use crate::settings::Settings;
 use crate::task::sandbox::{SandboxNamespaces, has_own_pids, held_by_the_shim, is_sandbox, shared_pids};
@@ -198,7 +198,7 @@ impl Pod {
             }
             Program::Wasm { module, name, function } => {
                 let (config, path) = (config.clone(), rootfs.path().to_path_buf());
-                let rewritten = self.read_apart(move || config.for_engine(&path, &name, function.as_deref()));
+                let rewritten = read_apart(move || config.for_engine(&path, &name, function.as_deref()));
                 let (spec, plan) = rewritten.await?;
                 let bundle = write_bundle(request, &spec)?;
                 let (control, theirs) = control_socket()?;

@@ -36,7 +36,7 @@ impl Pod {
         let Some(entrypoint) = config.entrypoint() else { return Ok(Program::Native) };
         let found = {
             let (config, path, unwanted) = (config.clone(), rootfs.path().to_path_buf(), unwanted.clone());
-            self.read_apart(move || config.find(&path, &unwanted)).await?
+            read_apart(move || config.find(&path, &unwanted)).await?
         };
         let (name, function, source, digest) = match found {
             Found::Native => return Ok(Program::Native),
@@ -46,7 +46,7 @@ impl Pod {
                 let Some(layer) = layers::find(&self.identity, &request.id, name).await? else {
                     return Ok(Program::Native);
                 };
-                let (source, digest) = self.read_layer(name, layer, unwanted).await?;
+                let (source, digest) = read_layer(name, layer, unwanted).await?;
                 (name.to_string(), function.map(str::to_string), source, digest)
             }
         };
@@ -78,34 +78,30 @@ impl Pod {
         let pod = pod_of(annotations).unwrap_or(&request.id);
         Tenant { namespace: namespace.clone(), pod: pod.into() }
     }
+}
 
-    /// Makes sure that a layer in containerd's store is what the image says.
-    async fn read_layer(&self, name: &str, layer: Layer, unwanted: &CancellationToken) -> Result<(Source, String)> {
-        let (name, unwanted) = (name.to_string(), unwanted.clone());
-        let read = move || {
-            let source = Source::Store(layer.path);
-            let digest = source.digest(&|| unwanted.is_cancelled()).map_err(|error| cannot_read(&name, error))?;
-            if digest != layer.digest {
-                let expected = layer.digest;
-                return Err(Error::invalid(format!(
-                    "the layer of `{name}` has the digest {digest}, but the image says {expected}"
-                )));
-            }
-            Ok((source, digest))
-        };
-        self.read_apart(read).await
-    }
+/// Makes sure that a layer in containerd's store is what the image says.
+async fn read_layer(name: &str, layer: Layer, unwanted: &CancellationToken) -> Result<(Source, String)> {
+    let (name, unwanted) = (name.to_string(), unwanted.clone());
+    let read = move || {
+        let source = Source::Store(layer.path);
+        let digest = source.digest(&|| unwanted.is_cancelled()).map_err(|error| cannot_read(&name, error))?;
+        if digest != layer.digest {
+            let expected = layer.digest;
+            return Err(Error::invalid(format!(
+                "the layer of `{name}` has the digest {digest}, but the image says {expected}"
+            )));
+        }
+        Ok((source, digest))
+    };
+    read_apart(read).await
+}
 
-    /// Does what may have to wait for a tenant's files on a thread with a file table of its own; see [`crate::host::module`]. A
-    /// volume that does not answer holds up nothing but its own container.
-    pub(super) async fn read_apart<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let answer = apart(move || Ok(work())).doing(|| "could not start a reader".into())?;
-        blocking(move || answer.recv().map_err(io::Error::other).flatten().doing(|| "a reader ended early".into())?)
-            .await
-    }
+/// Does what may have to wait for a tenant's files on a thread with a file table of its own; see [`crate::host::module`]. A
+/// volume that does not answer holds up nothing but its own container.
+pub(super) async fn read_apart<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let answer = apart(move || Ok(work())).doing(|| "could not start a reader".into())?;
+    blocking(move || answer.recv().map_err(io::Error::other).flatten().doing(|| "a reader ended early".into())?).await
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {

@@ -15,8 +15,11 @@ use crate::task::limits;
 /// Where the guest's files are bound in the container: on the container's own `/dev`, which is no image's and no volume.
 const VIEW: &str = "/dev/.skiff";
 /// The devices that a guest finds in its `/dev`: name and minor number of the memory devices (major 1).
-const DEVICES: [(&str, u32); 5] = [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)];
+const MEMORY_DEVICE_NODES: [(&str, u32); 5] = [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)];
 const MEMORY_DEVICES: u32 = 1;
+/// The file system whose directories show all of the node's devices; a single file of it is a device that is bound by itself.
+pub(crate) const DEVICES: &str = "devtmpfs";
+
 /// The guest, as it was found.
 #[derive(Clone, Debug)]
 pub(crate) struct Guest<'a> {
@@ -120,7 +123,7 @@ fn view_of(mounts: &[Value], node: &Node<'_>, read_only: bool) -> Result<(Vec<Va
         }
         let options = strings(&mount["options"]);
         let is_bind = options.iter().any(|option| option == "bind" || option == "rbind") || mount["type"] == "bind";
-        let is_hidden = hidden(&destination) || is_kernels(&mount["type"]);
+        let is_hidden = hidden(&destination) || mount["type"].as_str().is_some_and(is_kernels);
         if is_bind && !is_hidden {
             let place = match destination.strip_prefix("/dev") {
                 Ok(inside) => Path::new(&dev).join(inside),
@@ -166,8 +169,8 @@ fn without_the_kernel(mount: &Value, node: &Node<'_>) -> Result<Value> {
 }
 
 /// Whether a file system of this type shows the kernel or the node rather than files of the pod.
-fn is_kernels(kind: &Value) -> bool {
-    kind == "devtmpfs" || KERNEL_FILE_SYSTEMS.iter().any(|known| kind == known)
+pub(crate) fn is_kernels(kind: &str) -> bool {
+    kind == DEVICES || KERNEL_FILE_SYSTEMS.contains(&kind)
 }
 
 /// Whether a mount point shows the kernel: `/proc`, `/sys` and what is below, and `/dev` as a whole.
@@ -177,11 +180,11 @@ fn hidden(destination: &Path) -> bool {
 
 fn devices_of(devices: &Value) -> Vec<Value> {
     let node = |name: &str, minor: u32| json!({"path": format!("{VIEW}/dev/{name}"), "type": "c", "major": MEMORY_DEVICES, "minor": minor, "fileMode": 0o666, "uid": 0, "gid": 0});
-    let mut found: Vec<_> = DEVICES.iter().map(|(name, minor)| node(name, *minor)).collect();
+    let mut found: Vec<_> = MEMORY_DEVICE_NODES.iter().map(|(name, minor)| node(name, *minor)).collect();
     for device in devices.as_array().into_iter().flatten() {
         let path = device["path"].as_str().unwrap_or_default();
         if let Some(name) = path.strip_prefix("/dev/")
-            && !DEVICES.iter().any(|(known, _)| *known == name)
+            && !MEMORY_DEVICE_NODES.iter().any(|(known, _)| *known == name)
         {
             let mut again = device.clone();
             again["path"] = json!(format!("{VIEW}/dev/{name}"));
