@@ -4,7 +4,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/cache.sh"
 cd "$here/.."
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$cache/target}
-packages=(skiff-plan skiff-config skiff-engine skiff containerd-shim-skiff skiff-node skiff-test skiff-bench)
+packages=(skiff-protocol skiff-engine-config skiff-engine skiff containerd-shim-skiff skiff-node skiff-test skiff-bench)
 passed=0 failed=0
 
 suites=()
@@ -65,7 +65,7 @@ prepare() {
 unit() {
   local package
   prepare
-  for package in skiff-plan skiff-config skiff-engine skiff containerd-shim-skiff skiff-node skiff-bench; do
+  for package in skiff-protocol skiff-engine-config skiff-engine skiff containerd-shim-skiff skiff-node skiff-bench; do
     many "$package" cargo test --release --locked --quiet --no-fail-fast -p "$package"
   done
 }

@@ -33,7 +33,7 @@ lines() { grep -vE '^ *(#|$)|^---|labels:|app.kubernetes.io/|helm.sh/' | sort; }
 
 # same_class: the chart's runtime class is the one for those who do without Helm.
 same_class() {
-  diff <(lines < runtime-class/skiff.yaml) \
+  diff <(lines < runtime-class/manifests/skiff.yaml) \
     <(render --values "$chart/tests/values/least.yaml" --show-only templates/runtimeclass.yaml | lines)
 }
 
@@ -52,7 +52,7 @@ for file in "$chart"/tests/values/*.yaml; do
   check "lint with the values $name" "$helm" lint --strict --quiet "$chart" --values "$file"
   check "what comes of the values $name" golden "$name"
 done
-check "the runtime class is that of runtime-class/skiff.yaml" same_class
+check "the runtime class is that of runtime-class/manifests/skiff.yaml" same_class
 check "every value is read" every_value_is_read
 
 check "an image that is not said" refused "image.repository: say where the installer's image is" --set image.repository=

@@ -7,8 +7,8 @@ show() { printf '        $ %s\n' "$*" >&2; }
 cluster=$("$here/up.sh" | tail -n 1)
 "$here/equip.sh" "$cluster"
 kubectl=$cluster/bin/kubectl
-example=$here/../../runtime-class/examples/web.yaml
-show kubectl apply -f runtime-class/examples/web.yaml
+example=$here/../../runtime-class/manifests/examples/web.yaml
+show kubectl apply -f runtime-class/manifests/examples/web.yaml
 "$kubectl" apply -f "$example" >&2
 "$kubectl" rollout status deployment web --timeout=120s >&2
 step "the example runs"

@@ -1,5 +1,5 @@
 #!/bin/bash
-# images.sh CLUSTER: makes the images of runtime-class/examples from the guests, as a user would, and pushes them to the
+# images.sh CLUSTER: makes the images of runtime-class/manifests/examples from the guests, as a user would, and pushes them to the
 # node's registry as localhost:5000/examples/NAME:1; for tests also the guests in C, by their own names (`c-hello`).
 # A second time takes a second.
 . "$(dirname "$0")/../cache.sh"

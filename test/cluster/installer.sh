@@ -1,5 +1,5 @@
 #!/bin/bash
-# installer.sh CLUSTER [TAG]: makes the image of runtime-class/Containerfile without a builder, and pushes it to the node's registry
+# installer.sh CLUSTER [TAG]: makes the image of runtime-class/installer/Containerfile without a builder, and pushes it to the node's registry
 # as localhost:5000/skiff/node:TAG (default: a hash of its content). Standard output is what `helm install` needs to know of
 # this cluster: a file of values.
 # installer.sh --context: prints a folder with what the image holds, for a builder.

@@ -1,4 +1,4 @@
-//! Every manifest of `runtime-class/examples` does what it says, on the cluster of `SKIFF_CLUSTER`.
+//! Every manifest of `runtime-class/manifests/examples` does what it says, on the cluster of `SKIFF_CLUSTER`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
 
 use std::collections::BTreeSet;
@@ -16,7 +16,7 @@ const READY: &str = "condition=Ready";
 const COMPLETE: &str = "condition=Complete";
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime-class/examples")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime-class/manifests/examples")
 }
 
 fn file(name: &str) -> PathBuf {

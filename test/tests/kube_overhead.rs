@@ -79,7 +79,7 @@ fn declared() -> (u64, u64) {
 
 #[test]
 fn the_cluster_has_the_class_of_the_manifest() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime-class/skiff.yaml");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime-class/manifests/skiff.yaml");
     let cluster = Cluster::shared();
     let words = ["create", "--dry-run=client", "-o", "json", "-f", file.to_str().unwrap()];
     let manifest: Value = serde_json::from_str(&cluster.kubectl(&words)).unwrap();

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use skiff_plan::{EXIT_OOM, Refusal};
+use skiff_protocol::{EXIT_OOM, Refusal};
 use tokio::runtime::{Builder, Runtime};
 use wasmtime::component::{Func as ComponentFunction, InstancePre as ComponentPre, Val as ComponentValue};
 use wasmtime::{

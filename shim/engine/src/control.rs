@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use skiff_plan::{CONTROL_FD, ENGINE_FD, Message, Refusal, Reply};
+use skiff_protocol::{CONTROL_FD, ENGINE_FD, Message, Refusal, Reply};
 
 use crate::report;
 
@@ -34,10 +34,10 @@ impl Control {
     /// Waits for the next message of the shim.
     ///
     /// # Errors
-    /// Those of [`skiff_plan::receive_message`].
+    /// Those of [`skiff_protocol::receive_message`].
     pub(crate) fn receive(&self) -> io::Result<Message> {
         loop {
-            match skiff_plan::receive_message(&self.0) {
+            match skiff_protocol::receive_message(&self.0) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 received => return received,
             }

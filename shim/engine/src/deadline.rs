@@ -4,7 +4,7 @@ use std::io;
 use std::thread::Builder;
 use std::time::Duration;
 
-use skiff_plan::exit_code_of_signal;
+use skiff_protocol::exit_code_of_signal;
 
 use crate::{report, signals};
 

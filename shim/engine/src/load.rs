@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
-use skiff_plan::{Account, EnginePlan, Limits, Refusal};
+use skiff_protocol::{Account, EnginePlan, Limits, Refusal};
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, InstancePre};
 use wasmtime::{Config, Engine, Module, Precompiled};
@@ -92,9 +92,9 @@ impl Loaded {
 /// The configuration of the engine for a guest with these limits.
 ///
 /// # Errors
-/// Those of [`skiff_config::engine_config`].
+/// Those of [`skiff_engine_config::engine_config`].
 pub(crate) fn config(limits: &Limits) -> wasmtime::Result<Config> {
-    let mut config = skiff_config::engine_config()?;
+    let mut config = skiff_engine_config::engine_config()?;
     config.max_wasm_stack(limits.stack_bytes).async_stack_size(limits.stack_bytes.saturating_add(HOST_STACK_BYTES));
     Ok(config)
 }

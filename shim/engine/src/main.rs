@@ -21,7 +21,7 @@ mod store;
 mod wall;
 mod wasi;
 
-use skiff_plan::{EXIT_ENGINE, Message, Refusal};
+use skiff_protocol::{EXIT_ENGINE, Message, Refusal};
 
 use crate::control::{Control, Replies};
 use crate::load::Loaded;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{self, FsType, fstatfs};
 use rustix::fs::{AtFlags, StatxFlags, statx};
-use skiff_plan::{KERNEL_FILE_SYSTEMS, Refusal, unescape_mount};
+use skiff_protocol::{KERNEL_FILE_SYSTEMS, Refusal, unescape_mount};
 
 use crate::directories::{Opened, cannot_open};
 

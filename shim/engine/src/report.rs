@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::thread::Builder;
 use std::time::Duration;
 
-use skiff_plan::{EXIT_TRAP, exit_code_of_proc_exit};
+use skiff_protocol::{EXIT_TRAP, exit_code_of_proc_exit};
 use wasmtime::{Error, Result, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 

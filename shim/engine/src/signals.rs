@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
 use nix::unistd::pipe2;
-use skiff_plan::exit_code_of_signal;
+use skiff_protocol::exit_code_of_signal;
 
 /// How long a command goes on after SIGTERM or SIGINT. A guest cannot see signals: this is for one that is about done.
 pub(crate) const GRACE: Duration = Duration::from_millis(250);

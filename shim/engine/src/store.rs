@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
-use skiff_plan::{Account, Limits, parse_limit};
+use skiff_protocol::{Account, Limits, parse_limit};
 use tokio::sync::Notify;
 use wasmtime::{Engine, ResourceLimiter, Store};
 use wasmtime_wasi::p1::WasiP1Ctx;

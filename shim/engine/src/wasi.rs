@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::sync::Arc;
 
-use skiff_plan::{Account, EnginePlan, Refusal};
+use skiff_protocol::{Account, EnginePlan, Refusal};
 use wasmtime_wasi::cli::stdin;
 use wasmtime_wasi::{WasiCtxBuilder, WasiView};
 

@@ -7,7 +7,7 @@ mod error;
 mod host;
 mod pod;
 mod settings;
-mod task;
+mod spec;
 
 use std::io::Write;
 use std::process::ExitCode;

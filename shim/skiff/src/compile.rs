@@ -7,7 +7,7 @@ use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::available_parallelism;
 
-use skiff_plan::MODULE_BYTES_MAX;
+use skiff_protocol::MODULE_BYTES_MAX;
 use wasmparser::BinaryReaderError;
 use wasmtime::Engine;
 
@@ -68,7 +68,7 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
 /// # Errors
 /// The host's: a processor without what wasmtime needs.
 pub(crate) fn engine() -> Result<Engine> {
-    let config = skiff_config::engine_config().or_host("cannot configure the engine")?;
+    let config = skiff_engine_config::engine_config().or_host("cannot configure the engine")?;
     Engine::new(&config).or_host("cannot make the engine")
 }
 

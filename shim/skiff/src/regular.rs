@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-use skiff_plan::MODULE_BYTES_MAX;
+use skiff_protocol::MODULE_BYTES_MAX;
 
 use crate::error::{Context, Error, Result};
 

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::Args;
-use skiff_plan::{ACCOUNT_FILE, Figures};
+use skiff_protocol::{ACCOUNT_FILE, Figures};
 
 use crate::error::{Context, Result};
 

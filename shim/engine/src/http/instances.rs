@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 
-use skiff_plan::Refusal;
+use skiff_protocol::Refusal;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Sleep, sleep, timeout_at};
 use wasmtime::component::GuestTaskId;

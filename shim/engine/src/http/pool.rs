@@ -1,7 +1,7 @@
 //! The engine of a server with many short-lived instances: memories, tables and stacks are set up once and used again.
 //! A new instance then costs no system call that changes the address space, which all threads would have to wait for.
 
-use skiff_plan::Limits;
+use skiff_protocol::Limits;
 use wasmtime::component::Component;
 use wasmtime::{Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 

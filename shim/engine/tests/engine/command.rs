@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::driver::{Guest, limit_file, pause, set_limit, status_of, wait_for};
-use skiff_plan::{Refusal, Reply, send_message};
+use skiff_protocol::{Refusal, Reply, send_message};
 
 const MIB: u64 = 1 << 20;
 

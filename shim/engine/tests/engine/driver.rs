@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
-use skiff_plan::{Account, CONTROL_FD, ENGINE_FD, EnginePlan, Limits, Message, Preopen, Refusal, Reply, send_message};
+use skiff_protocol::{
+    Account, CONTROL_FD, ENGINE_FD, EnginePlan, Limits, Message, Preopen, Refusal, Reply, send_message,
+};
 
 const ENGINE: &str = env!("CARGO_BIN_EXE_skiff-engine");
 /// Longer than anything takes on a busy machine.

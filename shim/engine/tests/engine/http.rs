@@ -9,7 +9,7 @@ use crate::driver::{Guest, Running, free_port, limit_file, wait_for, waiting_byt
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use skiff_plan::{Refusal, Reply};
+use skiff_protocol::{Refusal, Reply};
 
 const MIB: u64 = 1 << 20;
 const BOTH: [&str; 2] = ["rust-p2-http", "rust-p3-http"];
@@ -462,8 +462,10 @@ fn a_log_that_nobody_reads_stops_no_server() {
 #[test]
 fn a_request_time_beyond_all_clocks_is_none() {
     for name in BOTH {
-        let limits =
-            skiff_plan::Limits { request_time: Some(Duration::from_secs(u64::MAX)), ..skiff_plan::Limits::default() };
+        let limits = skiff_protocol::Limits {
+            request_time: Some(Duration::from_secs(u64::MAX)),
+            ..skiff_protocol::Limits::default()
+        };
         let server = Server::start(Guest::named(name).limits(limits));
         assert_eq!(server.get("/").status(), 200, "{name}");
     }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use skiff_plan::{Figures, Limits};
+use skiff_protocol::{Figures, Limits};
 
 use crate::driver::{Ended, Guest, limit_file, set_limit, wait_for};
 

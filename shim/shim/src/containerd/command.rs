@@ -20,15 +20,15 @@ use crate::containerd::bootstrap::{self, Environment};
 use crate::containerd::service;
 use crate::containerd::time::timestamp;
 use crate::error::{Context, Error, Result};
-use crate::host::bundle::Record;
 use crate::host::cache::Cache;
 use crate::host::cgroup::Cgroup;
 use crate::host::process::{FIRST_PASSED, pass_descriptors};
+use crate::host::record::Record;
 use crate::host::runtime::{Launcher, OciRuntime, PID_FILE};
-use crate::host::{console, log_fifo, mounts, namespaces, pid_namespace};
+use crate::host::{console, namespaces, pid_namespace, rootfs, shim_log};
 use crate::pod::{Identity, unsigned};
 use crate::settings::Settings;
-use crate::task::sandbox::pod_of;
+use crate::spec::sandbox::pod_of;
 
 /// The name under which containerd knows the runtime.
 const RUNTIME: &str = "io.containerd.skiff.v1";
@@ -46,7 +46,7 @@ pub(crate) fn run() -> Result<()> {
             format!(
                 "containerd-shim-skiff-v1:\n  Version:  {}\n  Engine:   {}\n",
                 env!("CARGO_PKG_VERSION"),
-                skiff_plan::CODE_ID
+                skiff_protocol::CODE_ID
             )
             .as_bytes(),
         );
@@ -185,7 +185,7 @@ fn spawn(options: &StartOpts, address: &str, listener: &UnixListener) -> Result<
 
 /// Serves the Task API until containerd has no more use for it.
 fn serve(flags: Flags) -> Result<()> {
-    log_fifo::open(flags.debug);
+    shim_log::open(flags.debug);
     // SAFETY: `start` passes the listening socket under this number, and nothing else has touched it yet.
     let listener = unsafe { OwnedFd::from_raw_fd(FIRST_PASSED) };
     nix::fcntl::fcntl(&listener, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))
@@ -226,7 +226,7 @@ fn delete(flags: &Flags) -> Result<()> {
     let pid = std::fs::read_to_string(bundle.join(PID_FILE)).ok().and_then(|text| text.trim().parse().ok());
     let response = DeleteResponse {
         pid: unsigned(pid.unwrap_or(0)),
-        exit_status: unsigned(skiff_plan::exit_code_of_signal(libc::SIGKILL)),
+        exit_status: unsigned(skiff_protocol::exit_code_of_signal(libc::SIGKILL)),
         exited_at: Some(timestamp(SystemTime::now())).into(),
         ..DeleteResponse::default()
     };
@@ -253,7 +253,7 @@ fn clean_up(id: &str, bundle: &Path, record: &Record) -> Result<()> {
     let steps = [
         clean_runtime(id, bundle, record),
         clean_cgroup(id, record),
-        mounts::unmount(&bundle.join("rootfs")).doing(|| "could not unmount the root file system".into()),
+        rootfs::unmount(&bundle.join("rootfs")).doing(|| "could not unmount the root file system".into()),
         console::remove_sockets_of(record.shim_pid).doing(|| "could not remove sockets of terminals".into()),
         clean_socket(&record.socket),
     ];

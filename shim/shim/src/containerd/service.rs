@@ -33,8 +33,8 @@ use crate::host::compile::finish_for_others;
 use crate::host::namespaces::Holder;
 use crate::host::orphans;
 use crate::host::stdio::StdioPaths;
+use crate::pod::state::State;
 use crate::pod::{CreateRequest, Identity, Pod, unsigned};
-use crate::task::state::State;
 
 const VERSION_3: &str = "containerd.task.v3.Task";
 const VERSION_2: &str = "containerd.task.v2.Task";

@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Arc;
 
-use skiff_plan::ACCOUNT_FILE;
+use skiff_protocol::ACCOUNT_FILE;
 
 /// Makes the account findable in `bundle`, for as long as this process holds it.
 ///

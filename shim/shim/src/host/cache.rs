@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use skiff_plan::CODE_ID;
+use skiff_protocol::CODE_ID;
 
 use super::read_only;
 

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, chain};
-use crate::host::logger;
+use crate::host::logging_program;
 use crate::host::stdio::StdioPaths;
 
 /// The variable that names a configuration file for criu, which it reads after those of the node.
@@ -91,7 +91,7 @@ fn streams_of(stdio: &StdioPaths) -> io::Result<Vec<Stream>> {
     }
     let mut streams: Vec<Stream> = Vec::new();
     for (descriptor, path) in [(0, &stdio.stdin), (1, &stdio.stdout), (2, &stdio.stderr)] {
-        if path.is_empty() || path.starts_with(logger::SCHEME) {
+        if path.is_empty() || path.starts_with(logging_program::SCHEME) {
             continue;
         }
         let stream = stream_at(descriptor, Path::new(path.strip_prefix("file://").unwrap_or(path)))?;

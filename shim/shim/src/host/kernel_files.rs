@@ -7,9 +7,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use skiff_plan::unescape_mount;
+use skiff_protocol::unescape_mount;
 
-use crate::task::wasm::{DEVICES, Shown, is_kernels};
+use crate::spec::wasm::{DEVICES, Shown, is_kernels};
 
 /// The mounts of the node, as far as they matter here.
 #[derive(Debug)]

@@ -16,9 +16,9 @@ use nix::errno::Errno;
 use nix::sys::signal::SigSet;
 use oci_spec::runtime::Mount;
 use sha2::{Digest, Sha256};
-use skiff_plan::MODULE_BYTES_MAX;
+use skiff_protocol::MODULE_BYTES_MAX;
 
-use super::rootfs::open_file;
+use super::lookup::open_file;
 
 /// How many bytes are read and hashed at a time: they stay in the processor's cache.
 const PIECE_BYTES: usize = 128 << 10;

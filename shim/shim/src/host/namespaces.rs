@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use nix::sched::{CloneFlags, setns, unshare};
 use tokio::sync::oneshot;
 
-use crate::task::sandbox::SandboxNamespaces;
+use crate::spec::sandbox::SandboxNamespaces;
 
 enum Job {
     Enter(SandboxNamespaces, oneshot::Sender<io::Result<()>>),

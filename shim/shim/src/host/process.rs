@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use skiff_plan::{exit_code_of_proc_exit, exit_code_of_signal};
+use skiff_protocol::{exit_code_of_proc_exit, exit_code_of_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::process::Child;

@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::host::logger;
+use crate::host::logging_program;
 
 /// Where containerd wants the streams of a process: paths of fifos, `file://` or
 /// `binary://` addresses, or empty.
@@ -29,7 +29,7 @@ pub(crate) struct StdioPaths {
 impl StdioPaths {
     /// Whether a logging program takes the output: it is waited for.
     pub(crate) fn has_program(&self) -> bool {
-        self.stdout.starts_with(logger::SCHEME)
+        self.stdout.starts_with(logging_program::SCHEME)
     }
 }
 
@@ -83,7 +83,8 @@ pub(crate) struct Owner {
 pub(crate) fn open(paths: &StdioPaths, owner: &Owner) -> io::Result<(ChildStdio, Holds)> {
     let (stdin, hold) = open_input(&paths.stdin).map_err(|error| named(&paths.stdin, &error))?;
     if paths.has_program() {
-        let (stdout, stderr) = logger::start(&paths.stdout, owner).map_err(|error| named(&paths.stdout, &error))?;
+        let (stdout, stderr) =
+            logging_program::start(&paths.stdout, owner).map_err(|error| named(&paths.stdout, &error))?;
         return Ok((ChildStdio { stdin, stdout, stderr }, Holds { stdin: Mutex::new(hold), _outputs: Vec::new() }));
     }
     let mut outputs = Vec::new();

@@ -6,15 +6,15 @@ use std::path::Path;
 
 use oci_spec::runtime::Spec;
 use serde_json::Value;
-use skiff_plan::EnginePlan;
+use skiff_protocol::EnginePlan;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Context, Error, Result};
 use crate::host::kernel_files::KernelFiles;
+use crate::host::lookup::{FileKind, kind_of, open_file, resolve};
 use crate::host::module::{Source, digest_of};
-use crate::host::rootfs::{FileKind, kind_of, open_file, resolve};
-use crate::task::entrypoint::candidates;
-use crate::task::wasm;
+use crate::spec::entrypoint::candidates;
+use crate::spec::wasm;
 
 /// The specification of a container, parsed and as it was written: what `Spec` does not know is kept.
 pub(super) struct Config {

@@ -10,22 +10,22 @@ use containerd_shim::protos::events::task::{TaskCheckpointed, TaskExit, TaskOOM,
 use containerd_shim::protos::shim::oci::CheckpointOptions;
 use oci_spec::runtime::LinuxResources;
 use protobuf::well_known_types::any::Any;
-use skiff_plan::{Figures, exit_code_of_signal};
+use skiff_protocol::{Figures, exit_code_of_signal};
 
 use crate::containerd::publisher::Publisher;
 use crate::containerd::time::timestamp;
 use crate::error::{Context, Error, Kind, Result};
 use crate::host::cgroup::Cgroup;
 use crate::host::metrics;
-use crate::host::mounts::Rootfs;
 use crate::host::namespaces::Holder;
 use crate::host::process::Process;
+use crate::host::rootfs::Rootfs;
 use crate::host::runtime::Launcher;
 use crate::host::stdio::{Owner, say};
 use crate::pod::exec::attachment_for;
 use crate::pod::guest::Guest;
+use crate::pod::state::{Exit, State};
 use crate::pod::{Deleted, Member};
-use crate::task::state::{Exit, State};
 
 /// A container of the pod.
 pub(crate) struct Container {

@@ -10,16 +10,16 @@ use containerd_shim::protos::events::task::{TaskCreate, TaskIO};
 use containerd_shim::protos::types::mount::Mount;
 use protobuf::well_known_types::any::Any;
 use serde_json::Value;
-use skiff_plan::{Account, EnginePlan};
+use skiff_protocol::{Account, EnginePlan};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::host::account;
-use crate::host::bundle::Record;
 use crate::host::cgroup::Cgroup;
 use crate::host::engine::open_engine;
-use crate::host::mounts::Rootfs;
 use crate::host::process::Process;
+use crate::host::record::Record;
+use crate::host::rootfs::Rootfs;
 use crate::host::runtime::{Attachment, LOG_FILE, Launcher, OciRuntime};
 use crate::host::stdio::{Owner, StdioPaths};
 use crate::pod::config::Config;
@@ -30,7 +30,7 @@ use crate::pod::member::{Attached, Member};
 use crate::pod::program::{Program, read_apart};
 use crate::pod::{Container, Pod};
 use crate::settings::Settings;
-use crate::task::sandbox::{SandboxNamespaces, has_own_pids, held_by_the_shim, is_sandbox, shared_pids};
+use crate::spec::sandbox::{SandboxNamespaces, has_own_pids, held_by_the_shim, is_sandbox, shared_pids};
 
 /// What containerd asks for.
 #[derive(Debug, Default)]

@@ -11,9 +11,9 @@ use crate::host::runtime::Attachment;
 use crate::host::stdio::{self, Owner, StdioPaths};
 use crate::pod::container::{Body, Container, Made, unsigned};
 use crate::pod::member::Attached;
+use crate::pod::state::{Exit, State};
 use crate::pod::terminal::{self, Terminal};
 use crate::pod::{Deleted, Member};
-use crate::task::state::{Exit, State};
 
 impl Container {
     /// Takes down the description of a further process.
@@ -45,7 +45,7 @@ impl Container {
             Ok(made) => made,
             Err(error) => {
                 member.set_state(State::Stopped(Exit {
-                    code: skiff_plan::EXIT_ENGINE,
+                    code: skiff_protocol::EXIT_ENGINE,
                     at: std::time::SystemTime::now(),
                 }));
                 return Err(error);

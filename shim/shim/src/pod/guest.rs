@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use skiff_plan::{EnginePlan, Message, REPLY_BYTES_MAX, Refusal, Reply, send_message};
+use skiff_protocol::{EnginePlan, Message, REPLY_BYTES_MAX, Refusal, Reply, send_message};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::net::unix::pipe::Receiver;
 use tokio_util::sync::CancellationToken;

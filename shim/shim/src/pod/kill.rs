@@ -2,12 +2,12 @@
 
 use std::time::SystemTime;
 
-use skiff_plan::exit_code_of_signal;
+use skiff_protocol::exit_code_of_signal;
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::pod::container::{Body, Container, Made};
 use crate::pod::member::Member;
-use crate::task::state::{Exit, State};
+use crate::pod::state::{Exit, State};
 
 impl Container {
     /// Sends `signal` to a process, or to all of the container.

@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use crate::error::{Context, Error, Kind, Result};
 use crate::host::process::Process;
 use crate::host::stdio::{Holds, StdioPaths};
+use crate::pod::state::{Exit, State};
 use crate::pod::terminal::Terminal;
-use crate::task::state::{Exit, State};
 
 /// A process of a container: its first one, or one that was started beside it.
 pub(crate) struct Member {
@@ -126,9 +126,9 @@ impl Member {
         let code = match self.process.get() {
             Some(process) => process.wait().await.unwrap_or_else(|error| {
                 log::error!("could not wait for process {}: {error}", process.pid());
-                skiff_plan::EXIT_ENGINE
+                skiff_protocol::EXIT_ENGINE
             }),
-            None => skiff_plan::EXIT_ENGINE,
+            None => skiff_protocol::EXIT_ENGINE,
         };
         Exit { code, at: SystemTime::now() }
     }

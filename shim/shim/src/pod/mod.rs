@@ -9,6 +9,7 @@ mod kill;
 mod member;
 mod program;
 mod shared_pids;
+pub(crate) mod state;
 mod terminal;
 
 use std::collections::HashMap;
@@ -261,5 +262,5 @@ impl Drop for Reservation {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deleted {
     pub(crate) pid: i32,
-    pub(crate) exit: crate::task::state::Exit,
+    pub(crate) exit: crate::pod::state::Exit,
 }

@@ -8,13 +8,13 @@ use tokio_util::sync::CancellationToken;
 use crate::containerd::layers::{self, Found as Layer};
 use crate::error::{Context, Error, Kind, Result};
 use crate::host::module::{Source, apart};
-use crate::host::mounts::Rootfs;
+use crate::host::rootfs::Rootfs;
 use crate::pod::config::{Config, Found, cannot_read};
 use crate::pod::guest::{Module, Tenant};
 use crate::pod::{CreateRequest, Pod};
 use crate::settings::Settings;
-use crate::task::entrypoint::split_function;
-use crate::task::sandbox::{SANDBOX_NAMESPACE, pod_of};
+use crate::spec::entrypoint::split_function;
+use crate::spec::sandbox::{SANDBOX_NAMESPACE, pod_of};
 
 /// The program of a container.
 pub(super) enum Program {

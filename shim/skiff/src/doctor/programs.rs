@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use skiff_plan::CODE_ID;
+use skiff_protocol::CODE_ID;
 
 use super::Check;
 

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use skiff_plan::CODE_ID;
+use skiff_protocol::CODE_ID;
 
 use super::slots::SLOT;
 use super::trailer::owner_of;

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
-use skiff_plan::{LIMIT_FILES_MAX, parse_limit};
+use skiff_protocol::{LIMIT_FILES_MAX, parse_limit};
 
 use super::{Cgroup, Hierarchy, Node};
 use crate::host::read_only;

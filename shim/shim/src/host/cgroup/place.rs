@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::path::{Component, Path, PathBuf};
 
-use skiff_plan::unescape_mount;
+use skiff_protocol::unescape_mount;
 
 use super::Hierarchy;
 

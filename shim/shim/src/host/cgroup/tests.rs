@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use skiff_plan::LIMIT_FILES_MAX;
+use skiff_protocol::LIMIT_FILES_MAX;
 
 use super::*;
 

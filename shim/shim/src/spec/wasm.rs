@@ -7,10 +7,10 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use skiff_plan::{ENGINE_FD, EnginePlan, KERNEL_FILE_SYSTEMS, Preopen};
+use skiff_protocol::{ENGINE_FD, EnginePlan, KERNEL_FILE_SYSTEMS, Preopen};
 
 use crate::error::{Error, Result};
-use crate::task::limits;
+use crate::spec::limits;
 
 /// Where the guest's files are bound in the container: on the container's own `/dev`, which is no image's and no volume.
 const VIEW: &str = "/dev/.skiff";

@@ -19,6 +19,6 @@ pub fn engine_config() -> wasmtime::Result<Config> {
         .collector(Collector::Copying)
         // Invariant: a variable of the container's environment must not change what code is accepted.
         .wasm_backtrace_details(WasmBacktraceDetails::Disable)
-        .module_version(ModuleVersionStrategy::Custom(skiff_plan::CODE_ID.into()))?;
+        .module_version(ModuleVersionStrategy::Custom(skiff_protocol::CODE_ID.into()))?;
     Ok(config)
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use skiff_plan::Limits;
+use skiff_protocol::Limits;
 
 use crate::error::{Error, Result};
 

@@ -3,5 +3,4 @@
 pub(crate) mod entrypoint;
 pub(crate) mod limits;
 pub(crate) mod sandbox;
-pub(crate) mod state;
 pub(crate) mod wasm;

@@ -1,0 +1,230 @@
+//! Files of a container, seen from the node before its process is there: nothing leaves the root file system.
+
+use std::fs::{File, FileType};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::Mode;
+use oci_spec::runtime::Mount;
+
+/// As many symbolic links as are followed on a way; the OCI runtime follows 255.
+const LINKS_MAX: u32 = 255;
+
+/// How often a look-up is tried that the kernel is unsure about.
+const TRIES_MAX: u32 = 64;
+
+/// What a file is by its first bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FileKind {
+    /// A WebAssembly module or component in the binary format.
+    Wasm,
+    /// Anything else; the kernel knows what to do with it, or says why not.
+    Native,
+}
+
+/// Tells what `file` is by its magic number; its offset stays where it is.
+pub(crate) fn kind_of(file: &File) -> io::Result<FileKind> {
+    let mut magic = [0; 4];
+    match file.read_exact_at(&mut magic, 0) {
+        Ok(()) if &magic == b"\0asm" => Ok(FileKind::Wasm),
+        Ok(()) => Ok(FileKind::Native),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(FileKind::Native),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens `path` as the container will see it: in the last bind mount that covers it, else in the root file system.
+/// Symbolic links are resolved as if the directory were the root. `None` when there is no such file, or a directory.
+///
+/// Whatever lies there is the tenant's: it is opened only once it is known to be a regular file. A device would be opened
+/// with the shim's privileges, and a fifo waited for.
+///
+/// # Errors
+/// `InvalidInput` for a device, a fifo or a socket, with its path; those of opening.
+pub(crate) fn open_file(rootfs: &Path, mounts: &[Mount], path: &Path) -> io::Result<Option<File>> {
+    let (root, inside) = locate(rootfs, mounts, path);
+    let found = match open_beneath(&root, &inside) {
+        Ok(found) => found,
+        Err(error) if is_absent(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let kind = found.metadata()?.file_type();
+    if kind.is_dir() {
+        return Ok(None);
+    }
+    if !kind.is_file() {
+        let sentence = format!("`{}` is {}, and not a program", path.display(), name_of(kind));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, sentence));
+    }
+    // The very file that was looked at, whatever has its name by now; this thread may have a file table of its own.
+    File::open(format!("/proc/thread-self/fd/{}", found.as_raw_fd())).map(Some)
+}
+
+fn name_of(kind: FileType) -> &'static str {
+    match kind {
+        kind if kind.is_fifo() => "a fifo",
+        kind if kind.is_socket() => "a socket",
+        kind if kind.is_block_device() => "a block device",
+        kind if kind.is_char_device() => "a character device",
+        _ => "no regular file",
+    }
+}
+
+/// The path that `path` has in the root file system once symbolic links in it are resolved, as the OCI runtime resolves
+/// them: below the root, and also where they lead to nothing that exists yet.
+pub(crate) fn resolve(rootfs: &Path, path: &Path) -> PathBuf {
+    let mut resolved = PathBuf::from("/");
+    let mut rest: Vec<PathBuf> = path.components().rev().map(|part| PathBuf::from(part.as_os_str())).collect();
+    let mut links_left = LINKS_MAX;
+    while let Some(part) = rest.pop() {
+        match part.components().next() {
+            Some(Component::RootDir) => resolved = PathBuf::from("/"),
+            Some(Component::ParentDir) => drop(resolved.pop()),
+            Some(Component::Normal(name)) => {
+                let next = resolved.join(name);
+                // What is resolved has no link in it any more: nothing leads out of the root.
+                match std::fs::read_link(rootfs.join(next.strip_prefix("/").unwrap_or(&next))) {
+                    Ok(target) if links_left > 0 => {
+                        links_left -= 1;
+                        rest.extend(target.components().rev().map(|part| PathBuf::from(part.as_os_str())));
+                    }
+                    _ => resolved = next,
+                }
+            }
+            Some(Component::CurDir | Component::Prefix(_)) | None => {}
+        }
+    }
+    resolved
+}
+
+fn locate(rootfs: &Path, mounts: &[Mount], path: &Path) -> (PathBuf, PathBuf) {
+    let covering = mounts.iter().rev().find(|mount| path.starts_with(mount.destination()));
+    match covering.and_then(|mount| Some((mount.source().as_ref()?, mount.destination()))) {
+        Some((source, destination)) if source.is_absolute() => {
+            (source.clone(), path.strip_prefix(destination).unwrap_or(path).to_path_buf())
+        }
+        _ => (rootfs.to_path_buf(), path.to_path_buf()),
+    }
+}
+
+/// Opens, with `O_PATH` only, what `path` means below `root`.
+fn open_beneath(root: &Path, path: &Path) -> io::Result<File> {
+    let root = nix::fcntl::open(root, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    if path.as_os_str().is_empty() {
+        return Ok(File::from(root));
+    }
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    // A mount or a rename anywhere on the node may make the kernel unsure about a `..` (openat2(2)).
+    let mut tries_left = TRIES_MAX;
+    loop {
+        match openat2(root.as_fd(), path, how) {
+            Err(Errno::EAGAIN) if tries_left > 0 => tries_left -= 1,
+            opened => return Ok(File::from(opened?)),
+        }
+    }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::ENXIO | libc::ENAMETOOLONG))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use oci_spec::runtime::MountBuilder;
+
+    use super::*;
+
+    fn content(rootfs: &Path, mounts: &[Mount], path: &str) -> Option<String> {
+        open_file(rootfs, mounts, Path::new(path)).unwrap().map(|file| io::read_to_string(file).unwrap())
+    }
+
+    #[test]
+    fn files_are_found_as_the_container_will_see_them() {
+        let root = tempfile::tempdir().unwrap();
+        let volume = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("usr/bin")).unwrap();
+        std::fs::write(root.path().join("usr/bin/app"), "inside").unwrap();
+        symlink("/usr/bin", root.path().join("bin")).unwrap();
+        symlink("/etc/passwd", root.path().join("escape")).unwrap();
+        symlink("../../../../etc/passwd", root.path().join("climb")).unwrap();
+        std::fs::write(volume.path().join("app"), "volume").unwrap();
+        let mounts = [MountBuilder::default().destination("/data").source(volume.path()).typ("bind").build().unwrap()];
+        for (path, expected) in [
+            ("/bin/app", Some("inside")),
+            ("/usr/../bin/app", Some("inside")),
+            ("/data/app", Some("volume")),
+            ("/data/none", None),
+            ("/usr/bin", None),
+            ("/escape", None),
+            ("/climb", None),
+        ] {
+            assert_eq!(content(root.path(), &mounts, path).as_deref(), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn no_device_fifo_or_socket_is_ever_opened() {
+        let root = tempfile::tempdir().unwrap();
+        let fifo = root.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(root.path().join("socket")).unwrap();
+        // Of a driver that is not there: opening it would fail otherwise than with the sentence.
+        let device = nix::sys::stat::makedev(10, 200);
+        let kind = nix::sys::stat::SFlag::S_IFCHR;
+        nix::sys::stat::mknod(&root.path().join("device"), kind, Mode::S_IRWXU, device).unwrap();
+        let volume = MountBuilder::default().destination("/app.wasm").source(&fifo).typ("bind").build().unwrap();
+        for (mounts, path, expected) in [
+            (&[][..], "/fifo", "`/fifo` is a fifo, and not a program"),
+            (&[], "/socket", "`/socket` is a socket, and not a program"),
+            (&[], "/device", "`/device` is a character device, and not a program"),
+            (&[volume], "/app.wasm", "`/app.wasm` is a fifo, and not a program"),
+        ] {
+            // A fifo without a writer would be waited for.
+            assert_eq!(open_file(root.path(), mounts, Path::new(path)).unwrap_err().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn links_in_a_mount_point_are_resolved() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("run")).unwrap();
+        std::fs::create_dir_all(root.path().join("var")).unwrap();
+        symlink("/run", root.path().join("var/run")).unwrap();
+        symlink("../dev/./.skiff", root.path().join("var/nothing")).unwrap();
+        symlink("/loop", root.path().join("loop")).unwrap();
+        for (path, expected) in [
+            ("/var/run/secrets/token", "/run/secrets/token"),
+            ("/var/nothing/root", "/dev/.skiff/root"),
+            ("/../var/run/../x", "/x"),
+            ("/loop/x", "/loop/x"),
+            ("/run", "/run"),
+            ("/new/place", "/new/place"),
+            ("/", "/"),
+        ] {
+            assert_eq!(resolve(root.path(), Path::new(path)), Path::new(expected), "{path}");
+        }
+    }
+
+    #[test]
+    fn wasm_is_told_by_its_magic_number() {
+        for (bytes, expected) in [
+            (&b"\0asm\x01\0\0\0"[..], FileKind::Wasm),
+            (b"\x7fELF", FileKind::Native),
+            (b"\0as", FileKind::Native),
+            (b"", FileKind::Native),
+            (b"(module)", FileKind::Native),
+        ] {
+            let mut file = tempfile::tempfile().unwrap();
+            io::Write::write_all(&mut file, bytes).unwrap();
+            assert_eq!(kind_of(&file).unwrap(), expected, "{bytes:?}");
+        }
+    }
+}
