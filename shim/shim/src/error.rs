@@ -111,10 +111,10 @@ mod tests {
     #[test]
     fn the_reply_holds_the_whole_chain_once() {
         let cause = std::io::Error::other("no space left");
-        let error: ttrpc::Error = Error::host("could not write `a`", cause).into();
+        let error: ttrpc::Error = Error::host("cannot write `a`", cause).into();
         match error {
             ttrpc::Error::RpcStatus(status) => {
-                assert_eq!(status.message, "could not write `a`: no space left");
+                assert_eq!(status.message, "cannot write `a`: no space left");
                 assert_eq!(status.code(), Code::UNKNOWN);
             }
             other => panic!("{other}"),

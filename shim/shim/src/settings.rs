@@ -149,7 +149,7 @@ fn toml_of(message: &[u8]) -> Result<Option<String>> {
     if path.is_empty() {
         return Ok(None);
     }
-    std::fs::read_to_string(&path).doing(|| format!("could not read the runtime options in `{path}`")).map(Some)
+    std::fs::read_to_string(&path).doing(|| format!("cannot read the runtime options in `{path}`")).map(Some)
 }
 
 #[cfg(test)]

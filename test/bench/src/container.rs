@@ -195,13 +195,13 @@ impl<'a> Prepared<'a> {
             ..CreateTaskRequest::default()
         };
         let answer = self.containerd.client().tasks().create(request(create)).await;
-        answer.map(drop).with_context(|| format!("could not create the task `{}`", self.id))
+        answer.map(drop).with_context(|| format!("cannot create the task `{}`", self.id))
     }
 
     async fn start(&self) -> Result<()> {
         let start = StartRequest { container_id: self.id.clone(), ..StartRequest::default() };
         let answer = self.containerd.client().tasks().start(request(start)).await;
-        answer.map(drop).with_context(|| format!("could not start the task `{}`", self.id))
+        answer.map(drop).with_context(|| format!("cannot start the task `{}`", self.id))
     }
 
     async fn wait(&self) -> Result<u32> {
@@ -212,7 +212,7 @@ impl<'a> Prepared<'a> {
     async fn delete(&self) -> Result<()> {
         let delete = DeleteTaskRequest { container_id: self.id.clone() };
         let answer = self.containerd.client().tasks().delete(request(delete)).await;
-        answer.map(drop).with_context(|| format!("could not delete the task `{}`", self.id))
+        answer.map(drop).with_context(|| format!("cannot delete the task `{}`", self.id))
     }
 
     async fn remove(self) -> Result<()> {
@@ -260,7 +260,7 @@ impl Running<'_> {
             ..UpdateTaskRequest::default()
         };
         let answer = self.container.containerd.client().tasks().update(request(update)).await;
-        answer.map(drop).with_context(|| format!("could not update the task `{}`", self.container.id))
+        answer.map(drop).with_context(|| format!("cannot update the task `{}`", self.container.id))
     }
 
     /// Kills it and removes it.

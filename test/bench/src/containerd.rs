@@ -56,7 +56,7 @@ impl Containerd {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
-            .context("could not start containerd")?;
+            .context("cannot start containerd")?;
         let client = answering(&home.join("c.sock")).await.context("containerd does not answer")?;
         let tag = format!("sb{}", std::process::id());
         Ok(Self { process, client, ctr: programs.tool("ctr"), tag, directory })
@@ -92,7 +92,7 @@ impl Containerd {
             .output()
             .await?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "could not import the image `{}`: {said}", image.name);
+        ensure!(output.status.success(), "cannot import the image `{}`: {said}", image.name);
         Ok(image)
     }
 
@@ -117,7 +117,7 @@ impl Containerd {
         processes::kill_all(&self.tag);
         processes::remove_cgroups(&self.tag).await;
         unmount_below(self.directory());
-        self.directory.close().context("could not remove the temporary directory")
+        self.directory.close().context("cannot remove the temporary directory")
     }
 
     /// Best effort: what fails here is killed afterwards.

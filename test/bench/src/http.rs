@@ -92,7 +92,7 @@ async fn wasmtime(programs: &Programs, guest: &str) -> Result<Contender<'static>
         .stderr(Stdio::null())
         .kill_on_drop(true)
         .spawn()
-        .context("could not start `wasmtime serve`")?;
+        .context("cannot start `wasmtime serve`")?;
     answers(port).await.with_context(|| format!("`wasmtime serve` of `{guest}` does not answer"))?;
     Ok(Contender::new(format!("`wasmtime serve`, {guest}"), port, Server::Wasmtime(child)))
 }
@@ -142,7 +142,7 @@ async fn load(wrk: &Path, port: u16, seconds: u64) -> Result<(f64, f64)> {
         .args(["-t1", "-c16", &format!("-d{seconds}s"), "--latency", &format!("http://127.0.0.1:{port}/")])
         .output()
         .await
-        .context("could not run `wrk`")?;
+        .context("cannot run `wrk`")?;
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.success() && !text.contains("Non-2xx"), "`wrk` says `{text}`");
     figures(&text).with_context(|| format!("`wrk` says `{text}`"))

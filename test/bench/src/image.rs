@@ -39,7 +39,7 @@ impl Image {
     /// When the program cannot be read or the archive cannot be written.
     pub(crate) fn pack(program: &Path, form: Form, directory: &Path) -> Result<Self> {
         let file = program.file_name().and_then(|name| name.to_str()).context("the program has no name")?;
-        let bytes = std::fs::read(program).with_context(|| format!("could not read `{}`", program.display()))?;
+        let bytes = std::fs::read(program).with_context(|| format!("cannot read `{}`", program.display()))?;
         let (suffix, os, architecture, media_type, layer) = match form {
             Form::File => {
                 let layer = tar_of(&[(file, &bytes, 0o755)])?;
@@ -79,7 +79,7 @@ impl Image {
         let mut files: Vec<(&str, &[u8], u32)> = vec![("oci-layout", LAYOUT, 0o644), ("index.json", &index, 0o644)];
         files.extend(paths.iter().zip(blobs).map(|(path, blob)| (path.as_str(), blob, 0o644)));
         std::fs::write(&self.archive, tar_of(&files)?)
-            .with_context(|| format!("could not write `{}`", self.archive.display()))
+            .with_context(|| format!("cannot write `{}`", self.archive.display()))
     }
 }
 

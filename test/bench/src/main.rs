@@ -78,12 +78,12 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     // Before any other thread is there: what is found is put into environments of children only.
     let programs = Programs::find()?;
-    let runtime = tokio::runtime::Runtime::new().context("could not start the runtime")?;
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     let report = runtime.block_on(measure(arguments, &programs))?;
     let mut out = std::io::stdout().lock();
     write!(out, "{}", report.markdown())?;
     if let Some(path) = &arguments.json {
-        std::fs::write(path, report.json()?).with_context(|| format!("could not write `{}`", path.display()))?;
+        std::fs::write(path, report.json()?).with_context(|| format!("cannot write `{}`", path.display()))?;
     }
     Ok(if arguments.check && !report.all_met() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -59,7 +59,7 @@ fn built(script: &str, arguments: &[&str]) -> Result<PathBuf> {
         .args(arguments)
         .stderr(Stdio::inherit())
         .output()
-        .with_context(|| format!("could not run `{}`", script.display()))?;
+        .with_context(|| format!("cannot run `{}`", script.display()))?;
     ensure!(output.status.success(), "`{}` failed: {}", script.display(), output.status);
     let text = String::from_utf8(output.stdout).context("the script printed no text")?;
     Ok(text.lines().last().context("the script printed nothing")?.into())

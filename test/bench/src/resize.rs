@@ -61,7 +61,7 @@ async fn by_file(running: Running<'_>) -> Result<f64> {
         std::fs::write(&file, HIGH_BYTES.to_string()).map(|()| begun)
     };
     let (granted, begun) = tokio::join!(running.speaks(), write);
-    let begun = begun.with_context(|| format!("could not write `{}`", file.display()))?;
+    let begun = begun.with_context(|| format!("cannot write `{}`", file.display()))?;
     let delay = milliseconds(granted? - begun);
     running.end().await?;
     Ok(delay)

@@ -506,6 +506,6 @@ fn guests_folder(name: &str) -> PathBuf {
 fn build_guests(language: &str) -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../test/guests/build.sh");
     let output = Command::new("bash").arg(script).arg(language).stderr(Stdio::inherit()).output().unwrap();
-    assert!(output.status.success(), "the guests in `{language}` could not be built");
+    assert!(output.status.success(), "the guests in `{language}` cannot be built");
     PathBuf::from(String::from_utf8(output.stdout).unwrap().lines().last().unwrap())
 }

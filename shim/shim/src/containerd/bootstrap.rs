@@ -43,7 +43,7 @@ pub(crate) fn read_input() -> Result<Vec<u8>> {
     let mut input = Vec::new();
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {
-        stdin.lock().take(INPUT_MAX).read_to_end(&mut input).doing(|| "could not read standard input".into())?;
+        stdin.lock().take(INPUT_MAX).read_to_end(&mut input).doing(|| "cannot read standard input".into())?;
     }
     Ok(input)
 }
@@ -119,7 +119,7 @@ pub(crate) fn answer(address: &str, protocol: Protocol) -> Result<Vec<u8>> {
             ..BootstrapResult::default()
         }
         .write_to_bytes()
-        .doing(|| "could not encode the answer".into()),
+        .doing(|| "cannot encode the answer".into()),
     }
 }
 

@@ -57,7 +57,7 @@ pub(crate) fn run() -> Result<()> {
     match flags.action.as_str() {
         "start" => start(&flags),
         "delete" => delete(&flags),
-        pid_namespace::ACTION => pid_namespace::run_init().doing(|| "could not hold the pid namespace".into()),
+        pid_namespace::ACTION => pid_namespace::run_init().doing(|| "cannot hold the pid namespace".into()),
         "" => serve(flags),
         other => Err(Error::invalid(format!("`{other}` is not an action of a shim"))),
     }
@@ -65,7 +65,7 @@ pub(crate) fn run() -> Result<()> {
 
 fn print(bytes: &[u8]) -> Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(bytes).and_then(|()| stdout.flush()).doing(|| "could not write the answer".into())
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).doing(|| "cannot write the answer".into())
 }
 
 /// Describes the runtime; what the OCI runtime can do, skiff can.
@@ -86,14 +86,14 @@ fn info() -> Result<()> {
         features: features.into(),
         ..RuntimeInfo::default()
     };
-    print(&info.write_to_bytes().doing(|| "could not encode the answer".into())?)
+    print(&info.write_to_bytes().doing(|| "cannot encode the answer".into())?)
 }
 
 /// Starts the pod's shim, or finds it, and says where it listens.
 fn start(flags: &Flags) -> Result<()> {
     let (params, protocol) = bootstrap::parse(&bootstrap::read_input()?, flags, Environment::of_process())?;
     let options = StartOpts::from(params);
-    let bundle = std::env::current_dir().doing(|| "could not find the bundle".into())?;
+    let bundle = std::env::current_dir().doing(|| "cannot find the bundle".into())?;
     let group = group_of(&bundle, &options.id)?;
     let address = options.socket_address(&group);
     let path = socket_path(&address);
@@ -105,7 +105,7 @@ fn start(flags: &Flags) -> Result<()> {
         spawned?;
     }
     let record = Record { namespace: options.namespace, socket: address.clone(), ..Record::default() };
-    record.save(&bundle).doing(|| "could not write the record of the container".into())?;
+    record.save(&bundle).doing(|| "cannot write the record of the container".into())?;
     print(&bootstrap::answer(&address, protocol)?)
 }
 
@@ -117,7 +117,7 @@ fn group_of(bundle: &Path, id: &str) -> Result<String> {
     }
     let text = match std::fs::read(bundle.join("config.json")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(id.into()),
-        read => read.doing(|| "could not read the specification".into())?,
+        read => read.doing(|| "cannot read the specification".into())?,
     };
     let spec: Annotated =
         serde_json::from_slice(&text).map_err(|error| Error::invalid(format!("`config.json`: {error}")))?;
@@ -132,10 +132,10 @@ fn socket_path(address: &str) -> &Path {
 fn listen(path: &Path) -> Result<Option<UnixListener>> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     let made = DirBuilder::new().recursive(true).mode(0o711).create(directory);
-    made.doing(|| format!("could not make `{}`", directory.display()))?;
+    made.doing(|| format!("cannot make `{}`", directory.display()))?;
     // Of several starts of one pod, none may take the socket that another has just bound for a dead shim's.
     let lock = File::open(directory).and_then(|file| file.lock().map(|()| file));
-    let _lock = lock.doing(|| format!("could not lock `{}`", directory.display()))?;
+    let _lock = lock.doing(|| format!("cannot lock `{}`", directory.display()))?;
     // Whoever may talk to the socket is root here, whatever containerd's umask.
     let bind = || {
         let listener = UnixListener::bind(path)?;
@@ -146,17 +146,17 @@ fn listen(path: &Path) -> Result<Option<UnixListener>> {
             if UnixStream::connect(path).is_ok() {
                 return Ok(None);
             }
-            std::fs::remove_file(path).doing(|| format!("could not remove the stale socket `{}`", path.display()))?;
-            bind().map(Some).doing(|| format!("could not listen at `{}`", path.display()))
+            std::fs::remove_file(path).doing(|| format!("cannot remove the stale socket `{}`", path.display()))?;
+            bind().map(Some).doing(|| format!("cannot listen at `{}`", path.display()))
         }
-        bound => bound.map(Some).doing(|| format!("could not listen at `{}`", path.display())),
+        bound => bound.map(Some).doing(|| format!("cannot listen at `{}`", path.display())),
     }
 }
 
 /// Starts the serving process. It shares no stream with containerd, which waits for the end of ours.
 fn spawn(options: &StartOpts, address: &str, listener: &UnixListener) -> Result<()> {
     let settings = Settings::from_any(options.extensions.iter().find(|any| any.type_url.ends_with("Options")))?;
-    let own = std::env::current_exe().doing(|| "could not find the shim's own file".into())?;
+    let own = std::env::current_exe().doing(|| "cannot find the shim's own file".into())?;
     let mut command = Command::new(own);
     command.args([
         "-namespace",
@@ -173,12 +173,12 @@ fn spawn(options: &StartOpts, address: &str, listener: &UnixListener) -> Result<
     }
     command.env("TTRPC_ADDRESS", &options.ttrpc_address);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-    let passed = listener.try_clone().doing(|| "could not pass the socket to the shim".into())?;
+    let passed = listener.try_clone().doing(|| "cannot pass the socket to the shim".into())?;
     pass_descriptors(&mut command, vec![passed.into()]);
-    let mut child = command.spawn().doing(|| "could not start the shim".into())?;
+    let mut child = command.spawn().doing(|| "cannot start the shim".into())?;
     if let Err(error) = containerd_shim::cgroup::set_cgroup_and_oom_score(child.id(), &settings.shim_cgroup) {
         drop(child.kill());
-        return Err(Error::host("could not set the shim's cgroup or OOM score", error));
+        return Err(Error::host("cannot set the shim's cgroup or OOM score", error));
     }
     Ok(())
 }
@@ -190,18 +190,18 @@ fn serve(flags: Flags) -> Result<()> {
     let listener = unsafe { OwnedFd::from_raw_fd(FIRST_PASSED) };
     nix::fcntl::fcntl(&listener, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))
         .doing(|| "the shim serves only when `start` has made its socket".into())?;
-    nix::sys::prctl::set_child_subreaper(true).doing(|| "could not become the subreaper".into())?;
+    nix::sys::prctl::set_child_subreaper(true).doing(|| "cannot become the subreaper".into())?;
     let identity = Identity { namespace: flags.namespace, containerd: flags.address, socket: flags.socket };
     let events = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
     let (holder, jobs) = namespaces::holder();
     let serving = std::thread::Builder::new().name("serve".into()).spawn(move || {
         let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().doing(|| "could not start".into())?;
+            tokio::runtime::Builder::new_current_thread().enable_all().build().doing(|| "cannot start".into())?;
         let served = runtime.block_on(service::serve(UnixListener::from(listener), identity, events, holder));
         runtime.shutdown_background();
         served
     });
-    let serving = serving.doing(|| "could not start a thread".into())?;
+    let serving = serving.doing(|| "cannot start a thread".into())?;
     jobs.serve();
     let served = serving.join().map_err(|_| Error::new(crate::error::Kind::Host, "the serving thread panicked"))?;
     if let Err(error) = &served {
@@ -213,10 +213,10 @@ fn serve(flags: Flags) -> Result<()> {
 /// Cleans up after a shim that is gone: whatever it had of the container `-id`, in the working directory.
 fn delete(flags: &Flags) -> Result<()> {
     let bundle = match flags.bundle.as_str() {
-        "" => std::env::current_dir().doing(|| "could not find the bundle".into())?,
+        "" => std::env::current_dir().doing(|| "cannot find the bundle".into())?,
         given => PathBuf::from(given),
     };
-    let record = Record::load(&bundle).doing(|| "could not read the record of the container".into())?;
+    let record = Record::load(&bundle).doing(|| "cannot read the record of the container".into())?;
     let record = match record {
         Some(record) => record,
         // The bundle may be gone already; the shim's socket lies elsewhere.
@@ -230,7 +230,7 @@ fn delete(flags: &Flags) -> Result<()> {
         exited_at: Some(timestamp(SystemTime::now())).into(),
         ..DeleteResponse::default()
     };
-    print(&response.write_to_bytes().doing(|| "could not encode the answer".into())?)
+    print(&response.write_to_bytes().doing(|| "cannot encode the answer".into())?)
 }
 
 /// Where the shim of a container listens that has left no record.
@@ -253,8 +253,8 @@ fn clean_up(id: &str, bundle: &Path, record: &Record) -> Result<()> {
     let steps = [
         clean_runtime(id, bundle, record),
         clean_cgroup(id, record),
-        rootfs::unmount(&bundle.join("rootfs")).doing(|| "could not unmount the root file system".into()),
-        console::remove_sockets_of(record.shim_pid).doing(|| "could not remove sockets of terminals".into()),
+        rootfs::unmount(&bundle.join("rootfs")).doing(|| "cannot unmount the root file system".into()),
+        console::remove_sockets_of(record.shim_pid).doing(|| "cannot remove sockets of terminals".into()),
         clean_socket(&record.socket),
     ];
     steps.into_iter().collect()
@@ -266,10 +266,9 @@ fn clean_runtime(id: &str, bundle: &Path, record: &Record) -> Result<()> {
     }
     // A compilation for the container has ended with the shim.
     if let Ok(cache) = Cache::open(&record.settings.cache_dir, record.settings.cache_max_bytes) {
-        cache.remove_unlocked().doing(|| "could not clean the cache of compiled code".into())?;
+        cache.remove_unlocked().doing(|| "cannot clean the cache of compiled code".into())?;
     }
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().doing(|| "could not start".into())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().doing(|| "cannot start".into())?;
     let launcher = OciRuntime::new(id, &record.namespace, &record.settings, bundle)?;
     runtime.block_on(launcher.delete())
 }
@@ -278,8 +277,8 @@ fn clean_runtime(id: &str, bundle: &Path, record: &Record) -> Result<()> {
 fn clean_cgroup(id: &str, record: &Record) -> Result<()> {
     let Some(path) = &record.cgroups_path else { return Ok(()) };
     let cgroup = Cgroup::from_spec(path, record.settings.systemd_cgroup, id)
-        .doing(|| "could not find the container's cgroup".into())?;
-    cgroup.kill_all().and_then(|()| cgroup.remove()).doing(|| "could not remove the container's cgroup".into())
+        .doing(|| "cannot find the container's cgroup".into())?;
+    cgroup.kill_all().and_then(|()| cgroup.remove()).doing(|| "cannot remove the container's cgroup".into())
 }
 
 fn clean_socket(address: &str) -> Result<()> {
@@ -289,7 +288,7 @@ fn clean_socket(address: &str) -> Result<()> {
     }
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Error::host("could not remove the shim's socket", error))
+            Err(Error::host("cannot remove the shim's socket", error))
         }
         _ => Ok(()),
     }

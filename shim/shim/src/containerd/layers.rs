@@ -53,12 +53,12 @@ pub(crate) async fn find(identity: &Identity, id: &str, name: &str) -> Result<Op
     if identity.containerd.is_empty() {
         return Ok(None);
     }
-    let (status, printed, said) = run(identity, id).await.doing(|| "could not run `skiff layers`".into())?;
+    let (status, printed, said) = run(identity, id).await.doing(|| "cannot run `skiff layers`".into())?;
     if !status.success() {
         let said = String::from_utf8_lossy(&said);
         let said = said.trim().trim_start_matches("skiff: ");
         return Err(Error::invalid(format!(
-            "there is no file `{name}`, and the image's layers could not be read: {said}"
+            "there is no file `{name}`, and the image's layers cannot be read: {said}"
         )));
     }
     let image: Image = serde_json::from_slice(&printed).doing(|| "`skiff layers` was not understood".into())?;

@@ -45,7 +45,7 @@ impl Publisher {
         let topic = event.topic();
         let message: &dyn MessageDyn = &event;
         let Ok(value) = message.write_to_bytes_dyn() else {
-            log::error!("could not encode an event of `{topic}`");
+            log::error!("cannot encode an event of `{topic}`");
             return;
         };
         let any = Any { type_url: message.descriptor_dyn().full_name().to_string(), value, ..Any::default() };
@@ -65,7 +65,7 @@ impl Publisher {
     pub(crate) async fn flush(&self, limit: Duration) {
         let (done, sent) = oneshot::channel();
         if self.queue.send(Item::Flush(done)).is_ok() && tokio::time::timeout(limit, sent).await.is_err() {
-            log::warn!("some events could not be sent before the shim ended");
+            log::warn!("some events cannot be sent before the shim ended");
         }
     }
 }
@@ -88,7 +88,7 @@ async fn forward(address: &str, client: &mut Option<EventsClient>, envelope: Env
     while let Err(error) = try_forward(address, client, &request).await {
         *client = None;
         if !is_told {
-            log::warn!("could not publish an event of `{topic}`, which is tried again: {error}");
+            log::warn!("cannot publish an event of `{topic}`, which is tried again: {error}");
             is_told = true;
         }
         if matches!(error, ttrpc::Error::RpcStatus(_)) {

@@ -51,18 +51,18 @@ pub(crate) async fn serve(listener: UnixListener, identity: Identity, events: St
     let pod = Arc::new(Pod::new(identity, publisher.clone(), holder));
     let tasks = TaskService { pod, done: done.clone() };
     tokio::spawn(orphans::reap());
-    listener.set_nonblocking(true).doing(|| "could not use the socket".into())?;
-    let listener = tokio::net::UnixListener::from_std(listener).doing(|| "could not use the socket".into())?;
+    listener.set_nonblocking(true).doing(|| "cannot use the socket".into())?;
+    let listener = tokio::net::UnixListener::from_std(listener).doing(|| "cannot use the socket".into())?;
     let listener = Listener::from(listener);
     let mut server = Server::new().add_listener(listener).register_service(services(Arc::new(tasks)));
-    server.start().await.doing(|| "could not serve".into())?;
+    server.start().await.doing(|| "cannot serve".into())?;
     let mut signals = Signals::new()?;
     tokio::select! {
         () = done.notified() => {}
         name = signals.next() => log::info!("ended by {name}"),
     }
     let path = socket.strip_prefix("unix://").unwrap_or(&socket);
-    let removed = std::fs::remove_file(path).doing(|| format!("could not remove the socket `{path}`"));
+    let removed = std::fs::remove_file(path).doing(|| format!("cannot remove the socket `{path}`"));
     // Answers under way are sent; a containerd that keeps its connection open is not waited for.
     if tokio::time::timeout(DISCONNECT_LIMIT, server.disconnect()).await.is_err() {
         log::debug!("a connection was still open at the end");
@@ -84,7 +84,7 @@ struct Signals {
 
 impl Signals {
     fn new() -> Result<Self> {
-        let watch = |kind| signal(kind).doing(|| "could not wait for signals".into());
+        let watch = |kind| signal(kind).doing(|| "cannot wait for signals".into());
         Ok(Self { terminate: watch(SignalKind::terminate())?, interrupt: watch(SignalKind::interrupt())? })
     }
 
@@ -312,7 +312,7 @@ fn process_info(pid: i32, exec_id: String) -> Result<ProcessInfo> {
         let details = ProcessDetails { exec_id, ..ProcessDetails::default() };
         info.info = Some(Any {
             type_url: "containerd.runc.v1.ProcessDetails".into(),
-            value: details.write_to_bytes().doing(|| "could not encode the answer".into())?,
+            value: details.write_to_bytes().doing(|| "cannot encode the answer".into())?,
             ..Any::default()
         })
         .into();

@@ -105,7 +105,7 @@ fn streams_of(stdio: &StdioPaths) -> io::Result<Vec<Stream>> {
 fn stream_at(descriptor: u8, path: &Path) -> io::Result<Stream> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path);
     let file = file.map_err(|error| {
-        io::Error::new(error.kind(), format!("could not look at the stream `{}`: {error}", path.display()))
+        io::Error::new(error.kind(), format!("cannot look at the stream `{}`: {error}", path.display()))
     })?;
     Ok(Stream { descriptor, mount: mount_of(&file)?, inode: file.metadata()?.ino() })
 }

@@ -102,7 +102,7 @@ pub(crate) fn compile(
         if sentence.is_empty() { format!("compiling `{name}` ended with {status}") } else { sentence.to_owned() };
     Err(match status.code() {
         None | Some(NODE_AT_FAULT) => {
-            passing(Error::host(format!("could not compile `{name}`"), io::Error::other(sentence)))
+            passing(Error::host(format!("cannot compile `{name}`"), io::Error::other(sentence)))
         }
         Some(_) => {
             let remembered = sentence.replace(&format!("`{name}`"), NAME);
@@ -127,13 +127,13 @@ async fn run(source: &Source, name: &str, code: &File, want: &Want<'_>) -> Resul
     let digest = match fed {
         Ok(digest) => digest,
         Err(error) => {
-            end(&mut child).await.doing(|| "could not end a compiler".into())?;
-            return Err(Error::host(format!("could not read `{name}`"), error));
+            end(&mut child).await.doing(|| "cannot end a compiler".into())?;
+            return Err(Error::host(format!("cannot read `{name}`"), error));
         }
     };
-    let ended = wait_while_wanted(&mut child, want).await.doing(|| format!("could not compile `{name}`"))?;
+    let ended = wait_while_wanted(&mut child, want).await.doing(|| format!("cannot compile `{name}`"))?;
     let Some(status) = ended else {
-        end(&mut child).await.doing(|| "could not end a compiler".into())?;
+        end(&mut child).await.doing(|| "cannot end a compiler".into())?;
         return Err(Error::new(
             Kind::Conflict,
             format!("compiling `{name}` was given up: its container is not wanted any more"),
@@ -160,14 +160,14 @@ async fn wait_while_wanted(child: &mut Child, want: &Want<'_>) -> io::Result<Opt
 }
 
 fn spawn(name: &str, code: &File) -> Result<Child> {
-    let program = beside_the_shim("skiff").doing(|| "could not find the compiler".into())?;
+    let program = beside_the_shim("skiff").doing(|| "cannot find the compiler".into())?;
     let mut command = Command::new(&program);
     // The compiler's supervisor then ends the compiler and takes its cgroup away.
     work_for_a_pod(command.as_std_mut(), libc::SIGTERM, OomScore::First);
-    let code = code.try_clone().doing(|| "could not pass a file to the compiler".into())?;
+    let code = code.try_clone().doing(|| "cannot pass a file to the compiler".into())?;
     let arguments = ["compile", "--confine", "--cgroup", "skiff-compile", "--name", name];
     command.args(arguments).stdin(Stdio::piped()).stdout(code).stderr(Stdio::piped()).kill_on_drop(true);
-    command.spawn().doing(|| format!("could not run the compiler `{}`", program.display()))
+    command.spawn().doing(|| format!("cannot run the compiler `{}`", program.display()))
 }
 
 /// Gives the compiler the module, once, and answers the digest of what it was given; none when it did not take all.
@@ -195,7 +195,7 @@ async fn said(stderr: Option<ChildStderr>) -> String {
     if let Some(stderr) = stderr
         && let Err(error) = stderr.take(SAID_BYTES_MAX).read_to_end(&mut said).await
     {
-        log::debug!("could not read what the compiler said: {error}");
+        log::debug!("cannot read what the compiler said: {error}");
     }
     String::from_utf8_lossy(&said).into_owned()
 }

@@ -47,7 +47,7 @@ impl ConsoleSocket {
 impl Drop for ConsoleSocket {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_file(&self.path) {
-            log::warn!("could not remove `{}`: {error}", self.path.display());
+            log::warn!("cannot remove `{}`: {error}", self.path.display());
         }
     }
 }

@@ -160,12 +160,12 @@ impl Drop for Lower {
             match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
                 // The copy that failed was not mounted yet.
                 Ok(()) | Err(Errno::EINVAL) => {}
-                Err(error) => log::error!("could not unmount `{}`: {error}", path.display()),
+                Err(error) => log::error!("cannot unmount `{}`: {error}", path.display()),
             }
         }
         for path in self.mounted.iter().chain([&self.scratch]) {
             if let Err(error) = fs::remove_dir(path) {
-                log::error!("could not remove `{}`: {error}", path.display());
+                log::error!("cannot remove `{}`: {error}", path.display());
             }
         }
     }
@@ -173,13 +173,13 @@ impl Drop for Lower {
 
 fn make_directory(path: &Path) -> io::Result<()> {
     fs::create_dir(path)
-        .map_err(|error| io::Error::new(error.kind(), format!("could not make `{}`: {error}", path.display())))
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot make `{}`: {error}", path.display())))
 }
 
 /// Mounts what is mounted at `source`, its owners mapped as in the user namespace, at `target`, which may be the same.
 fn attach_mapped(source: &Path, target: &Path, users: &File, attributes: u64) -> io::Result<()> {
     let during = |what: &str, path: &Path| {
-        let what = format!("could not {what} `{}`", path.display());
+        let what = format!("cannot {what} `{}`", path.display());
         move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"))
     };
     let tree = clone_tree(&c_path(source)?).map_err(during("copy the mount of", source))?;
@@ -242,11 +242,11 @@ fn move_mount(tree: &OwnedFd, target: &CStr) -> io::Result<()> {
 /// A user namespace with the mapping. It lasts as long as the file is open: no process stays in it.
 fn user_namespace(mapping: &Mapping) -> io::Result<File> {
     let during = |what: &'static str| move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
-    let child = Paused::start().map_err(during("could not make a user namespace"))?;
+    let child = Paused::start().map_err(during("cannot make a user namespace"))?;
     let proc = PathBuf::from(format!("/proc/{}", child.0));
-    fs::write(proc.join("uid_map"), table(&mapping.users)).map_err(during("could not map users"))?;
-    fs::write(proc.join("gid_map"), table(&mapping.groups)).map_err(during("could not map groups"))?;
-    File::open(proc.join("ns/user")).map_err(during("could not open the user namespace"))
+    fs::write(proc.join("uid_map"), table(&mapping.users)).map_err(during("cannot map users"))?;
+    fs::write(proc.join("gid_map"), table(&mapping.groups)).map_err(during("cannot map groups"))?;
+    File::open(proc.join("ns/user")).map_err(during("cannot open the user namespace"))
 }
 
 /// The ranges as the kernel reads them: `user_namespaces(7)`.
@@ -284,7 +284,7 @@ impl Paused {
 impl Drop for Paused {
     fn drop(&mut self) {
         if let Err(error) = kill(self.0, Signal::SIGKILL) {
-            log::error!("could not end the process `{}` in a user namespace: {error}", self.0);
+            log::error!("cannot end the process `{}` in a user namespace: {error}", self.0);
             return;
         }
         // It ends without a signal, so that nobody else who waits for any child is given it.

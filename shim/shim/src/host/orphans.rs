@@ -17,7 +17,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Reaps orphans, for ever. It looks only after children have ended, and twice before it takes one for an orphan.
 pub(crate) async fn reap() {
     let Ok(mut ended) = signal(SignalKind::child()) else {
-        log::error!("could not wait for the signal of children: orphans will not be reaped");
+        log::error!("cannot wait for the signal of children: orphans will not be reaped");
         return;
     };
     while ended.recv().await.is_some() {

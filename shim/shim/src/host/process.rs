@@ -183,7 +183,7 @@ impl Process {
             self.wait().await
         };
         if let Err(error) = ended.await {
-            log::warn!("could not end process {}: {error}", self.pid);
+            log::warn!("cannot end process {}: {error}", self.pid);
         }
     }
 

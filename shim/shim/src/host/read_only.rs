@@ -40,9 +40,8 @@ static TREES: Mutex<BTreeMap<PathBuf, Arc<Tree>>> = Mutex::new(BTreeMap::new());
 /// Those of making the mount and of opening, with the path.
 pub(crate) fn open(dir: &Path, inside: &Path) -> io::Result<File> {
     let opened = tree_of(dir).and_then(|tree| tree.open(inside));
-    opened.map_err(|error| {
-        io::Error::new(error.kind(), format!("could not open `{}`: {error}", dir.join(inside).display()))
-    })
+    opened
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot open `{}`: {error}", dir.join(inside).display())))
 }
 
 fn tree_of(dir: &Path) -> io::Result<Arc<Tree>> {

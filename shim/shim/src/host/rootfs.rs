@@ -33,11 +33,11 @@ impl Rootfs {
             )));
         }
         if !mounts.is_empty() {
-            std::fs::create_dir_all(&path).doing(|| format!("could not make `{}`", path.display()))?;
+            std::fs::create_dir_all(&path).doing(|| format!("cannot make `{}`", path.display()))?;
         }
         let rootfs = Self { path, is_ours: !mounts.is_empty() };
         for mount in mounts {
-            rootfs.add(mount).doing(|| format!("could not mount `{}` as the root file system", mount.source))?;
+            rootfs.add(mount).doing(|| format!("cannot mount `{}` as the root file system", mount.source))?;
         }
         Ok(rootfs)
     }
@@ -59,7 +59,7 @@ impl Drop for Rootfs {
         if self.is_ours
             && let Err(error) = unmount(&self.path)
         {
-            log::error!("could not unmount `{}`: {error}", self.path.display());
+            log::error!("cannot unmount `{}`: {error}", self.path.display());
         }
     }
 }

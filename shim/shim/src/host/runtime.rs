@@ -92,9 +92,7 @@ impl OciRuntime {
             .log_json()
             .systemd_cgroup(settings.systemd_cgroup)
             .build()
-            .map_err(|_| {
-                Error::new(Kind::Host, format!("could not find the OCI runtime `{}`", settings.binary_name))
-            })?;
+            .map_err(|_| Error::new(Kind::Host, format!("cannot find the OCI runtime `{}`", settings.binary_name)))?;
         Ok(Self { id: id.into(), client, directory: bundle.into(), settings: settings.clone(), state_root })
     }
 
@@ -151,7 +149,7 @@ impl OciRuntime {
 
     async fn run(&self, name: &str, mut command: Command, limit: Duration) -> Result<()> {
         let child = command.arg(&self.id).kill_on_drop(true).spawn();
-        let mut child = child.doing(|| "could not run the OCI runtime".into())?;
+        let mut child = child.doing(|| "cannot run the OCI runtime".into())?;
         // The command holds the files that are the child's by now.
         drop(command);
         match wait_within(&mut child, limit).await {
@@ -185,14 +183,14 @@ impl Launcher for OciRuntime {
         let mut command = self.making("restore", bundle, attachment, Vec::new());
         command.arg("--detach").arg("--image-path").arg(image).arg("--work-path").arg(&self.directory);
         let config = checkpoint::prepare_restore(image, &self.directory);
-        command.env(checkpoint::CONFIG_VARIABLE, config.doing(|| "could not prepare the restore".into())?);
+        command.env(checkpoint::CONFIG_VARIABLE, config.doing(|| "cannot prepare the restore".into())?);
         self.run_criu("restore", command, &self.directory.join("restore.log")).await?;
         read_pid(&self.directory.join(PID_FILE))
     }
 
     async fn checkpoint(&self, image: &Path, stdio: &StdioPaths, options: &CheckpointOptions) -> Result<()> {
         let config = checkpoint::prepare(image, &self.directory, stdio)
-            .doing(|| format!("could not prepare a checkpoint in `{}`", image.display()))?;
+            .doing(|| format!("cannot prepare a checkpoint in `{}`", image.display()))?;
         let mut command = self.command("checkpoint");
         command.env(checkpoint::CONFIG_VARIABLE, config);
         let work = if options.work_path.is_empty() { self.directory.as_path() } else { Path::new(&options.work_path) };
@@ -262,7 +260,7 @@ impl Launcher for OciRuntime {
         }
         self.client.exec(&self.id, process, Some(&options)).await.map_err(|error| self.failed("exec", &error))?;
         let pid = read_pid(&pid_file)?;
-        fs::remove_file(&pid_file).doing(|| "could not remove a pid file".into())?;
+        fs::remove_file(&pid_file).doing(|| "cannot remove a pid file".into())?;
         Ok(pid)
     }
 }
@@ -296,13 +294,13 @@ async fn text_of(stream: Option<impl AsyncRead + Unpin>) -> String {
         tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
     };
     if let Err(error) = read.await {
-        log::debug!("could not read what the OCI runtime said: {error}");
+        log::debug!("cannot read what the OCI runtime said: {error}");
     }
     String::from_utf8_lossy(&text).into_owned()
 }
 
 fn read_pid(path: &Path) -> Result<i32> {
-    let text = fs::read_to_string(path).doing(|| format!("could not read `{}`", path.display()))?;
+    let text = fs::read_to_string(path).doing(|| format!("cannot read `{}`", path.display()))?;
     text.trim().parse().doing(|| format!("there is no pid in `{}`", path.display()))
 }
 

@@ -101,7 +101,7 @@ pub(crate) fn open(paths: &StdioPaths, owner: &Owner) -> io::Result<(ChildStdio,
 }
 
 fn named(path: &str, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("could not open the stream `{path}`: {error}"))
+    io::Error::new(error.kind(), format!("cannot open the stream `{path}`: {error}"))
 }
 
 fn open_input(path: &str) -> io::Result<(File, Option<File>)> {

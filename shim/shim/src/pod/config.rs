@@ -44,7 +44,7 @@ impl Config {
     /// `Invalid` for what is no specification.
     pub(super) fn read(bundle: &Path) -> Result<Self> {
         let path = bundle.join("config.json");
-        let text = fs::read(&path).doing(|| format!("could not read `{}`", path.display()))?;
+        let text = fs::read(&path).doing(|| format!("cannot read `{}`", path.display()))?;
         let wrong = |error: serde_json::Error| {
             Error::invalid(format!("`{}` is not an OCI specification: {error}", path.display()))
         };
@@ -77,10 +77,10 @@ impl Config {
             let name = candidate.path.to_string_lossy();
             let file = open_file(rootfs, mounts, &candidate.path).map_err(|error| match error.kind() {
                 io::ErrorKind::InvalidInput => Error::invalid(error.to_string()),
-                _ => Error::host(format!("could not look for `{name}`"), error),
+                _ => Error::host(format!("cannot look for `{name}`"), error),
             })?;
             let Some(file) = file else { continue };
-            return match kind_of(&file).doing(|| format!("could not read `{name}`"))? {
+            return match kind_of(&file).doing(|| format!("cannot read `{name}`"))? {
                 FileKind::Native => Ok(Found::Native),
                 FileKind::Wasm => Ok(Found::Wasm {
                     digest: digest_of(&file, &|| unwanted.is_cancelled()).map_err(|error| cannot_read(&name, error))?,
@@ -107,7 +107,7 @@ impl Config {
         module: &str,
         function: Option<&str>,
     ) -> Result<(Value, EnginePlan)> {
-        let kernel = KernelFiles::of_the_node().doing(|| "could not look at the node's mounts".into())?;
+        let kernel = KernelFiles::of_the_node().doing(|| "cannot look at the node's mounts".into())?;
         let node =
             wasm::Node { rootfs, resolve: &|path| resolve(rootfs, path), shown_by: &|source| kernel.shown_by(source) };
         wasm::for_engine(&self.text, &wasm::Guest { module, function }, &node)
@@ -118,6 +118,6 @@ impl Config {
 pub(super) fn cannot_read(name: &str, error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::FileTooLarge => Error::invalid(format!("`{name}` is too big: {error}")),
-        _ => Error::host(format!("could not read `{name}`"), error),
+        _ => Error::host(format!("cannot read `{name}`"), error),
     }
 }

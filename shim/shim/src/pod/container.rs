@@ -177,7 +177,7 @@ impl Container {
     async fn restore(self: &Arc<Self>, made: &Made, from: &Checkpoint) -> Result<()> {
         let (attachment, pending) = attachment_for(&self.init.stdio, &self.owner).await?;
         let pid = made.launcher.restore(&from.bundle, attachment, &from.image).await?;
-        let process = Process::of_child(pid).doing(|| "could not watch the container's process".into())?;
+        let process = Process::of_child(pid).doing(|| "cannot watch the container's process".into())?;
         self.init.attach(process, pending.complete(&self.init.stdio).await?);
         self.supervise(self.init.clone());
         Ok(())
@@ -248,7 +248,7 @@ impl Container {
     fn figures(&self) -> Option<Figures> {
         let Body::Wasm(_, wasm) = &self.body else { return None };
         Figures::read(&wasm.account)
-            .inspect_err(|error| log::warn!("could not read the account of container `{}`: {error}", self.id))
+            .inspect_err(|error| log::warn!("cannot read the account of container `{}`: {error}", self.id))
             .ok()
     }
 
@@ -297,7 +297,7 @@ impl Container {
         // containerd asks after its own restart, and takes a container without processes for one whose shim leaked.
         self.init.state().check_pids()?;
         let Some(made) = self.body.made() else { return Ok(vec![(self.init.pid(), String::new())]) };
-        let pids = made.cgroup.pids().doing(|| format!("could not list the processes of container `{}`", self.id))?;
+        let pids = made.cgroup.pids().doing(|| format!("cannot list the processes of container `{}`", self.id))?;
         let execs = self.execs();
         let exec_of = |pid| execs.values().find(|member| member.pid() == pid).map(|member| member.exec_id.clone());
         Ok(pids.into_iter().map(|pid| (pid, exec_of(pid).unwrap_or_default())).collect())
@@ -306,7 +306,7 @@ impl Container {
     /// The cgroup's figures, as containerd's metrics of the node's cgroup version.
     pub(crate) fn stats(&self) -> Result<Any> {
         let cgroup = self.body.cgroup().ok_or_else(|| self.unsupported("stats", "a sandbox without a cgroup"))?;
-        metrics::collect(cgroup).doing(|| format!("could not read the metrics of container `{}`", self.id))
+        metrics::collect(cgroup).doing(|| format!("cannot read the metrics of container `{}`", self.id))
     }
 
     /// Removes what is left of the container. The first process must have ended or never have been started.
@@ -324,7 +324,7 @@ impl Container {
         let _changing = self.changing.lock().await;
         match &self.body {
             Body::Sandbox(cgroup) => {
-                holder.leave().await.doing(|| "could not leave the namespaces of the pod".into())?;
+                holder.leave().await.doing(|| "cannot leave the namespaces of the pod".into())?;
                 if let Some(cgroup) = cgroup {
                     remove_cgroup(cgroup).await?;
                 }
@@ -333,7 +333,7 @@ impl Container {
                 made.launcher.delete().await?;
                 self.init.detach().await;
                 let rootfs = made.rootfs.lock().unwrap_or_else(PoisonError::into_inner).take();
-                tokio::task::spawn_blocking(move || drop(rootfs)).await.doing(|| "could not unmount".into())?;
+                tokio::task::spawn_blocking(move || drop(rootfs)).await.doing(|| "cannot unmount".into())?;
             }
         }
         Ok(Deleted { pid: self.init.pid(), exit })
@@ -358,7 +358,7 @@ fn tell_kill(cgroup: &Cgroup, guest: &Figures, stderr: &File) {
     let taken = guest.linear_memory_bytes;
     let line = format!("skiff: killed by the kernel at {limit}; the guest's memories and tables took {taken} bytes\n");
     if let Err(error) = say(stderr, &line) {
-        log::warn!("could not write to the container's stderr: {error}: {line}");
+        log::warn!("cannot write to the container's stderr: {error}: {line}");
     }
 }
 
@@ -366,7 +366,7 @@ fn tell_kill(cgroup: &Cgroup, guest: &Figures, stderr: &File) {
 pub(super) async fn remove_cgroup(cgroup: &Cgroup) -> Result<()> {
     let cgroup = cgroup.clone();
     let removed = tokio::task::spawn_blocking(move || cgroup.remove()).await;
-    removed.map_err(std::io::Error::other).flatten().doing(|| "could not remove the cgroup of the sandbox".into())
+    removed.map_err(std::io::Error::other).flatten().doing(|| "cannot remove the cgroup of the sandbox".into())
 }
 
 /// A pid or an exit code for the wire, which knows no negative ones.

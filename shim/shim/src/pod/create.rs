@@ -108,7 +108,7 @@ impl Pod {
         if let Body::Sandbox(_) = &container.body
             && let Err(error) = self.holder.leave().await
         {
-            log::error!("could not leave the namespaces of the pod: {error}");
+            log::error!("cannot leave the namespaces of the pod: {error}");
         }
         if let Body::Sandbox(Some(cgroup)) = &container.body {
             tell_what_is_left(request, remove_cgroup(cgroup).await);
@@ -129,12 +129,12 @@ impl Pod {
         record: &Record,
         namespaces: SandboxNamespaces,
     ) -> Result<Option<Cgroup>> {
-        record.save(&request.bundle).doing(|| "could not write the record of the container".into())?;
-        let cgroup = cgroup_of(request, record).doing(|| "could not make the cgroup of the sandbox".into())?;
+        record.save(&request.bundle).doing(|| "cannot write the record of the container".into())?;
+        let cgroup = cgroup_of(request, record).doing(|| "cannot make the cgroup of the sandbox".into())?;
         if let Some(cgroup) = &cgroup {
-            cgroup.create_empty().doing(|| "could not make the cgroup of the sandbox".into())?;
+            cgroup.create_empty().doing(|| "cannot make the cgroup of the sandbox".into())?;
         }
-        let entered = self.holder.enter(namespaces).await.doing(|| "could not enter the namespaces of the pod".into());
+        let entered = self.holder.enter(namespaces).await.doing(|| "cannot enter the namespaces of the pod".into());
         if entered.is_err()
             && let Some(cgroup) = &cgroup
             && let Err(error) = remove_cgroup(cgroup).await
@@ -155,7 +155,7 @@ impl Pod {
             namespace["path"] = serde_json::json!(self.shared_pids().await?);
             config.is_rewritten = true;
         }
-        record.save(&request.bundle).doing(|| "could not write the record of the container".into())?;
+        record.save(&request.bundle).doing(|| "cannot write the record of the container".into())?;
         let rootfs = mount(request, &config).await?;
         let config = Arc::new(config);
         let program = self.find_program(request, &config, &rootfs, &record.settings, unwanted).await?;
@@ -203,11 +203,11 @@ impl Pod {
                 let bundle = write_bundle(request, &spec)?;
                 let (control, theirs) = control_socket()?;
                 let stderr = stderr_of(&attachment)?;
-                let engine = open_engine().doing(|| "could not open the engine".into())?;
+                let engine = open_engine().doing(|| "cannot open the engine".into())?;
                 let preserved = vec![engine.into(), theirs];
                 let (process, cgroup) = launched(launcher.create(&bundle, attachment, preserved).await?)?;
                 let account = Account::create().and_then(|account| account::show_in(&request.bundle, account));
-                let account = account.doing(|| "could not make the account of the guest's memory".into())?;
+                let account = account.doing(|| "cannot make the account of the guest's memory".into())?;
                 let guest = hand_over(request, *module, plan, account.clone(), &cgroup, control)?;
                 let guest = tokio::sync::Mutex::new(Some(Box::new(guest)));
                 (process, cgroup, Some(Wasm { guest, stderr: Mutex::new(stderr), account }))
@@ -224,8 +224,8 @@ fn not_wanted(id: &str) -> Error {
 
 /// The process that the OCI runtime made, and where it is.
 fn launched(pid: i32) -> Result<(Process, Cgroup)> {
-    let process = Process::of_child(pid).doing(|| "could not watch the container's process".into())?;
-    let cgroup = Cgroup::of_pid(pid).doing(|| "could not find the container's cgroup".into())?;
+    let process = Process::of_child(pid).doing(|| "cannot watch the container's process".into())?;
+    let cgroup = Cgroup::of_pid(pid).doing(|| "cannot find the container's cgroup".into())?;
     Ok((process, cgroup))
 }
 
@@ -237,7 +237,7 @@ fn hand_over(
     cgroup: &Cgroup,
     control: UnixStream,
 ) -> Result<Guest> {
-    let limits = cgroup.memory_limit_files().doing(|| "could not open the memory limits".into())?;
+    let limits = cgroup.memory_limit_files().doing(|| "cannot open the memory limits".into())?;
     if limits.is_empty() {
         log::warn!("container `{}` has no memory cgroup: only the engine limits its memory", request.id);
     }
@@ -266,17 +266,17 @@ async fn take_back(request: &CreateRequest, record: &Record) {
 /// be in the cgroup, which it refuses then.
 async fn end_what_was_interrupted(request: &CreateRequest, record: &Record) {
     let ended = async {
-        let cgroup = cgroup_of(request, record).doing(|| "could not find the container's cgroup".into())?;
+        let cgroup = cgroup_of(request, record).doing(|| "cannot find the container's cgroup".into())?;
         let Some(cgroup) = cgroup else { return Ok(()) };
         let removed = tokio::task::spawn_blocking(move || cgroup.kill_all().and_then(|()| cgroup.remove()));
-        removed.await.map_err(io::Error::other).flatten().doing(|| "could not remove the container's cgroup".into())
+        removed.await.map_err(io::Error::other).flatten().doing(|| "cannot remove the container's cgroup".into())
     };
     tell_what_is_left(request, ended.await);
 }
 
 fn tell_what_is_left(request: &CreateRequest, taken: Result<()>) {
     if let Err(error) = taken {
-        log::error!("could not remove what is left of container `{}`: {}", request.id, crate::error::chain(&error));
+        log::error!("cannot remove what is left of container `{}`: {}", request.id, crate::error::chain(&error));
     }
 }
 
@@ -286,7 +286,7 @@ async fn mount(request: &CreateRequest, config: &Config) -> Result<Rootfs> {
     let (path, mounts) = (request.bundle.join(root), request.rootfs.clone());
     // A thread of its own: mounting many layers changes the thread's working directory for good.
     std::thread::spawn(move || drop(done.send(Rootfs::mount(path, &mounts))));
-    mounted.await.doing(|| "could not mount the root file system".into())?
+    mounted.await.doing(|| "cannot mount the root file system".into())?
 }
 
 /// A native container whose process Start makes from a checkpoint.
@@ -300,7 +300,7 @@ fn checkpointed(
     let bundle = bundle_of_native(request, config, &rootfs)?;
     let path = record.cgroups_path.as_deref().unwrap_or_default();
     let cgroup = Cgroup::from_spec(path, record.settings.systemd_cgroup, &request.id)
-        .doing(|| "could not find the container's cgroup".into())?;
+        .doing(|| "cannot find the container's cgroup".into())?;
     let made = Made {
         launcher: Box::new(launcher),
         rootfs: Mutex::new(Some(rootfs)),
@@ -316,7 +316,7 @@ type MadeProcess = (Process, Attached, Cgroup, Option<Wasm>);
 
 fn stderr_of(attachment: &Attachment) -> Result<Option<File>> {
     match attachment {
-        Attachment::Files(stdio) => stdio.stderr.try_clone().map(Some).doing(|| "could not hold the stderr".into()),
+        Attachment::Files(stdio) => stdio.stderr.try_clone().map(Some).doing(|| "cannot hold the stderr".into()),
         Attachment::Console(_) => Ok(None),
     }
 }
@@ -334,9 +334,9 @@ fn bundle_of_native(request: &CreateRequest, config: &Config, rootfs: &Rootfs) -
 /// Writes a bundle for the OCI runtime whose specification is not containerd's; the root file system is.
 fn write_bundle(request: &CreateRequest, spec: &Value) -> Result<PathBuf> {
     let bundle = request.bundle.join("runtime-bundle");
-    let text = serde_json::to_vec(spec).doing(|| "could not encode the specification".into())?;
+    let text = serde_json::to_vec(spec).doing(|| "cannot encode the specification".into())?;
     let written = fs::create_dir_all(&bundle).and_then(|()| fs::write(bundle.join("config.json"), text));
-    written.doing(|| "could not write the bundle for the OCI runtime".into())?;
+    written.doing(|| "cannot write the bundle for the OCI runtime".into())?;
     Ok(bundle)
 }
 

@@ -84,7 +84,7 @@ impl Container {
 async fn run(made: &Made, container: &Container, member: &Member, spec: &ProcessSpec) -> Result<(Process, Attached)> {
     let (attachment, pending) = attachment_for(&member.stdio, &container.owner).await?;
     let pid = made.launcher.exec(spec, attachment, &member.exec_id).await?;
-    let process = Process::of_child(pid).doing(|| "could not watch the process".into())?;
+    let process = Process::of_child(pid).doing(|| "cannot watch the process".into())?;
     match pending.complete(&member.stdio).await {
         Ok(attached) => Ok((process, attached)),
         Err(error) => {
@@ -113,7 +113,7 @@ pub(super) async fn attachment_for(paths: &StdioPaths, owner: &Owner) -> Result<
     } else {
         stdio::open(paths, owner)
     };
-    let (child, holds) = opened.doing(|| "could not open the streams".into())?;
+    let (child, holds) = opened.doing(|| "cannot open the streams".into())?;
     Ok((Attachment::Files(child), Pending::Files(holds)))
 }
 

@@ -58,7 +58,7 @@ impl Module {
         unwanted: &CancellationToken,
     ) -> Result<Self> {
         let cache = Cache::open(&settings.cache_dir, settings.cache_max_bytes)
-            .doing(|| "could not use the cache of compiled code".into())?;
+            .doing(|| "cannot use the cache of compiled code".into())?;
         let wanted = Wanted { digest: &digest, owner: &tenant.namespace, pod: &tenant.pod };
         let is_awaited = || cache.is_awaited(&digest);
         let want = Want::new(unwanted, &is_awaited);
@@ -86,7 +86,7 @@ fn cannot_compile(name: &str, error: CacheError<Error>) -> Error {
             Error::invalid(format!("{sentence}; this was found less than ten minutes ago"))
         }
         CacheError::Changed => Error::invalid(format!("`{name}` changed while it was read")),
-        CacheError::Host(error) => Error::host(format!("could not keep the compiled code of `{name}`"), error),
+        CacheError::Host(error) => Error::host(format!("cannot keep the compiled code of `{name}`"), error),
     }
 }
 
@@ -102,7 +102,7 @@ pub(crate) struct Guest {
 
 /// The two ends of a control socket: the shim's and the engine's.
 pub(crate) fn control_socket() -> Result<(UnixStream, OwnedFd)> {
-    let (ours, theirs) = UnixStream::pair().doing(|| "could not make a control socket".into())?;
+    let (ours, theirs) = UnixStream::pair().doing(|| "cannot make a control socket".into())?;
     Ok((ours, theirs.into()))
 }
 
@@ -151,7 +151,7 @@ impl Guest {
         let _unwanted_when_dropped = unwanted.clone().drop_guard();
         let again = tokio::task::spawn_blocking(move || self.module.recompile(&unwanted).map(|()| self));
         self = tokio::select! {
-            again = again => again.doing(|| "could not compile".into())??,
+            again = again => again.doing(|| "cannot compile".into())??,
             () = process.ended() => return Err(Error::new(Kind::Host, ENDED)),
         };
         // From here on the engine may well end: it runs the guest.
@@ -168,8 +168,8 @@ fn send(
     memory_limits: &[File],
     control: &UnixStream,
 ) -> Result<Replies<BufReader<Receiver>>> {
-    let passed = |file: &File| file.try_clone().doing(|| "could not pass a file to the engine".into());
-    let (ours, theirs) = pipe().doing(|| "could not make a pipe for the engine".into())?;
+    let passed = |file: &File| file.try_clone().doing(|| "cannot pass a file to the engine".into());
+    let (ours, theirs) = pipe().doing(|| "cannot make a pipe for the engine".into())?;
     let message = Message {
         plan: plan.clone(),
         code: passed(&module.code)?,
@@ -177,8 +177,8 @@ fn send(
         replies: OwnedFd::from(theirs).into(),
         memory_limits: memory_limits.iter().map(passed).collect::<Result<_>>()?,
     };
-    send_message(control, &message).doing(|| "could not send the plan to the engine".into())?;
-    let ours = Receiver::from_owned_fd(ours.into()).doing(|| "could not read from the engine".into())?;
+    send_message(control, &message).doing(|| "cannot send the plan to the engine".into())?;
+    let ours = Receiver::from_owned_fd(ours.into()).doing(|| "cannot read from the engine".into())?;
     Ok(Replies(BufReader::new(ours)))
 }
 
@@ -191,7 +191,7 @@ struct Replies<R>(R);
 impl<R: AsyncBufReadExt + AsyncRead + Unpin> Replies<R> {
     /// Waits for the next one, however long a loaded node lets the engine wait: one that dies closes the pipe.
     async fn next(&mut self) -> Result<Reply> {
-        let failed = |error| Error::host("could not read from the engine", error);
+        let failed = |error| Error::host("cannot read from the engine", error);
         if self.0.fill_buf().await.map_err(failed)?.is_empty() {
             return Err(Error::new(Kind::Host, ENDED));
         }

@@ -37,7 +37,7 @@ impl Container {
             other => cgroup.signal_all(other),
         });
         let signalled = signalled.await.map_err(std::io::Error::other).flatten();
-        signalled.doing(|| format!("could not send signal {signal} to container `{}`", self.id))
+        signalled.doing(|| format!("cannot send signal {signal} to container `{}`", self.id))
     }
 
     /// Ends the sandbox of a pod that has lost its shared pid namespace, unless it has ended already.

@@ -116,8 +116,7 @@ impl Member {
     /// Waits for the exit.
     pub(crate) async fn wait(&self) -> Result<Exit> {
         let mut states = self.state.subscribe();
-        let state =
-            states.wait_for(|state| state.exit().is_some()).await.doing(|| "could not wait for an exit".into())?;
+        let state = states.wait_for(|state| state.exit().is_some()).await.doing(|| "cannot wait for an exit".into())?;
         state.exit().ok_or_else(|| Error::new(Kind::Host, "a process that ended has no exit"))
     }
 
@@ -125,7 +124,7 @@ impl Member {
     pub(crate) async fn reap(&self) -> Exit {
         let code = match self.process.get() {
             Some(process) => process.wait().await.unwrap_or_else(|error| {
-                log::error!("could not wait for process {}: {error}", process.pid());
+                log::error!("cannot wait for process {}: {error}", process.pid());
                 skiff_protocol::EXIT_ENGINE
             }),
             None => skiff_protocol::EXIT_ENGINE,
@@ -145,7 +144,7 @@ impl Member {
         if signal == libc::SIGKILL {
             self.is_killed.store(true, Ordering::Relaxed);
         }
-        if process.signal(signal).doing(|| format!("could not send signal {signal}"))? { Ok(()) } else { Err(gone()) }
+        if process.signal(signal).doing(|| format!("cannot send signal {signal}"))? { Ok(()) } else { Err(gone()) }
     }
 
     /// Whether somebody asked the shim to kill it.
@@ -166,7 +165,7 @@ impl Member {
     pub(crate) fn resize(&self, width: u16, height: u16) -> Result<()> {
         match &*self.attached() {
             Attached::Terminal(terminal) => crate::host::console::resize(terminal.as_fd(), width, height)
-                .doing(|| "could not resize the terminal".into()),
+                .doing(|| "cannot resize the terminal".into()),
             Attached::Files(_) | Attached::Detached => Err(Error::new(Kind::Conflict, "the process has no terminal")),
         }
     }

@@ -100,7 +100,7 @@ async fn read_layer(name: &str, layer: Layer, unwanted: &CancellationToken) -> R
 /// Does what may have to wait for a tenant's files on a thread with a file table of its own; see [`crate::host::module`]. A
 /// volume that does not answer holds up nothing but its own container.
 pub(super) async fn read_apart<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let answer = apart(move || Ok(work())).doing(|| "could not start a reader".into())?;
+    let answer = apart(move || Ok(work())).doing(|| "cannot start a reader".into())?;
     blocking(move || answer.recv().map_err(io::Error::other).flatten().doing(|| "a reader ended early".into())?).await
 }
 

@@ -25,7 +25,7 @@ pub(super) struct SharedPids {
 impl SharedPids {
     /// Makes one, whose end is told to `pod`. Nobody can join it before its first process is confined.
     pub(super) async fn start(pod: &Arc<Pod>) -> Result<Self> {
-        let making = || "could not make a pid namespace for the pod".into();
+        let making = || "cannot make a pid namespace for the pod".into();
         let (pid, confined) = pid_namespace::start_init().doing(making)?;
         let starting = Starting(Some(Arc::new(Process::of_child(pid).doing(making)?)));
         wait_until(confined).await.doing(making)?;
@@ -48,7 +48,7 @@ impl SharedPids {
 
     /// Ends it, with every process in it.
     pub(super) async fn end(self) -> Result<()> {
-        let ending = || "could not end the pid namespace of the pod".into();
+        let ending = || "cannot end the pid namespace of the pod".into();
         self.init.signal(libc::SIGKILL).doing(ending)?;
         self.watch.await.doing(ending)
     }
@@ -68,7 +68,7 @@ impl Drop for Starting {
         if let Some(init) = &self.0
             && let Err(error) = init.signal(libc::SIGKILL)
         {
-            log::warn!("could not end process {}: {error}", init.pid());
+            log::warn!("cannot end process {}: {error}", init.pid());
         }
     }
 }

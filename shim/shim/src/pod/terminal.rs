@@ -19,20 +19,20 @@ pub(crate) struct Terminal {
 pub(crate) fn listen() -> Result<ConsoleSocket> {
     static SERIAL: AtomicU64 = AtomicU64::new(0);
     ConsoleSocket::listen(SERIAL.fetch_add(1, Ordering::Relaxed))
-        .doing(|| "could not make a socket for the terminal".into())
+        .doing(|| "cannot make a socket for the terminal".into())
 }
 
 impl Terminal {
     /// Receives the terminal that the OCI runtime has made and starts to copy.
     pub(crate) async fn receive(socket: ConsoleSocket, paths: &StdioPaths) -> Result<Self> {
-        let master = socket.receive().await.doing(|| "could not receive the terminal".into())?;
-        let master = Pty::new(master).doing(|| "could not use the terminal".into())?;
+        let master = socket.receive().await.doing(|| "cannot receive the terminal".into())?;
+        let master = Pty::new(master).doing(|| "cannot use the terminal".into())?;
         let copies = IoTasks::default();
         if !paths.stdin.is_empty() {
-            copies.copy_from_fifo(&paths.stdin, master.clone()).doing(|| "could not copy to the terminal".into())?;
+            copies.copy_from_fifo(&paths.stdin, master.clone()).doing(|| "cannot copy to the terminal".into())?;
         }
         if !paths.stdout.is_empty() {
-            copies.copy_to_fifo(master.clone(), &paths.stdout).doing(|| "could not copy from the terminal".into())?;
+            copies.copy_to_fifo(master.clone(), &paths.stdout).doing(|| "cannot copy from the terminal".into())?;
         }
         Ok(Self { master, copies })
     }
