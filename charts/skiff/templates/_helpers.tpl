@@ -2,7 +2,7 @@
 {{ .Release.Name }}-node
 {{- end }}
 
-{{/* What identifies the installer's pods; never changed, since a DaemonSet's selector cannot be. */}}
+{{/* What identifies the installer's pods. Never change it: a DaemonSet's selector is immutable. */}}
 {{- define "skiff.selector" -}}
 app.kubernetes.io/name: skiff-node
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -24,12 +24,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ $image.repository }}{{ if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default .Chart.AppVersion }}{{ end }}
 {{- end }}
 
-{{/* Nodes that the programs are built for. */}}
+{{/* The nodes that the programs are built for. */}}
 {{- define "skiff.nodeSelector" -}}
 {{- merge (dict "kubernetes.io/os" "linux" "kubernetes.io/arch" "amd64") .Values.nodeSelector | toYaml }}
 {{- end }}
 
-{{/* Contradictions, which a schema can refuse but not explain. */}}
+{{/* Contradictions, which a schema can reject but not explain. */}}
 {{- define "skiff.check" -}}
 {{- if not .Values.image.repository }}{{ fail "image.repository: say where the installer's image is; there is no default" }}{{ end }}
 {{- with .Values.restart }}
@@ -42,7 +42,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 
-{{/* What the installer is told of the node. */}}
+{{/* What the values say about the node, as options of the installer. */}}
 {{- define "skiff.node" -}}
 {{- $words := list }}
 {{- with .Values.containerd }}
