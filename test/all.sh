@@ -1,25 +1,27 @@
 #!/bin/bash
-# all.sh [check] [unit] [suites] [nodes] [cluster]: runs the levels of tests and adds up what they say, ending with `N passed, N failed`.
+# all.sh [check] [unit] [suites] [nodes] [cluster]: runs these levels of tests and ends with the sum, `N passed, N failed`.
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/cache.sh"
 cd "$here/.."
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$cache/target}
-packages=(skiff-protocol skiff-engine-config skiff-engine skiff containerd-shim-skiff skiff-node skiff-test skiff-bench)
+packages=(skiff-protocol skiff-linux skiff-engine-config skiff-engine skiff containerd-shim-skiff skiff-node skiff-test skiff-bench)
 passed=0 failed=0
 
+# A suite is a file of test/tests, or a folder with a main.rs. Three kinds have a level of their own.
 suites=()
-for file in test/tests/*.rs; do
-  name=$(basename "$file" .rs)
+for file in test/tests/*.rs test/tests/*/main.rs; do
+  name=${file#test/tests/} name=${name%/main.rs} name=${name%.rs}
   case $name in tidy | apparmor | kube_*) ;; *) suites+=(--test "$name") ;; esac
 done
 
-# one NAME COMMAND...: a check that is one test by itself.
+# one NAME COMMAND...: a command that counts as one test.
 one() {
   local name=$1; shift
   if "$@"; then say "ok: $name"; passed=$((passed + 1)); else say "FAILED: $name"; failed=$((failed + 1)); fi
 }
 
-# many NAME COMMAND...: a test runner; its own closing lines are added up, and an end without one is a failure.
+# many NAME COMMAND...: a test runner, whose `test result` lines are added up. One that fails without such a line counts as one
+# failed test.
 many() {
   local name=$1 log status=0; shift
   log=$(mktemp)
@@ -32,7 +34,7 @@ many() {
   rm -f "$log"
 }
 
-# dependencies: what deny.toml says of their licences, sources and bans. It is silent on what is only a warning there.
+# dependencies: checks licences, sources and bans by deny.toml. What is only a warning there is not shown.
 dependencies() {
   local tools
   tools=$(test/tools/build.sh deny | tail -n 1)
@@ -52,9 +54,9 @@ check() {
   many tidy cargo test --release --locked --quiet -p skiff-test --test tidy
 }
 
-# prepare: builds what tests need besides themselves; it is instant the second time.
+# prepare: builds what the tests need: programs, tools and guests. The second time it takes no time.
 prepare() {
-  # Attacks are made with libraries, and watched.
+  # Attacks build libraries and are watched with strace.
   apt_need gcc libc6-dev strace
   SKIFF_BIN=$(test/programs.sh | tail -n 1)
   SKIFF_TOOLS=$(test/tools/build.sh | tail -n 1)
@@ -65,30 +67,31 @@ prepare() {
 unit() {
   local package
   prepare
-  for package in skiff-protocol skiff-engine-config skiff-engine skiff containerd-shim-skiff skiff-node skiff-bench; do
-    many "$package" cargo test --release --locked --quiet --no-fail-fast -p "$package"
+  for package in "${packages[@]}"; do
+    # Its own tests are in the level `suites`.
+    [ "$package" = skiff-test ] || many "$package" cargo test --release --locked --quiet --no-fail-fast -p "$package"
   done
 }
 
 suites() {
   prepare
-  # Tests mostly wait for containerd, and run in containers of their own.
+  # Tests mostly wait for containerd, and each runs in containers of its own.
   export RUST_TEST_THREADS=4
   many skiff-test cargo test --release --locked --quiet --no-fail-fast -p skiff-test --lib "${suites[@]}"
 }
 
-# nodes: what depends on the node's cgroups, once more where they are of version 2, and where they are systemd's.
+# nodes: the suites that depend on the node's cgroups, again on cgroup v2, and again where systemd manages the cgroups.
 nodes() {
   prepare
   many "cgroup v2" test/nodes/suites.sh --mem 3072 --timeout 1200 apparmor attacks attacks_cri attacks_engine attacks_shim exit limits_annotations limits_cpu limits_cri limits_memory \
     limits_oom limits_resources memory native process
-  # systemd removes the cgroup of what was killed, and its last limit with it.
+  # systemd removes the cgroup of a killed container, and its last limit with it.
   many "cgroup v2 of systemd" test/nodes/suites.sh --systemd --timeout 600 limits_oom memory process \
     -- --skip a_limit_written_below_what_is_in_use
 }
 
-# cluster: Kubernetes, with skiff put on it by the chart, and what depends on cgroups once more on version 2. The last suite
-# changes the node.
+# cluster: Kubernetes, with skiff installed by the chart; the suite that depends on cgroups again on version 2. `kube_install`
+# changes the node and therefore comes last.
 cluster() {
   prepare
   many "Kubernetes" test/cluster/suites.sh kube_examples kube_overhead kube_pods kube_attacks kube_services kube_limits kube_node kube_install

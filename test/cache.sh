@@ -1,6 +1,6 @@
-# Sourced by the set-up scripts: what a test needs is made once per key, under one cache that all clones share.
+# Sourced by the other scripts: makes what tests need once per key, in a cache that all clones share.
 #
-# Nothing here is cleaned up by age: a key names its sources, so an old entry is never wrong, only unused.
+# Nothing is removed by age: a key is a hash of the sources, so an old entry is never wrong, only unused.
 
 set -euo pipefail
 shopt -s inherit_errexit
@@ -9,7 +9,7 @@ cache=${SKIFF_CACHE:-$HOME/.cache/skiff}
 
 say() { printf '%s\n' "$*" >&2; }
 
-# digest PATH...: one hash of the names and contents below the paths, without what builds leave behind.
+# digest PATH...: one hash of the names and contents below the paths, without the output of builds.
 digest() {
   find "$@" \( -name target -o -name node_modules \) -prune -o -type f -print0 | LC_ALL=C sort -z |
     xargs -0 sha256sum | sha256sum | cut -c1-16
@@ -18,13 +18,13 @@ digest() {
 # key WORD...: one hash of the words.
 key() { printf '%s\n' "$@" | sha256sum | cut -c1-16; }
 
-# with_lock NAME COMMAND...: runs the command while no other process holds the lock of that name.
+# with_lock NAME COMMAND...: runs the command while holding the lock of that name.
 with_lock() {
   local lock name=$1; shift
   mkdir -p "$cache/locks"
   exec {lock}> "$cache/locks/$name"
   flock "$lock"
-  # What the command starts must not hold the lock on after it.
+  # Processes that the command starts must not keep the lock after it.
   (exec {lock}>&-; "$@")
   exec {lock}>&-
 }
@@ -39,7 +39,7 @@ make_once() {
   local dir=$1 new=$1.new log=$1.log since=$SECONDS status=0; shift
   [ ! -d "$dir" ] || return 0
   rm -rf "$new"; mkdir -p "$new"
-  # A child shell, for `set -e` to hold inside whatever calls this.
+  # A child shell, so that `set -e` applies however this is called.
   set +e; (set -e; "$@" "$new") > "$log" 2>&1 < /dev/null; status=$?; set -e
   if [ "$status" != 0 ]; then
     tail -n 40 "$log" >&2

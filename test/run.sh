@@ -1,7 +1,7 @@
 #!/bin/bash
 # run.sh: runs a guest under a private containerd, the way a user would: `ctr run --runtime io.containerd.skiff.v1`.
-# WASM=path.wasm with ARGS="..." for the guest, or IMAGE=archive.tar or IMAGE=reference (pulled) with ARGS="..." as the
-# whole command line in place of the image's; by default a C guest that is built here. The exit code is the guest's.
+# WASM=path.wasm, with ARGS="..." for the guest; or IMAGE=archive.tar or IMAGE=reference (which is pulled), with ARGS="..." in
+# place of the image's command line. The default is a C guest that is built first. The exit code is the guest's.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 programs=$("$here/programs.sh" | tail -n 1)
@@ -44,7 +44,7 @@ case ${IMAGE:-} in
     wasm=${WASM:-$("$here/guests/build.sh" c | tail -n 1)/c-hello.wasm}
     skiff pack "$wasm" --name "$image" -o "$state/image.tar" > /dev/null
     ctr images import --local "$state/image.tar" > /dev/null 2>&1
-    # What follows the image's name is the whole command line.
+    # `ctr run` takes the words after the image's name as the whole command line.
     [ -z "${ARGS:-}" ] || ARGS="/$(basename "$wasm") $ARGS" ;;
   *.tar)
     image=$(ctr images import --local "$IMAGE" 2> /dev/null | sed -n 's/^unpacking \([^ ]*\).*/\1/p' | head -n 1) ;;

@@ -1,6 +1,6 @@
-# Sourced by the scripts that run suites of test/tests elsewhere than `cargo test` would; at the top of the repository.
+# Sourced, at the top of the repository, by the scripts that run suites of test/tests in a node or on a cluster.
 
-# provide: a suite looks for what is not set with programs that such a place has not.
+# provide: sets what the suites would otherwise build, which they cannot do in such a place.
 provide() {
   : "${SKIFF_BIN:=$(test/programs.sh | tail -n 1)}"
   : "${SKIFF_TOOLS:=$(test/tools/build.sh | tail -n 1)}"
@@ -8,7 +8,7 @@ provide() {
   export SKIFF_BIN SKIFF_TOOLS SKIFF_GUESTS
 }
 
-# build_suites SUITE...: fills `programs` with the suites' test programs, in this order.
+# build_suites SUITE...: fills `programs` with the test programs of the suites, in this order.
 build_suites() {
   local suite built program
   local -a targets=()

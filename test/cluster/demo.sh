@@ -1,5 +1,5 @@
 #!/bin/bash
-# demo.sh: from nothing to the answer of a wasm pod through its Service, each step with its time. The cluster stays up.
+# demo.sh: from nothing to a response of a wasm pod through its Service, with the time of each step. The cluster stays up.
 . "$(dirname "$0")/cluster.sh"
 
 show() { printf '        $ %s\n' "$*" >&2; }

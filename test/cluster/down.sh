@@ -1,5 +1,5 @@
 #!/bin/bash
-# down.sh: ends process 1 of what up.sh started, and with it, by the kernel, every process of the cluster; then removes its cgroups
+# down.sh: kills process 1 of what up.sh started, with which the kernel ends every process of the cluster; then removes its cgroups
 # and its disk. Its logs stay until the next cluster of that name.
 . "$(dirname "$0")/cluster.sh"
 case $backend in

@@ -1,5 +1,5 @@
 #!/bin/bash
-# equip.sh CLUSTER: puts skiff on a cluster as an operator does, with the chart and the installer's image, and gives it the
+# equip.sh CLUSTER: installs skiff on a cluster as an operator does, with the chart and the installer's image, and pushes the
 # images of the examples.
 cluster=$1
 . "$(dirname "$0")/cluster.sh"

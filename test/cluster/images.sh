@@ -1,7 +1,7 @@
 #!/bin/bash
 # images.sh CLUSTER: makes the images of runtime-class/manifests/examples from the guests, as a user would, and pushes them to the
 # node's registry as localhost:5000/examples/NAME:1; for tests also the guests in C, by their own names (`c-hello`).
-# A second time takes a second.
+# The second time takes a second.
 . "$(dirname "$0")/../cache.sh"
 test=$(cd "$(dirname "$0")/.." && pwd)
 cluster=$1
@@ -55,7 +55,7 @@ images=$cache/examples/$(key "$(declare -f pack busybox site make_images)" "$(ca
 cached "$images" make_images
 [ "$(cat "$cluster/examples" 2> /dev/null)" != "$images" ] || exit 0
 
-# push IMAGE.tar: also, the node shall not go on with an older one of that name.
+# push IMAGE.tar: also removes an older image of that name from the node.
 push() {
   local name; name=examples/$(basename "$1" .tar):1
   "$cluster/bin/push" "$1" "$name" && "$cluster/bin/ctr" images rm "localhost:5000/$name"

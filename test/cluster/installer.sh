@@ -1,12 +1,12 @@
 #!/bin/bash
 # installer.sh CLUSTER [TAG]: makes the image of runtime-class/installer/Containerfile without a builder, and pushes it to the node's registry
-# as localhost:5000/skiff/node:TAG (default: a hash of its content). Standard output is what `helm install` needs to know of
-# this cluster: a file of values.
-# installer.sh --context: prints a folder with what the image holds, for a builder.
+# as localhost:5000/skiff/node:TAG (default: a hash of its content). Standard output is a file of values for `helm install` on
+# this cluster.
+# installer.sh --context: prints a folder with the content of the image, for a builder.
 . "$(dirname "$0")/../cache.sh"
 test=$(cd "$(dirname "$0")/.." && pwd)
 
-# context: makes the folder, under a hash of what is in it.
+# context: makes the folder, under a hash of its content.
 context() {
   local programs guests files
   programs=${SKIFF_BIN:-$("$test/programs.sh" | tail -n 1)}
@@ -21,7 +21,7 @@ make_context() {
   install -m 644 "${files[4]}" "$1/hello.wasm"
 }
 
-# values: containerd is restarted by what keeps it running, which on the local back end is no systemd.
+# values: containerd is restarted by what keeps it running, which is not systemd on the local back end.
 values() {
   local program
   printf 'image:\n  repository: localhost:5000/skiff/node\n  tag: "%s"\n' "$tag"

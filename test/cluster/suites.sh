@@ -1,14 +1,14 @@
 #!/bin/bash
-# suites.sh [--node] SUITE... [-- ARGUMENT...]: starts a cluster, puts skiff on it with the chart, runs suites of test/tests on
-# it, one after the other, and ends the cluster. With --node all of that happens in a node with cgroup v2. The arguments are
-# for the test programs (names of tests, --skip). It ends as the last suite that failed. SKIFF_CLUSTER: a cluster to use instead.
+# suites.sh [--node] SUITE... [-- ARGUMENT...]: starts a cluster, installs skiff with the chart, runs suites of test/tests on it
+# one after the other, and ends the cluster. With --node all of that happens in a node with cgroup v2. The arguments go to the test
+# programs (names of tests, --skip). The exit code is that of the last suite that failed. SKIFF_CLUSTER: a cluster to use instead.
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../cache.sh"
 . "$here/../suites.sh"
 cd "$here/../.."
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$cache/target}
 
-# run PROGRAM... [-- ARGUMENT...]: on a cluster that lasts as long.
+# run PROGRAM... [-- ARGUMENT...]: runs the programs on SKIFF_CLUSTER, or on a cluster that ends with them.
 run() {
   local -a suites=()
   while [ $# -gt 0 ] && [ "$1" != -- ]; do suites+=("$1"); shift; done
@@ -43,7 +43,7 @@ main() {
   if [ -z "$node" ]; then
     run "${programs[@]}" "$@"
   else
-    # A disk that snapshots can be on is in the node's memory.
+    # Of the node's file systems only those in memory can hold snapshots.
     SKIFF_CLUSTER_STATE=/tmp/clusters exec "$here/../nodes/run.sh" --mem 6144 --timeout 1500 -- \
       "$here/suites.sh" --run "${programs[@]}" "$@"
   fi

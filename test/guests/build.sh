@@ -51,8 +51,8 @@ compile_rust() {
 }
 
 # rust_toolchain: prints the folder whose bin/ holds rustc with the standard library for wasm, wasm-ld, wasm-component-ld.
-# rustup's toolchains may lack that library; Debian's newest rustc has it. Its programs are run where they were
-# unpacked, by their own loader: nothing is installed, and cargo and everything else stay the machine's.
+# rustup's toolchains may lack that library; Debian's newest rustc has it. Its programs run where they were unpacked, with their
+# own loader: nothing is installed, and cargo and everything else are the machine's.
 rust_toolchain() {
   local dir=$cache/toolchains/rust-$(key "$(declare -f make_rust_toolchain rust_program)")
   cached "$dir" make_rust_toolchain
@@ -136,7 +136,7 @@ packages = json.load(sys.stdin)["packages"]
 print(*(os.path.dirname(p["manifest_path"]) for p in packages if p["name"] == sys.argv[1]))' "$1"
 }
 
-# identity LANGUAGE: what decides what comes out.
+# identity LANGUAGE: everything that the result depends on.
 identity() {
   case $1 in
     c) dpkg-query -W clang lld wasi-libc ;;

@@ -9,7 +9,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 site() { apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | sed 1q; }
 
-# Other architectures and most drivers are half of the source. Their Kconfig files are read all the same.
+# Other architectures and most drivers are half of the source. Their Kconfig files are still read.
 unneeded=(
   '*/Documentation/[a-z]*' '*/arch/[a-tv-wyz]*/*.[chS]' '*.dts*' '*/sound/*.[ch]' '*/tools/testing/*'
   '*/drivers/gpu/*.[ch]' '*/drivers/media/*.[ch]' '*/drivers/net/ethernet/*.[ch]' '*/drivers/net/wireless/*.[ch]'

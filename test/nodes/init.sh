@@ -7,13 +7,13 @@ here=$(dirname "$0")
 
 attach() { mkdir -p "${*: -1}"; mount -i "$@"; }
 
-# throw_away TREE NAME: a file system over the tree whose changes are kept in memory and end with the node.
+# throw_away TREE NAME: mounts an overlay over the tree. Its changes are in memory and end with the node.
 throw_away() {
   mkdir "/run/$2" "/run/$2.changes" "/run/$2.work"
   mount -i -t overlay -o "lowerdir=$1,upperdir=/run/$2.changes,workdir=/run/$2.work" overlay "/run/$2"
 }
 
-# kernel_files ROOT: what the kernel offers as files, and places for what lives as long as the node.
+# kernel_files ROOT: mounts the kernel's file systems, and others for files that end with the node.
 kernel_files() {
   local nosuid=nosuid,nodev,noexec link controller
   attach -t proc -o $nosuid proc "$1/proc"
@@ -34,7 +34,7 @@ kernel_files() {
   done
 }
 
-# show_repository ROOT: these scripts' clone, where it lies in a place that is empty otherwise.
+# show_repository ROOT: makes this clone visible if it is in a place that is otherwise empty.
 show_repository() {
   local repository
   repository=$(dirname "$(dirname "$here")")
@@ -43,7 +43,7 @@ show_repository() {
 
 mount -i -t tmpfs run /run
 throw_away / machine
-# containerd's snapshots are overlays, and those cannot write to an overlay: here and in /tmp there is none.
+# containerd's snapshots are overlays, which cannot write to an overlay: this place and /tmp are not on one.
 attach -t tmpfs -o mode=755 containerd /run/machine/var/lib/containerd
 root=/run/machine
 if [ -n "${NODE_SYSTEMD:-}" ]; then

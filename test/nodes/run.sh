@@ -1,24 +1,24 @@
 #!/bin/bash
-# run.sh [--systemd] [--mem MIB] [--timeout S] -- COMMAND...: runs the command as root in a node with cgroup v2 that is
-# there for this one run, with the caller's SKIFF_*, RUST_*, PATH and HOME, in the caller's directory. What it prints and
-# the code that it ends with are the command's; 124 when the time is over, 125 when the node failed. See README.md.
+# run.sh [--systemd] [--mem MIB] [--timeout S] -- COMMAND...: boots a node with cgroup v2 and runs the command in it as root, in
+# the caller's directory, with the caller's SKIFF_*, RUST_*, PATH and HOME. Output and exit code are the command's; 124 if the
+# time ran out, 125 if the node failed. See README.md.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
 usage() { sed -n '2,4s/^# //p' "$0" >&2; exit 2; }
 
 run='' node='' timer=''
-# The node and all of its processes are one process group of the machine's.
+# On the machine, the node and all of its processes are one process group.
 clean_up() {
   trap '' INT TERM
   [ -z "$node" ] || kill -KILL -- "-$node" 2> /dev/null || true
   [ -z "$timer" ] || kill "$timer" 2> /dev/null || true
-  # The shell would tell of the killed in words of its own.
+  # The shell would report the killed processes.
   wait 2> /dev/null
   [ -z "$run" ] || rm -rf "$run"
 }
 
-# as_script COMMAND...: the command, with what it gets of the caller's environment.
+# as_script COMMAND...: the command as a script, with the caller's variables that it gets.
 as_script() {
   local name
   for name in $(compgen -e); do
@@ -29,7 +29,7 @@ as_script() {
   echo
 }
 
-# memory_place MIB: where the node's memory can be, a file without a name from which code is executed.
+# memory_place MIB: a folder for the node's memory, an unnamed file from which code is executed.
 memory_place() {
   local options available
   options=$(findmnt -n -o OPTIONS -T /dev/shm)
@@ -38,7 +38,7 @@ memory_place() {
   [ "${available%M}" -ge "$1" ] && echo /dev/shm || echo /tmp
 }
 
-# idlest_processor: a node on one processor makes system calls several times cheaper than one that wanders.
+# idlest_processor: system calls are several times cheaper in a node that stays on one processor.
 idlest_processor() {
   { cat /proc/stat; sleep 0.05; cat /proc/stat; } | awk -v allowed="$(taskset -cp $$ | sed 's/.*: //')" '
     BEGIN {
@@ -51,8 +51,8 @@ idlest_processor() {
     END { for (cpu in idle) if (best == "" || idle[cpu] > idle[best]) best = cpu; print substr(best, 4) }'
 }
 
-# boot DIRECTORY MIB TREE: starts the node, with the tree's systemd unless that is empty. The terminals are pipes, since the
-# kernel waits for them as for devices; `readers` are the processes at their other ends.
+# boot DIRECTORY MIB TREE: starts the node, with the tree's systemd unless TREE is empty. The terminals are pipes, because the
+# kernel waits for them as it does for devices; `readers` are the processes at the other ends.
 boot() {
   local out error console
   exec {out}> >(exec cat)

@@ -1,7 +1,7 @@
 #!/bin/bash
-# suites.sh [OPTION-OF-run.sh...] SUITE... [-- ARGUMENT...]: runs suites of test/tests in a node; the arguments are for the
-# test programs (names of tests, --skip). They are built on the machine, where SKIFF_BIN, SKIFF_TOOLS and SKIFF_GUESTS are
-# made too unless they are set. It ends as the last suite that failed.
+# suites.sh [OPTION-OF-run.sh...] SUITE... [-- ARGUMENT...]: runs suites of test/tests in a node. The arguments go to the test
+# programs (names of tests, --skip). The suites are built on the machine, and so are SKIFF_BIN, SKIFF_TOOLS and SKIFF_GUESTS unless
+# they are set. The exit code is that of the last suite that failed.
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../cache.sh"
 . "$here/../suites.sh"

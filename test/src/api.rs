@@ -1,4 +1,4 @@
-//! containerd's gRPC API, each call with the namespace of the tests and waited for.
+//! containerd's gRPC API, called synchronously in the namespace of the tests.
 
 use std::future::Future;
 use std::path::Path;
@@ -22,6 +22,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use crate::containerd::{NAMESPACE, RUNTIME};
+use crate::encoding::field;
 
 /// The longest that any call may take: a first start may compile a large guest on a busy machine.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -40,7 +41,7 @@ pub struct Api {
 pub struct Refused {
     /// The kind of refusal.
     pub code: Code,
-    /// What was said.
+    /// The message.
     pub message: String,
 }
 
@@ -76,7 +77,7 @@ impl Api {
         TasksClient::new(self.channel.clone())
     }
 
-    /// Waits for the answer of a call.
+    /// Waits for the reply to a call.
     pub fn call<T>(&self, answer: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Refused> {
         wait_for(LIMIT, answer)
     }
@@ -86,13 +87,13 @@ impl Api {
         Ok(version.version)
     }
 
-    /// What an image's name points at.
+    /// The target of an image's name.
     pub(crate) fn image_target(&self, name: &str) -> Option<Descriptor> {
         let request = in_namespace(GetImageRequest { name: name.into() });
         self.call(ImagesClient::new(self.channel.clone()).get(request)).ok()?.image?.target
     }
 
-    /// Writes down a container; its snapshot has its name.
+    /// Creates a container in containerd's records; its snapshot has the same name.
     pub(crate) fn create_container(&self, container: &Description<'_>) -> Result<(), Refused> {
         let container = Container {
             id: container.id.into(),
@@ -107,7 +108,7 @@ impl Api {
         self.call(ContainersClient::new(self.channel.clone()).create(request)).map(drop)
     }
 
-    /// Makes the snapshot of a container on an image's layers, or on nothing.
+    /// Makes the snapshot of a container on top of an image's layers, or an empty one.
     pub(crate) fn prepare_snapshot(&self, id: &str, parent: &str) -> Result<Vec<Mount>, Refused> {
         let request = PrepareSnapshotRequest {
             snapshotter: SNAPSHOTTER.into(),
@@ -125,7 +126,7 @@ impl Api {
         Ok(answer.pid)
     }
 
-    /// Forgets a container and its snapshot; what is not there is fine.
+    /// Deletes a container and its snapshot, if they exist.
     pub(crate) fn delete_container(&self, id: &str) -> Result<(), Refused> {
         let request = in_namespace(DeleteContainerRequest { id: id.into() });
         let deleted = self.call(ContainersClient::new(self.channel.clone()).delete(request)).map(drop);
@@ -142,7 +143,7 @@ pub(crate) fn in_namespace<T>(message: T) -> Request<T> {
     request
 }
 
-/// The runtime all calls run on.
+/// The executor of all calls.
 pub(crate) fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
@@ -151,7 +152,7 @@ pub(crate) fn runtime() -> &'static Runtime {
     })
 }
 
-/// Waits for an answer for no longer than `limit`.
+/// Waits for a reply for no longer than `limit`.
 pub(crate) fn wait_for<T>(
     limit: Duration,
     answer: impl Future<Output = Result<Response<T>, Status>>,
@@ -164,7 +165,7 @@ pub(crate) fn wait_for<T>(
     }
 }
 
-/// The exit code in the answer of a deletion.
+/// The exit code in the reply to a deletion.
 pub(crate) fn exit_of(answer: &DeleteResponse) -> u32 {
     answer.exit_status
 }
@@ -175,8 +176,5 @@ fn ignore_absent(refused: Refused) -> Result<(), Refused> {
 
 /// The options as containerd's clients pass them: a message with the file's path in field 2.
 fn options(file: &Path) -> Any {
-    let path = file.to_str().expect("temporary paths are UTF-8").as_bytes();
-    let length = u8::try_from(path.len()).ok().filter(|length| *length < 128).expect("a short path");
-    let value = [&[0x12, length], path].concat();
-    Any { type_url: OPTIONS_TYPE.into(), value }
+    Any { type_url: OPTIONS_TYPE.into(), value: field(2, file.to_str().expect("temporary paths are UTF-8")) }
 }

@@ -1,16 +1,17 @@
-//! Control groups as a test sees them: by what their files mean, on cgroup v1 and v2 alike.
+//! Control groups as a test reads them: limits and counters by their meaning, on cgroup v1 and v2 alike.
 //!
-//! What a cgroup is asked for must be there: a test that reads a limit has a node with that controller.
+//! A missing file is a failed test: a test that reads a limit needs a node with that controller.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::containerd::Containerd;
-use crate::wait::{eventually, random_name};
+use crate::names::random_name;
+use crate::wait::eventually;
 
 const ROOT: &str = "/sys/fs/cgroup";
-/// v1 says "no limit" with the largest number of whole pages.
+/// v1 writes "no limit" as the largest number of whole pages.
 const UNLIMITED_FROM: u64 = 1 << 62;
 
 /// A cgroup, by its path below the root: one directory on v2, one in each hierarchy on v1.
@@ -25,12 +26,12 @@ pub struct PodCgroup {
     cgroup: Cgroup,
 }
 
-/// Whether the node has the unified hierarchy only; a hybrid node has not.
+/// Whether the node has the unified hierarchy only. A hybrid node also has hierarchies of v1.
 pub fn is_cgroup_v2() -> bool {
     Path::new(ROOT).join("cgroup.controllers").exists()
 }
 
-/// Whether containers' cgroups are systemd's: so it is in a node whose process 1 it is.
+/// Whether systemd manages the containers' cgroups, as it does in a node whose process 1 it is.
 pub(crate) fn are_systemds() -> bool {
     std::env::var_os("SKIFF_TEST_SYSTEMD").is_some()
 }
@@ -64,7 +65,7 @@ impl Cgroup {
         bounded(&self.text("memory", "memory.limit_in_bytes", "memory.max"))
     }
 
-    /// Writes the memory limit as the kubelet does: into the file, past the runtime.
+    /// Writes the memory limit as the kubelet does: into the file, without the runtime.
     ///
     /// # Errors
     /// The kernel's: v1 refuses a limit below what is in use, v2 kills to get there.
@@ -77,7 +78,7 @@ impl Cgroup {
         number(&self.text("memory", "memory.usage_in_bytes", "memory.current"))
     }
 
-    /// How many of its processes the kernel has killed for want of memory.
+    /// How many of its processes the kernel has killed because memory ran out.
     pub fn oom_kills(&self) -> u64 {
         let text = self.text("memory", "memory.oom_control", "memory.events");
         number(text.lines().find_map(|line| line.strip_prefix("oom_kill ")).expect("a count of OOM kills"))
@@ -128,13 +129,13 @@ impl Cgroup {
         sizes
     }
 
-    /// Its processes, none when it is not there.
+    /// Its processes; none if the cgroup does not exist.
     pub fn processes(&self) -> Vec<u32> {
         let text = fs::read_to_string(self.directory("memory").join("cgroup.procs")).unwrap_or_default();
         text.lines().filter_map(|line| line.parse().ok()).collect()
     }
 
-    /// Makes its memory cgroup go away under its processes, which are moved into another one beside it; that one.
+    /// Moves its processes into another memory cgroup beside it and removes it. Returns the other one.
     pub fn vanish(&self) -> Self {
         let other = Self::at(&format!("{}-elsewhere", self.path));
         fs::create_dir(other.directory("memory")).expect("a cgroup can be made");
@@ -198,7 +199,7 @@ impl Containerd {
 impl Drop for PodCgroup {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            // containerd's own clean-up takes it along.
+            // containerd's own clean-up removes it too.
             return;
         }
         for hierarchy in hierarchies() {

@@ -1,5 +1,5 @@
-//! The Kubernetes that the suites run on, through the clients in its folder: what `test/cluster/up.sh` started, whichever the
-//! back end. The variable `SKIFF_CLUSTER` names the folder.
+//! The Kubernetes that the suites run on: what `test/cluster/up.sh` started, with either back end, used through the clients in
+//! its folder. The variable `SKIFF_CLUSTER` names the folder.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::random_name;
-use crate::wait::until_every;
+use crate::names::random_name;
+use crate::wait::eventually_every;
 
-/// How long anything in a cluster may take here: a loaded machine with two processors starts pods slowly.
+/// How long anything in a cluster may take: a loaded machine with two processors starts pods slowly.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
-/// How often something is looked at: each look is a program that is started.
+/// The pause between two checks: each check starts a program.
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// A cluster that is up.
@@ -40,7 +40,7 @@ impl Cluster {
         command
     }
 
-    /// Runs a client: what it wrote to its standard output, or to standard error when it failed.
+    /// Runs a client and returns its standard output, or its standard error when it fails.
     pub fn try_run(&self, name: &str, words: &[&str]) -> Result<String, String> {
         answer(self.client(name).args(words), b"")
     }
@@ -77,44 +77,44 @@ impl Cluster {
         self.kubectl(&["get", "nodes", "-o", path])
     }
 
-    /// Ends a daemon of the node, `kubelet` or `containerd`, which is started again.
+    /// Restarts a daemon of the node: `kubelet` or `containerd`.
     pub fn restart(&self, daemon: &str) {
         self.run("restart", &[daemon]);
     }
 
-    /// What somebody would look at who has to find out why a test failed.
-    pub fn tell(&self, namespace: &str) {
+    /// Prints what is needed to find out why a test failed.
+    pub fn report(&self, namespace: &str) {
         let kubectl = |words: &[&str]| self.try_run("kubectl", &[&["-n", namespace], words].concat());
-        let mut told = String::new();
+        let mut report = String::new();
         let views: [&[&str]; 3] =
             [&["get", "all", "-o", "wide"], &["describe", "pods"], &["get", "events", "--sort-by=.lastTimestamp"]];
         for view in views {
             let said = kubectl(view).unwrap_or_else(|said| said);
-            told += &format!("--- kubectl {}\n{said}\n", view.join(" "));
+            report += &format!("--- kubectl {}\n{said}\n", view.join(" "));
         }
         let pods = kubectl(&["get", "pods", "-o", "name"]).unwrap_or_default();
         for pod in pods.lines() {
             let words = ["logs", pod, "--all-containers", "--prefix", "--tail=50"];
-            told += &format!("--- logs of {pod}\n{}\n", kubectl(&words).unwrap_or_else(|said| said));
+            report += &format!("--- logs of {pod}\n{}\n", kubectl(&words).unwrap_or_else(|said| said));
         }
-        told += &format!("--- the node\n{}", self.try_run("node-logs", &[]).unwrap_or_else(|said| said));
-        // Nothing is left to be done when standard error is gone.
-        drop(std::io::stderr().lock().write_all(told.as_bytes()));
+        report += &format!("--- the node\n{}", self.try_run("node-logs", &[]).unwrap_or_else(|said| said));
+        // There is nothing to be done if standard error is closed.
+        drop(std::io::stderr().lock().write_all(report.as_bytes()));
     }
 
-    /// A namespace for one test, gone after it.
+    /// A namespace for one test, deleted after it.
     pub fn namespace(&self) -> Namespace<'_> {
         let name = random_name("test");
         self.kubectl(&["create", "namespace", &name]);
         let namespace = Namespace { cluster: self, name };
-        // Pods are refused before that.
+        // Until then pods are refused.
         namespace
             .eventually("the service account", || namespace.try_kubectl(&["get", "serviceaccount", "default"]).ok());
         namespace
     }
 }
 
-/// A namespace, deleted when dropped. When the test has failed, what is in it is told first.
+/// A namespace, deleted when dropped. When the test has failed, its content is printed first.
 pub struct Namespace<'a> {
     /// The cluster that it is in.
     pub cluster: &'a Cluster,
@@ -123,7 +123,7 @@ pub struct Namespace<'a> {
 }
 
 impl Namespace<'_> {
-    /// Runs `kubectl` in this namespace: its standard output, or its standard error when it failed.
+    /// Runs `kubectl` in this namespace and returns its standard output, or its standard error when it fails.
     pub fn try_kubectl(&self, words: &[&str]) -> Result<String, String> {
         self.cluster.try_run("kubectl", &[&["-n", &self.name], words].concat())
     }
@@ -165,21 +165,16 @@ impl Namespace<'_> {
         self.kubectl(&["wait", &format!("--for={condition}"), what, &format!("--timeout={}s", PATIENCE.as_secs())]);
     }
 
-    /// Waits until `probe` answers something.
-    pub fn eventually<T>(&self, what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
-        let mut found = None;
-        until_every(PAUSE, PATIENCE, || {
-            found = probe();
-            found.is_some()
-        });
-        found.unwrap_or_else(|| panic!("waited {} s in vain: {what}", PATIENCE.as_secs()))
+    /// Waits until `probe` returns something.
+    pub fn eventually<T>(&self, what: &str, probe: impl FnMut() -> Option<T>) -> T {
+        eventually_every(PAUSE, PATIENCE, what, probe)
     }
 }
 
 impl Drop for Namespace<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.cluster.tell(&self.name);
+            self.cluster.report(&self.name);
         }
         drop(self.cluster.try_run("kubectl", &["delete", "namespace", &self.name, "--wait=false"]));
     }
@@ -190,11 +185,11 @@ fn apply(mut kubectl: Command, manifest: &str) {
     applied.unwrap_or_else(|said| panic!("cannot apply: {said}\n{manifest}"));
 }
 
-/// Runs a command with this input: its standard output, or its standard error when it failed.
+/// Runs a command with this input and returns its standard output, or its standard error when it fails.
 fn answer(command: &mut Command, input: &[u8]) -> Result<String, String> {
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it can be started");
-    // A program that fails need not read.
+    // A program that fails may not have read its input.
     drop(child.stdin.take().expect("it is piped").write_all(input));
     let output = child.wait_with_output().expect("it can be waited for");
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();

@@ -1,4 +1,4 @@
-//! A container whose task was made: started, watched, ended, and looked for afterwards.
+//! A container with a task: starting it, watching it, ending it, and checking that nothing is left of it.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::wait::eventually;
 pub(crate) const EXIT_LIMIT: Duration = Duration::from_secs(60);
 const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 
-/// How a process ended and what it said.
+/// How a process ended and what it printed.
 #[derive(Debug)]
 pub struct Outcome {
     /// The exit code.
@@ -32,7 +32,7 @@ pub struct Outcome {
     pub stderr: String,
 }
 
-/// A container whose task was made. Dropping it removes it, and looks for what is left of it.
+/// A container with a task. Dropping it removes it, and fails the test if anything is left of it.
 pub struct Container<'a> {
     containerd: &'a Containerd,
     /// Its id.
@@ -61,7 +61,7 @@ impl<'a> Container<'a> {
         self.containerd.api().call(self.containerd.api().tasks().start(in_namespace(request))).map(drop)
     }
 
-    /// Waits for its end; the exit code.
+    /// Waits for its end and returns the exit code.
     pub fn wait(&self) -> u32 {
         self.wait_for(EXIT_LIMIT).unwrap_or_else(|refused| {
             panic!(
@@ -73,24 +73,24 @@ impl<'a> Container<'a> {
         })
     }
 
-    /// Waits for its end for no longer than `limit`; the exit code.
+    /// Waits for its end for no longer than `limit` and returns the exit code.
     pub fn wait_for(&self, limit: Duration) -> Result<u32, Refused> {
         let request = WaitRequest { container_id: self.id.clone(), ..WaitRequest::default() };
         let mut tasks = self.containerd.api().tasks();
         wait_for(limit, tasks.wait(in_namespace(request))).map(|answer| answer.exit_status)
     }
 
-    /// Waits for its end, removes it and answers how it went. Nothing of it is left.
+    /// Waits for its end, removes it and returns how it went. Nothing of it may be left.
     pub fn finish(mut self) -> Outcome {
         let code = self.wait();
         self.streams.wait_for_the_end();
         let deleted =
             self.delete().unwrap_or_else(|refused| panic!("container `{}` was not deleted: {refused}", self.id));
-        assert_eq!(deleted, code, "Wait and Delete tell the same exit code");
+        assert_eq!(deleted, code, "Wait and Delete report the same exit code");
         Outcome { code, stdout: self.streams.stdout(), stderr: self.streams.stderr() }
     }
 
-    /// Deletes task and container; the exit code. Nothing of it is left.
+    /// Deletes task and container and returns the exit code. Nothing of it may be left.
     pub fn delete(&mut self) -> Result<u32, Refused> {
         let code = self.delete_task()?;
         self.containerd.api().delete_container(&self.id)?;
@@ -99,13 +99,13 @@ impl<'a> Container<'a> {
         Ok(code)
     }
 
-    /// Removes what containerd knows of it, once the task is gone. Nothing of it is left.
+    /// Removes containerd's record of it, once the task is gone. Nothing of it may be left.
     pub fn forget(&mut self) {
         self.is_deleted = true;
         self.containerd.forget(&self.id);
     }
 
-    /// Deletes the task alone; the exit code.
+    /// Deletes the task alone and returns the exit code.
     pub fn delete_task(&self) -> Result<u32, Refused> {
         let request = DeleteTaskRequest { container_id: self.id.clone() };
         let api = self.containerd.api();
@@ -134,7 +134,7 @@ impl<'a> Container<'a> {
         api.call(api.tasks().kill(in_namespace(request))).map(drop)
     }
 
-    /// What containerd says of its process.
+    /// containerd's description of its process.
     pub fn state(&self) -> Result<Process, Refused> {
         let request = GetRequest { container_id: self.id.clone(), ..GetRequest::default() };
         let api = self.containerd.api();
@@ -156,7 +156,7 @@ impl<'a> Container<'a> {
         api.call(api.tasks().pause(in_namespace(request))).map(drop)
     }
 
-    /// Pauses it; on a busy machine the OCI runtime gives up early and is asked again.
+    /// Pauses it, trying again when the OCI runtime gives up early, as it does on a busy machine.
     pub fn pause_patiently(&self) {
         eventually("the container can be frozen", || match self.pause() {
             Err(refused) if refused.message.contains("unable to freeze") => None,
@@ -165,14 +165,14 @@ impl<'a> Container<'a> {
         .unwrap_or_else(|refused| panic!("container `{}` was not paused: {refused}", self.id));
     }
 
-    /// Lets it go on.
+    /// Resumes it.
     pub fn resume(&self) -> Result<(), Refused> {
         let request = ResumeTaskRequest { container_id: self.id.clone() };
         let api = self.containerd.api();
         api.call(api.tasks().resume(in_namespace(request))).map(drop)
     }
 
-    /// Says that its standard input has ended.
+    /// Reports that its standard input has ended.
     pub fn close_io(&self) -> Result<(), Refused> {
         let request = CloseIoRequest { container_id: self.id.clone(), exec_id: String::new(), stdin: true };
         let api = self.containerd.api();
@@ -210,7 +210,7 @@ impl<'a> Container<'a> {
             .unwrap_or_default())
     }
 
-    /// Ends whatever is there, and removes it.
+    /// Kills it and removes it, whatever its state.
     fn remove(&mut self) {
         drop(self.kill(libc::SIGKILL));
         drop(self.wait_for(EXIT_LIMIT));

@@ -16,19 +16,21 @@ use tempfile::TempDir;
 use crate::api::Api;
 use crate::cgroup::{are_systemds, hierarchies};
 use crate::image::Image;
+use crate::machine::mounts_with;
+use crate::names::random_name;
 use crate::places;
-use crate::process::processes_with;
-use crate::wait::{random_name, until};
+use crate::process::{compilers_of, processes_with, signal};
+use crate::wait::until;
 
 /// The namespace of everything that tests make.
 pub(crate) const NAMESPACE: &str = "skiff-test";
 /// The runtime under test, as containerd knows it.
 pub(crate) const RUNTIME: &str = "io.containerd.skiff.v1";
-/// How long containerd may take until it answers.
+/// How long containerd may take to start.
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// How many lines of the log a failed test shows.
 const LOG_LINES: usize = 60;
-/// What no test needs and takes time to start or touches the machine.
+/// Plugins that no test needs, and that take time to start or touch the machine.
 const DISABLED_PLUGINS: [&str; 9] = [
     "io.containerd.grpc.v1.cri",
     "io.containerd.cri.v1.images",
@@ -52,7 +54,7 @@ pub struct Containerd {
     images: Mutex<HashMap<String, Arc<OnceLock<Image>>>>,
 }
 
-/// What a call of `ctr` said.
+/// The result of a call of `ctr`.
 #[derive(Debug)]
 pub struct Ctr {
     /// The exit code; none when a signal ended it.
@@ -64,23 +66,23 @@ pub struct Ctr {
 }
 
 impl Containerd {
-    /// Starts a containerd whose containers take compiled code from the suites' shared cache.
+    /// Starts a containerd that uses the suites' shared cache of compiled code.
     pub fn start() -> Self {
         Self::with_options(&format!("CacheDir = \"{}\"\n", places::shared_code().display()))
     }
 
-    /// Starts a containerd with a code cache of its own, empty.
+    /// Starts a containerd with an empty cache of compiled code of its own.
     pub fn with_own_cache() -> Self {
         Self::with_options("")
     }
 
-    /// Starts a containerd with further options of the runtime, as TOML; `CacheDir` and `Root` are its own otherwise.
+    /// Starts a containerd with further options of the runtime, as TOML. `CacheDir` and `Root` are its own unless they are given.
     pub fn with_options(options: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("skiff-test-").tempdir().expect("a temporary directory");
         let path = directory.path().to_path_buf();
         let containerd = Self {
             directory: Mutex::new(Some(directory)),
-            // In the name of a slice a hyphen means another slice around it.
+            // A hyphen in the name of a slice means a slice within another.
             cgroup: random_name("skiff-test").replace('-', if are_systemds() { "" } else { "-" }),
             child: Mutex::default(),
             api: OnceLock::new(),
@@ -92,7 +94,7 @@ impl Containerd {
         containerd
     }
 
-    /// The containerd that the tests of one program share. It is ended with the program.
+    /// The containerd that the tests of one program share. It ends with the program.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Containerd> = OnceLock::new();
         extern "C" fn at_exit() {
@@ -163,7 +165,7 @@ impl Containerd {
         self.api.get_or_init(|| Api::connect(&self.address()))
     }
 
-    /// The image of a guest, made by `skiff pack` and imported by `ctr` when it is asked for first.
+    /// The image of a guest, made by `skiff pack` and imported by `ctr` on first use.
     pub fn guest(&self, name: &str) -> Image {
         self.image_once(name, || {
             let archive = self.path.join(format!("{name}.tar"));
@@ -179,7 +181,7 @@ impl Containerd {
         })
     }
 
-    /// Imports an archive and answers the image that it names `reference`.
+    /// Imports an archive and returns the image that it names `reference`.
     pub fn import(&self, archive: &Path, reference: &str) -> Image {
         let said = self.ctr(["images", "import", "--local", "--all-platforms", &archive.to_string_lossy()]);
         assert_eq!(said.code, Some(0), "`ctr images import`: {}", said.stderr);
@@ -191,7 +193,7 @@ impl Containerd {
         Image::find(self, reference)
     }
 
-    /// The image `name`, which `make` imports when it is asked for first.
+    /// The image `name`, which `make` imports on first use.
     pub(crate) fn image_once(&self, name: &str, make: impl FnOnce() -> Image) -> Image {
         let slot = self.images.lock().unwrap().entry(name.to_string()).or_default().clone();
         slot.get_or_init(make).clone()
@@ -230,14 +232,14 @@ impl Containerd {
         said
     }
 
-    /// The lines of the log, containerd's and the shims', that speak of `id`; the last of all of them for an empty one.
+    /// The last lines of the log, containerd's and the shims', that contain `id`.
     pub fn log_of(&self, id: &str) -> String {
         let log = fs::read_to_string(self.log_file()).unwrap_or_default();
         let lines: Vec<&str> = log.lines().filter(|line| line.contains(id)).collect();
         lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
     }
 
-    /// Removes a container that has no task any more, and looks for what is left of it.
+    /// Removes a container without a task. Nothing of it may be left.
     pub fn forget(&self, id: &str) {
         self.api().delete_container(id).unwrap_or_else(|refused| panic!("container `{id}` was not removed: {refused}"));
         crate::left::assert_nothing_left(self, id);
@@ -249,12 +251,18 @@ impl Containerd {
         processes_with(&wanted).first().map(|(pid, _)| *pid)
     }
 
+    /// The compilers that its shims have started.
+    pub fn compilers(&self) -> Vec<u32> {
+        let shims = processes_with(&format!("-address {}", self.address().display()));
+        shims.into_iter().flat_map(|(pid, _)| compilers_of(pid)).collect()
+    }
+
     /// containerd's gRPC socket.
     pub fn address(&self) -> PathBuf {
         self.path.join("c.sock")
     }
 
-    /// The directory of everything that this containerd and its shims write, besides the shared cache.
+    /// The directory of everything that this containerd and its shims write, except the shared cache.
     pub fn directory(&self) -> &Path {
         &self.path
     }
@@ -295,7 +303,7 @@ impl Containerd {
         self.root().join("io.containerd.content.v1.content/blobs/sha256").join(hex)
     }
 
-    /// What the specification of container `id` says of its cgroup.
+    /// The cgroup's path in the specification of container `id`.
     pub fn cgroups_path(&self, id: &str) -> String {
         if are_systemds() { format!("{}.slice:test:{id}", self.cgroup) } else { format!("/{}/{id}", self.cgroup) }
     }
@@ -309,22 +317,15 @@ impl Containerd {
         self.path.join("containerd.log")
     }
 
-    /// Ends everything and removes the directory. What a failed test left of its containers goes too.
+    /// Ends everything and removes the directory, together with the containers that a failed test left.
     fn clean_up(&self) {
         self.kill();
         for text in [self.address().to_string_lossy().as_ref(), self.cgroup.as_str()] {
             for (pid, _) in processes_with(text) {
-                let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"));
-                nix::sys::signal::kill(pid, Signal::SIGKILL).ok();
+                signal(pid, Signal::SIGKILL).ok();
             }
         }
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let below = mounts
-            .lines()
-            .rev()
-            .filter_map(|line| line.split(' ').nth(4))
-            .filter(|at| Path::new(at).starts_with(&self.path));
-        for mount in below {
+        for mount in mounts_with("self", &self.path.to_string_lossy()).iter().rev() {
             nix::mount::umount2(mount, nix::mount::MntFlags::MNT_DETACH).ok();
         }
         for hierarchy in hierarchies() {
@@ -353,8 +354,8 @@ fn remove_cgroups(directory: &Path) {
     drop(fs::remove_dir(directory));
 }
 
-/// Starts a process that the kernel ends together with this program, however that ends. The kernel watches the thread
-/// that started it, so that is one that lives as long as the program.
+/// Starts a process that the kernel kills when this program ends, however it ends. The kernel watches the thread that started
+/// the process, so a thread that lives as long as the program does it.
 fn spawn_for_good(mut command: Command) -> Child {
     type Job = (Command, Sender<Child>);
     static KEEPER: OnceLock<Mutex<Sender<Job>>> = OnceLock::new();
@@ -364,12 +365,12 @@ fn spawn_for_good(mut command: Command) -> Child {
         let (jobs, received) = channel::<Job>();
         std::thread::spawn(move || {
             for (mut command, answer) in received {
-                answer.send(command.spawn().expect("the program can be started")).expect("somebody waits");
+                answer.send(command.spawn().expect("the program can be started")).expect("the caller waits");
             }
         });
         Mutex::new(jobs)
     });
     let (answer, started) = channel();
     keeper.lock().unwrap().send((command, answer)).expect("the keeper lives");
-    started.recv().expect("the keeper answers")
+    started.recv().expect("the keeper replies")
 }

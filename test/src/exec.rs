@@ -8,8 +8,8 @@ use serde_json::json;
 
 use crate::api::{Refused, exit_of, in_namespace, wait_for};
 use crate::container::{Container, EXIT_LIMIT, Outcome};
+use crate::names::random_name;
 use crate::streams::Streams;
-use crate::wait::random_name;
 
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 
@@ -47,7 +47,7 @@ impl Container<'_> {
 }
 
 impl Exec<'_> {
-    /// Starts it; its pid.
+    /// Starts it and returns its pid.
     pub fn start(&self) -> Result<u32, Refused> {
         let request = StartRequest { container_id: self.container.id.clone(), exec_id: self.id.clone() };
         let api = self.container.containerd().api();
@@ -67,14 +67,14 @@ impl Exec<'_> {
         api.call(api.tasks().resize_pty(in_namespace(request))).map(drop)
     }
 
-    /// Says that its standard input has ended.
+    /// Reports that its standard input has ended.
     pub fn close_io(&self) -> Result<(), Refused> {
         let request = CloseIoRequest { container_id: self.container.id.clone(), exec_id: self.id.clone(), stdin: true };
         let api = self.container.containerd().api();
         api.call(api.tasks().close_io(in_namespace(request))).map(drop)
     }
 
-    /// Waits for its end, deletes it and answers how it went.
+    /// Waits for its end, deletes it and returns how it went.
     pub fn finish(self) -> Outcome {
         let api = self.container.containerd().api();
         let request = WaitRequest { container_id: self.container.id.clone(), exec_id: self.id.clone() };
@@ -82,7 +82,7 @@ impl Exec<'_> {
         let request = DeleteProcessRequest { container_id: self.container.id.clone(), exec_id: self.id.clone() };
         self.streams.wait_for_the_end();
         let deleted = api.call(api.tasks().delete_process(in_namespace(request))).expect("the process can be deleted");
-        assert_eq!(exit_of(&deleted), code, "Wait and Delete tell the same exit code");
+        assert_eq!(exit_of(&deleted), code, "Wait and Delete report the same exit code");
         Outcome { code, stdout: self.streams.stdout(), stderr: self.streams.stderr() }
     }
 }

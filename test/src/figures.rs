@@ -1,13 +1,13 @@
-//! What a container's statistics say, whichever cgroup version's message they come in.
+//! A container's statistics, read from the message of either cgroup version.
 
+use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::{cgroups, cgroups_v2};
-use protobuf::Message;
 
 use crate::api::Refused;
 use crate::cgroup::is_cgroup_v2;
 use crate::container::Container;
 
-/// Figures of one moment.
+/// Figures at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Figures {
     /// The memory in use, in bytes.
@@ -18,7 +18,7 @@ pub struct Figures {
     pub cpu_ns: u64,
     /// How many tasks there are.
     pub pids: u64,
-    /// How many of its processes the kernel has killed for want of memory.
+    /// How many of its processes the kernel has killed because memory ran out.
     pub oom_kills: u64,
 }
 

@@ -1,7 +1,7 @@
-//! A file system whose server is the test: one module in it that changes once it was read, or that nobody answers for.
+//! A file system that the test serves. Its one file changes after it was read, or requests for it are not answered.
 //!
-//! It speaks as much of FUSE's protocol (`linux/fuse.h`, version 7.31) as reading one file takes, without caches in the
-//! kernel, so that each read of a process is a request that the test sees.
+//! It speaks as much of FUSE's protocol (`linux/fuse.h`, version 7.31) as it takes to read one file. The kernel caches nothing,
+//! so the test sees each read of a process as a request.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -42,7 +42,7 @@ mod call {
     pub(super) const BATCH_FORGET: u32 = 42;
 }
 
-/// A mounted file system with the file `app.wasm`. Dropping it ends every request that still waits.
+/// A mounted file system with the file `app.wasm`. Dropping it ends every pending request.
 pub struct Volume {
     directory: TempDir,
     state: Arc<State>,
@@ -51,36 +51,36 @@ pub struct Volume {
 
 #[derive(Default)]
 struct State {
-    /// The file was read to its end, or somebody waits in vain.
+    /// The file has been read to its end, or a request is left unanswered.
     has_turned: AtomicBool,
     stop: AtomicBool,
 }
 
-/// What becomes of the file.
+/// What happens to the file.
 enum Turn {
-    /// After it was read to its end once it is this.
+    /// Once it has been read to its end, it has this content.
     Into(Vec<u8>),
-    /// From the moment on at which it is asked for this nothing is answered.
+    /// From the first such request on, nothing is answered.
     Silence(Silence),
 }
 
-/// What a file system does not answer any more.
+/// The requests that a file system leaves unanswered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Silence {
-    /// Anything at all.
+    /// All of them.
     All,
-    /// What is in the file, which can be opened.
+    /// Reads. The file can be opened.
     Read,
 }
 
 impl Volume {
-    /// A file that is `first` until it was read to its end once, and `then`, of the same length, ever after.
+    /// A file with the content `first` until it has been read to its end once, and `then`, of the same length, afterwards.
     pub fn changing(first: Vec<u8>, then: Vec<u8>) -> Self {
-        assert_eq!(first.len(), then.len(), "the size tells nothing");
+        assert_eq!(first.len(), then.len(), "the size stays the same");
         Self::serve(first, Turn::Into(then))
     }
 
-    /// A file on a server that is gone from some moment on.
+    /// A file on a server that stops answering.
     pub fn silent(since: Silence) -> Self {
         Self::serve(b"\0asm".to_vec(), Turn::Silence(since))
     }
@@ -107,7 +107,7 @@ impl Volume {
         self.path().join(NAME)
     }
 
-    /// Whether the file has changed, or somebody waits for what is not answered.
+    /// Whether the file has changed, or a request is left unanswered.
     pub fn has_turned(&self) -> bool {
         self.state.has_turned.load(Ordering::SeqCst)
     }
@@ -131,12 +131,12 @@ struct Server {
 }
 
 impl Server {
-    /// Answers until it is stopped; the kernel ends whatever waits when the device is closed.
+    /// Answers requests until it is stopped. The kernel ends pending requests when the device is closed.
     fn run(mut self) {
         let mut request = vec![0; REQUEST_BYTES_MAX];
         let mut is_silent = false;
         while !self.state.stop.load(Ordering::SeqCst) {
-            // A request that nobody has taken is one whose process can be killed.
+            // The process behind a request that was not read can be killed.
             let has_turned = is_silent && self.state.has_turned.load(Ordering::SeqCst);
             let events = if has_turned { PollFlags::empty() } else { PollFlags::POLLIN };
             let mut fds = [PollFd::new(self.device.as_fd(), events)];
@@ -154,7 +154,7 @@ impl Server {
         }
     }
 
-    /// Answers a request; its number.
+    /// Answers a request and returns its opcode.
     fn answer(&mut self, request: &[u8]) -> u32 {
         let (opcode, node, body) = (number(request, 4, 4), number(request, 16, 8), &request[HEADER_BYTES..]);
         let opcode = u32::try_from(opcode).expect("four bytes");
@@ -175,7 +175,7 @@ impl Server {
         let (error, data) = answer.map_or_else(|error| (-error, Vec::new()), |data| (0, data));
         let length = u32::try_from(data.len() + 16).expect("a short answer");
         let header = [&length.to_le_bytes()[..], &error.to_le_bytes(), &request[8..16]].concat();
-        // Whoever asked may be gone.
+        // The process that asked may be gone.
         drop(self.device.write(&[header, data].concat()));
         opcode
     }

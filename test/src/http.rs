@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 client that shows what is on the wire.
+//! A small HTTP/1.1 client that exposes the parts of a response as they arrive.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -8,11 +8,11 @@ use crate::container::Container;
 use crate::job::Job;
 use crate::wait::until;
 
-/// How long a server may take until it listens: the first one may be compiled first.
+/// How long a server may take to listen: the first one may have to be compiled.
 const START_LIMIT: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// An answer, whole.
+/// A response.
 #[derive(Debug)]
 pub struct Answer {
     /// The status code.
@@ -30,17 +30,17 @@ impl Answer {
     }
 }
 
-/// A connection on which a request was begun.
+/// A connection to a server.
 pub struct Connection {
     reader: BufReader<TcpStream>,
 }
 
-/// A port on which nobody listens now.
+/// A port that is free now.
 pub fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
-/// Starts a container of an HTTP guest that answers on `port` of this machine.
+/// Starts a container of an HTTP guest and waits until it listens on `port` of this machine.
 pub fn serving<'a>(job: Job<'a>, port: u16) -> Container<'a> {
     let container = job.host_network().env(&format!("PORT={port}")).start();
     let is_up = until(START_LIMIT, || Connection::open(port).is_ok());
@@ -48,7 +48,7 @@ pub fn serving<'a>(job: Job<'a>, port: u16) -> Container<'a> {
     container
 }
 
-/// Asks for `path`.
+/// Requests `path`.
 pub fn get(port: u16, path: &str) -> std::io::Result<Answer> {
     request(port, "GET", path, b"")
 }
@@ -79,7 +79,7 @@ impl Connection {
         self.reader.get_mut().write_all(bytes)
     }
 
-    /// Reads the head of the answer: its status and headers.
+    /// Reads the head of the response: its status and headers.
     pub fn head(&mut self) -> std::io::Result<Answer> {
         let status = self.line()?.split(' ').nth(1).and_then(|status| status.parse().ok());
         let status = status.ok_or_else(|| std::io::Error::other("no status line"))?;
@@ -101,7 +101,7 @@ impl Connection {
         Ok(chunk)
     }
 
-    /// Reads a whole answer.
+    /// Reads a whole response.
     pub fn answer(&mut self) -> std::io::Result<Answer> {
         let mut answer = self.head()?;
         let value = |name: &str| answer.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());

@@ -1,4 +1,4 @@
-//! Images: what containerd knows of one, and archives with whatever a test wants in them.
+//! Images: what containerd knows of one, and archives with any content that a test needs.
 
 use std::fs;
 
@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
 use crate::containerd::Containerd;
+use crate::names::random_name;
 use crate::places;
-use crate::wait::random_name;
 
 /// The type of an ordinary image's layer.
 pub const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
@@ -16,7 +16,7 @@ pub const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const TITLE: &str = "org.opencontainers.image.title";
-/// The names under which the image of native programs has busybox.
+/// The names of busybox in the image of native programs.
 const APPLETS: [&str; 22] = [
     "sh", "cat", "sleep", "echo", "true", "false", "id", "kill", "ps", "ls", "env", "stty", "tail", "head", "dd",
     "pwd", "hostname", "touch", "test", "yes", "mkdir", "grep",
@@ -25,7 +25,7 @@ const APPLETS: [&str; 22] = [
 /// An image in containerd.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// Its name; empty for none at all.
+    /// Its name; empty for no image.
     pub name: String,
     /// The digest of its manifest.
     pub manifest: String,
@@ -220,7 +220,7 @@ impl Archive {
         Self { config_type: config_type.into(), config, layers }
     }
 
-    /// Imports the image under a name that nobody else has.
+    /// Imports the image under a name of its own.
     pub fn import(&self, containerd: &Containerd) -> Image {
         let reference = format!("skiff.test/{}:1", random_name("made"));
         let path = containerd.directory().join(random_name("archive"));
@@ -236,7 +236,8 @@ impl Archive {
         Image::find(containerd, &reference)
     }
 
-    pub(crate) fn pack(&self, reference: &str) -> Vec<u8> {
+    /// The archive of the image, under the name `reference`.
+    pub fn pack(&self, reference: &str) -> Vec<u8> {
         let mut tar = Builder::new(Vec::new());
         let config = self.config.to_string().into_bytes();
         let layers: Vec<Value> = self

@@ -1,4 +1,4 @@
-//! Containers of tests, described and made.
+//! Describes and makes the containers of tests.
 
 use std::path::Path;
 
@@ -10,9 +10,9 @@ use crate::cgroup::{Cgroup, PodCgroup};
 use crate::container::{Container, Outcome};
 use crate::containerd::Containerd;
 use crate::image::Image;
+use crate::names::random_name;
 use crate::spec;
 use crate::streams::Streams;
-use crate::wait::random_name;
 
 /// A container to be made.
 pub struct Job<'a> {
@@ -48,7 +48,7 @@ impl Containerd {
         let id = random_name("t");
         let mut env = vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_string()];
         env.extend(image.env.clone());
-        let spec = spec::default(&image.entrypoint, &env, &self.cgroups_path(&id));
+        let spec = spec::default_spec(&image.entrypoint, &env, &self.cgroups_path(&id));
         Job {
             containerd: self,
             image: image.clone(),
@@ -100,7 +100,7 @@ impl<'a> Job<'a> {
         self
     }
 
-    /// Binds `source` at `destination` with these options, `rbind` besides.
+    /// Binds `source` at `destination` with `rbind` and these options.
     pub fn bind(self, source: &Path, destination: &str, options: &[&str]) -> Self {
         let options = [&["rbind"], options].concat();
         self.mount(destination, "bind", &source.to_string_lossy(), &options)
@@ -187,7 +187,7 @@ impl<'a> Job<'a> {
         self
     }
 
-    /// Changes its specification, where no other method does.
+    /// Changes its specification where there is no other method for it.
     pub fn edit(mut self, change: impl FnOnce(&mut Value)) -> Self {
         change(&mut self.spec);
         self
@@ -224,7 +224,7 @@ impl<'a> Job<'a> {
         created
     }
 
-    /// Makes the container and its task without undoing anything when that fails.
+    /// Makes the container and its task, and undoes nothing if that fails.
     ///
     /// # Errors
     /// containerd's or the shim's refusal.
@@ -295,7 +295,7 @@ impl<'a> Job<'a> {
         container.start().map(|()| container)
     }
 
-    /// Makes and starts the container, which must fail; what was said. Nothing of it is left.
+    /// Makes and starts the container, which must fail, and returns the refusal. Nothing of it may be left.
     pub fn refused(self) -> Refused {
         match self.try_start() {
             Err(refused) => refused,
@@ -305,7 +305,7 @@ impl<'a> Job<'a> {
 }
 
 impl<'a> Described<'a> {
-    /// Makes the task; its pid.
+    /// Makes the task and returns its pid.
     ///
     /// # Errors
     /// containerd's or the shim's refusal.
@@ -313,7 +313,7 @@ impl<'a> Described<'a> {
         self.containerd.api().create_task(self.request.clone())
     }
 
-    /// The container, whose task was made.
+    /// The container, now that its task was made.
     pub fn into_container(self, pid: u32) -> Container<'a> {
         Container::new(self.containerd, self.id, pid, self.streams, self.cgroup)
     }

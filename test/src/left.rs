@@ -1,4 +1,4 @@
-//! What is left of a container that was deleted: nothing may be.
+//! Checks that nothing is left of a container that was deleted.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,17 +6,16 @@ use std::time::Duration;
 
 use crate::containerd::{Containerd, NAMESPACE};
 use crate::image::sha256;
+use crate::machine::cgroups_with;
 use crate::process::{is_alive, processes_with};
 use crate::wait::until;
 
 /// A shim ends a moment after its last container is deleted.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// Where shims listen: containerd's own place for them, whatever its state directory.
+/// Where shims listen. containerd uses this place whatever its state directory is.
 const SOCKETS: &str = "/run/containerd/s";
 /// Where the shim keeps sockets of terminals.
 const TERMINALS: &str = "/run/skiff";
-const CGROUPS: &str = "/sys/fs/cgroup";
-const CGROUP_DEPTH: usize = 5;
 
 /// Panics unless nothing of container `id` is left on the machine.
 pub fn assert_nothing_left(containerd: &Containerd, id: &str) {
@@ -34,7 +33,7 @@ pub fn left_of(containerd: &Containerd, id: &str) -> Vec<String> {
         processes_with(id).into_iter().map(|(pid, line)| format!("process {pid}: {line}")).collect();
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("the mounts can be read");
     left.extend(mounts.lines().filter(|line| line.contains(id)).map(|line| format!("mount {line}")));
-    cgroups_with(Path::new(CGROUPS), id, CGROUP_DEPTH, &mut left);
+    left.extend(cgroups_with(id).into_iter().map(|path| format!("cgroup {}", path.display())));
     for path in places_of(containerd, id) {
         if path.symlink_metadata().is_ok() {
             left.push(path.display().to_string());
@@ -54,17 +53,6 @@ fn places_of(containerd: &Containerd, id: &str) -> Vec<PathBuf> {
         task(containerd.root()),
         containerd.runtime_root().join(NAMESPACE).join(id),
     ]
-}
-
-fn cgroups_with(directory: &Path, id: &str, depth: usize, left: &mut Vec<String>) {
-    let Ok(entries) = fs::read_dir(directory) else { return };
-    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
-        if entry.file_name().to_string_lossy().contains(id) {
-            left.push(format!("cgroup {}", entry.path().display()));
-        } else if depth > 0 {
-            cgroups_with(&entry.path(), id, depth - 1, left);
-        }
-    }
 }
 
 /// Sockets of terminals whose shim is gone. They are named `tty-PID-NUMBER`.

@@ -1,15 +1,17 @@
-//! Modules that a test makes: one that takes long to compile, and two that look alike and say different things.
+//! Modules that a test makes: one that takes long to compile, and some that differ only in what they print.
+
+use crate::encoding::leb;
 
 /// How many functions a slow module has.
 const FUNCTIONS: u32 = 8;
 /// How many branches each of them has.
 const BRANCHES: u32 = 8000;
 
-/// A command that does nothing, and whose functions have so many `variables` that it takes long to compile: with 300 some
-/// four seconds of a processor, with 700 some ten. Each `seed` makes another one.
+/// A command that does nothing and takes long to compile: about four seconds of processor time with 300 `variables` in each
+/// function, about ten with 700. Each `seed` makes a different module.
 pub fn slow_module(seed: u32, variables: u32) -> Vec<u8> {
     let mut module = b"\0asm\x01\0\0\0".to_vec();
-    // The types of `_start` and of the functions that nobody calls.
+    // The types of `_start` and of the functions, which are not called.
     section(&mut module, 1, &[2, 0x60, 0, 0, 0x60, 1, 0x7f, 1, 0x7f]);
     let types = std::iter::once(0).chain(std::iter::repeat_n(1, FUNCTIONS as usize)).collect::<Vec<u8>>();
     section(&mut module, 3, &[leb(FUNCTIONS + 1), types].concat());
@@ -25,7 +27,7 @@ pub fn slow_module(seed: u32, variables: u32) -> Vec<u8> {
     module
 }
 
-/// A loop in which each branch changes a variable: the compiler has to know all of them in all places.
+/// A loop in which each branch changes a variable, so that the compiler has to track all of them everywhere.
 fn body(seed: u32, function: u32, variables: u32) -> Vec<u8> {
     // The variables; i32.const SEED, local.set 0; loop.
     let mut body = [&[1], &leb(variables)[..], &[0x7f, 0x41], &leb(seed & 0xff_ffff), &[0x21, 0, 0x03, 0x40]].concat();
@@ -49,7 +51,7 @@ fn section(module: &mut Vec<u8>, id: u8, content: &[u8]) {
     module.extend(content);
 }
 
-/// A command that prints `line`, of which all that have a line of the same length are equally long.
+/// A command that prints `line`. Lines of the same length make modules of the same length.
 pub fn saying(line: &str) -> Vec<u8> {
     let length = line.len() + 1;
     let text = format!(
@@ -58,18 +60,4 @@ pub fn saying(line: &str) -> Vec<u8> {
              (func (export "_start") (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))"#
     );
     wat::parse_str(text).expect("the text is a module")
-}
-
-/// A number in LEB128.
-fn leb(mut number: u32) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    loop {
-        let low = u8::try_from(number & 0x7f).expect("seven bits");
-        number >>= 7;
-        if number == 0 {
-            bytes.push(low);
-            return bytes;
-        }
-        bytes.push(low | 0x80);
-    }
 }

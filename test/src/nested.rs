@@ -1,4 +1,4 @@
-//! An image whose index holds indexes: few documents, which a walk that remembers nothing reads over and over.
+//! An image whose index holds indexes: a few documents, which a walk without memory reads again and again.
 
 use std::fs::{self, File};
 
@@ -10,14 +10,15 @@ use serde_json::{Value, json};
 use crate::api::in_namespace;
 use crate::containerd::Containerd;
 use crate::image::{CONFIG, Image, TAR, descriptor, sha256};
-use crate::wait::{eventually, random_name};
+use crate::names::random_name;
+use crate::wait::eventually;
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 impl Image {
-    /// An image of `depth` indexes, each with `copies` entries that all name the next one, and at last a manifest.
-    /// containerd pulls the like: of an index's entries it takes one.
+    /// An image of `depth` indexes, each with `copies` entries that all name the next one; the last names a manifest.
+    /// containerd pulls such images, because it follows one entry of an index.
     pub fn nested(containerd: &Containerd, depth: u32, copies: usize) -> Self {
         let config = json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}});
         let layers = [containerd.store(TAR, &[0; 1024])];
@@ -35,12 +36,12 @@ impl Image {
 }
 
 impl Containerd {
-    /// Puts a blob into the content store; its descriptor.
+    /// Puts a blob into the content store and returns its descriptor.
     fn store(&self, media_type: &str, bytes: &[u8]) -> Value {
         let path = self.directory().join(random_name("blob"));
         fs::write(&path, bytes).expect("the blob can be written");
         let digest = format!("sha256:{}", sha256(bytes));
-        // What has no label yet may be collected as garbage at any moment.
+        // A blob without a label may be collected as garbage at any moment.
         eventually("the blob stays", || {
             let mut ingest = self.ctr_command(["content", "ingest", &random_name("blob")]);
             let input = File::open(&path).expect("the blob is there");

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+/// The name of the shim's program.
+pub const SHIM: &str = "containerd-shim-skiff-v1";
 const TARGET: &str = "x86_64-unknown-linux-gnu/release";
-const PROGRAMS: [&str; 3] = ["containerd-shim-skiff-v1", "skiff-engine", "skiff"];
+const PROGRAMS: [&str; 3] = [SHIM, "skiff-engine", "skiff"];
 
 /// The directory with the three programs: `SKIFF_BIN`, or cargo's release directory.
 pub fn programs() -> &'static Path {
@@ -45,7 +47,7 @@ pub fn guest(name: &str) -> PathBuf {
     file
 }
 
-/// A `PATH` with the programs and the tools before everything else.
+/// `PATH` with the programs and the tools first.
 pub(crate) fn search_path() -> String {
     let rest = std::env::var("PATH").unwrap_or_default();
     format!("{}:{}:{rest}", programs().display(), tools().display())
@@ -71,7 +73,7 @@ fn cache() -> PathBuf {
 fn given_or_built(variable: &str, script: &str) -> PathBuf {
     if let Some(given) = std::env::var_os(variable) {
         let place = PathBuf::from(given);
-        assert!(place.is_dir(), "`{variable}` is `{}`, which is no directory", place.display());
+        assert!(place.is_dir(), "`{variable}` is `{}`, which is not a directory", place.display());
         return place;
     }
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);

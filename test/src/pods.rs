@@ -1,4 +1,4 @@
-//! What the suites of the cluster do with pods: their descriptions, `kubectl` commands that last, and waiting for changes.
+//! Pods for the suites of the cluster: their descriptions, `kubectl` commands that keep running, and waiting for changes.
 
 use std::io::{BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -9,7 +9,7 @@ use crate::cluster::{Cluster, Namespace, PATIENCE};
 use crate::streams::Collected;
 use crate::until;
 
-/// A container of an example image, with these fields besides.
+/// A container of an example image, with these further fields.
 pub fn container(name: &str, image: &str, fields: Value) -> Value {
     let mut container = json!({"name": name, "image": format!("localhost:5000/examples/{image}:1")});
     let fields = fields.as_object().expect("fields of a container").clone();
@@ -17,7 +17,7 @@ pub fn container(name: &str, image: &str, fields: Value) -> Value {
     container
 }
 
-/// A pod of the runtime class `skiff` whose containers are not started again.
+/// A pod of the runtime class `skiff` whose containers are not restarted.
 pub fn wasm_pod(name: &str, containers: &[Value]) -> Value {
     json!({
         "apiVersion": "v1",
@@ -53,7 +53,7 @@ pub fn deployment(mut pod: Value, replicas: u32) -> Value {
     })
 }
 
-/// A pod of the HTTP example, ready when it answers.
+/// A pod of the HTTP example, ready when it serves.
 pub fn http_pod(name: &str) -> Value {
     let probe = json!({"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1});
     wasm_pod(name, &[container("main", "http", json!({"readinessProbe": probe}))])
@@ -67,24 +67,23 @@ pub fn status_of<'a>(pod: &'a Value, container: &str) -> &'a Value {
 }
 
 impl Cluster {
-    /// Runs curl in the node's network; what it got, or its complaint.
+    /// Runs curl in the node's network and returns its output, or its error message.
     pub fn curl(&self, words: &[&str]) -> Result<String, String> {
         self.try_run("in-net", &[&["curl", "-sS", "--max-time", "20"], words].concat())
     }
 
-    /// A request to a pod of the HTTP example that takes so long; it is under way now.
+    /// A request to a pod of the HTTP example that takes `ms` milliseconds and is under way when this returns.
     pub fn slow_request(&self, pod: &Value, ms: u32) -> Lasting {
         let address = pod["status"]["podIP"].as_str().expect("a running pod has an address");
         let urls = ["".into(), format!("slow?ms={ms}")].map(|path| format!("http://{address}:8080/{path}"));
         let mut command = self.client("in-net");
         let request = Lasting::start(command.args(["curl", "-sN"]).args(urls));
-        // Once there is an answer to the first, the other is asked for on the same connection.
+        // Once the first is answered, curl sends the second on the same connection.
         request.expect("hello\n");
         request
     }
 
-    /// Asks for an address (with a `?` in it) again and again, each time on a connection of its own, 40 times a second at
-    /// most.
+    /// Requests an address (with a `?` in it) again and again, at most 40 times a second, each time on a new connection.
     pub fn load(&self, url: &str) -> Load {
         let mut command = self.client("in-net");
         let urls = format!("{url}&n=[1-100000]");
@@ -101,8 +100,8 @@ impl Namespace<'_> {
         self.apply(&object.to_string());
     }
 
-    /// Waits until an object (`pod/NAME`) is as `condition` wants it, and answers it then. The API server tells of its
-    /// changes: a question asked again and again costs a loaded machine much.
+    /// Waits until `condition` holds for an object (`pod/NAME`) and returns the object. The API server reports changes; polling
+    /// would cost a loaded machine too much.
     pub fn watch(&self, object: &str, mut condition: impl FnMut(&Value) -> bool) -> Value {
         let limit = format!("--request-timeout={}s", PATIENCE.as_secs());
         let mut kubectl = self.client();
@@ -127,7 +126,7 @@ impl Namespace<'_> {
         self.wait("condition=Ready", &format!("pod/{}", pod["metadata"]["name"].as_str().expect("it has a name")));
     }
 
-    /// Makes a pod and waits for its end; the pod then.
+    /// Makes a pod, waits for its end and returns it.
     pub fn run(&self, pod: &Value) -> Value {
         self.make(pod);
         self.until_end(pod["metadata"]["name"].as_str().expect("it has a name"))
@@ -143,29 +142,29 @@ impl Namespace<'_> {
         self.watch(&format!("pod/{pod}"), has_ended)
     }
 
-    /// Starts a `kubectl` command that lasts.
+    /// Starts a `kubectl` command that keeps running.
     pub fn lasting(&self, words: &[&str]) -> Lasting {
         Lasting::start(self.client().args(words))
     }
 }
 
-/// Requests that are made beside the test, of which none may fail.
+/// Requests that are made while the test runs. None of them may fail.
 pub struct Load {
     client: Lasting,
 }
 
 impl Load {
-    /// How many requests were answered so far, all of them well.
+    /// How many requests have been answered so far. Fails if one of them failed.
     pub fn answered(&self) -> usize {
         let said = self.client.said();
-        // Of the last line there may be a part only.
+        // The last line may be incomplete.
         let lines: Vec<_> = said.rsplit_once('\n').map_or("", |(whole, _)| whole).lines().collect();
         let failed: Vec<_> = lines.iter().filter(|line| line.trim() != "200").collect();
         assert!(failed.is_empty(), "{} of {} requests failed: {failed:?}", failed.len(), lines.len());
         lines.len()
     }
 
-    /// Waits for an answer to a request that is made from now on.
+    /// Waits for a response to a request that is made from now on.
     pub fn goes_on(&self) {
         // One may have been under way.
         let enough = self.answered() + 2;
@@ -173,7 +172,7 @@ impl Load {
     }
 }
 
-/// A command that runs beside the test. Dropping it ends it.
+/// A command that runs while the test does. Dropping it ends it.
 pub struct Lasting {
     child: Child,
     stdin: Option<ChildStdin>,
@@ -197,7 +196,7 @@ impl Lasting {
     }
 
     /// Writes to its standard input.
-    pub fn tell(&mut self, text: &str) {
+    pub fn write(&mut self, text: &str) {
         let stdin = self.stdin.as_mut().expect("standard input is open");
         stdin.write_all(text.as_bytes()).expect("it reads");
     }
@@ -207,19 +206,19 @@ impl Lasting {
         self.stdin.take();
     }
 
-    /// Waits until its standard output holds this.
+    /// Waits until its standard output contains this.
     pub fn expect(&self, text: &str) {
         let found = until(PATIENCE, || self.said().contains(text));
         assert!(found, "{text:?} did not come; stdout: {:?}, stderr: {:?}", self.said(), self.stderr.text());
     }
 
-    /// Waits until its standard error holds this.
+    /// Waits until its standard error contains this.
     pub fn complains(&self, text: &str) {
         let found = until(PATIENCE, || self.stderr.text().contains(text));
         assert!(found, "{text:?} did not come; stdout: {:?}, stderr: {:?}", self.said(), self.stderr.text());
     }
 
-    /// Waits for its end: its standard output, or its standard error when it failed.
+    /// Waits for its end and returns its standard output, or its standard error when it failed.
     pub fn end(mut self) -> Result<String, String> {
         let ended = until(PATIENCE, || self.child.try_wait().expect("it can be waited for").is_some());
         assert!(ended, "it did not end; stdout: {:?}, stderr: {:?}", self.said(), self.stderr.text());

@@ -1,4 +1,4 @@
-//! The OCI specification of a test's container: what containerd's clients make by default.
+//! The OCI specification of a container of a test or of the benchmark: what `ctr run` makes by default.
 
 use serde_json::{Value, json};
 
@@ -21,13 +21,13 @@ const CAPABILITIES: [&str; 14] = [
 const DEVICES: [(u32, u32); 8] = [(1, 3), (1, 8), (1, 7), (5, 0), (1, 5), (1, 9), (5, 1), (5, 2)];
 
 /// The specification of a container in the cgroup `cgroup`.
-pub(crate) fn default(args: &[String], env: &[String], cgroup: &str) -> Value {
+pub fn default_spec(args: &[String], env: &[String], cgroup: &str) -> Value {
     json!({
         "ociVersion": "1.2.0",
         "process": {
             "args": args, "env": env, "cwd": "/", "user": {"uid": 0, "gid": 0, "additionalGids": [0]},
             "noNewPrivileges": true, "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
-            "capabilities": {"bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES},
+            "capabilities": capabilities(&CAPABILITIES),
         },
         "root": {"path": "rootfs"},
         "mounts": [
@@ -47,6 +47,11 @@ pub(crate) fn default(args: &[String], env: &[String], cgroup: &str) -> Value {
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
         },
     })
+}
+
+/// The same capabilities in the three sets that containerd fills.
+pub fn capabilities(names: &[&str]) -> Value {
+    json!({"bounding": names, "effective": names, "permitted": names})
 }
 
 /// One entry of `mounts`.

@@ -1,4 +1,4 @@
-//! The fifos of a process: made, read to their end on threads, written.
+//! The fifos of a process: makes them, reads them to their end on threads, and writes to them.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -27,7 +27,7 @@ pub struct Streams {
     stderr: Option<Collected>,
 }
 
-/// What was read from a fifo so far.
+/// What has been read from a fifo so far.
 pub struct Collected {
     bytes: Arc<Mutex<Vec<u8>>>,
     ended: Arc<AtomicBool>,
@@ -127,12 +127,12 @@ impl Collected {
         collected
     }
 
-    /// What was read so far, as text.
+    /// What has been read so far, as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.bytes.lock().unwrap()).into_owned()
     }
 
-    /// Waits for the end and answers everything.
+    /// Waits for the end and returns everything.
     pub fn all(&self) -> Vec<u8> {
         assert!(until(END_LIMIT, || self.ended.load(Ordering::SeqCst)), "the output did not end");
         self.bytes.lock().unwrap().clone()
@@ -145,16 +145,16 @@ impl Drop for Collected {
     }
 }
 
-/// A fifo without a writer has not ended until one has come and gone: a poll waits for that.
+/// A poll of this fifo reports its end only after a writer has come and gone.
 fn open_reader(path: PathBuf) -> File {
     OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).expect("a fifo can be opened")
 }
 
 fn open_writer(path: PathBuf) -> File {
-    let file = eventually("somebody reads standard input", || {
+    let file = eventually("standard input is read", || {
         OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&path).ok()
     });
-    // From here on a write waits for room.
+    // From now on a write blocks until there is room.
     nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty())).expect("flags can be set");
     file
 }

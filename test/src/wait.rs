@@ -1,18 +1,19 @@
-//! Waiting for conditions, and names that nobody else has.
+//! Waiting for conditions, with a deadline: on a thread, or on an executor.
 
-use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
-/// How long [`eventually`] waits before it gives up.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long [`eventually`] and [`holds`] wait before they give up.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(2);
+/// Tests on an executor often check all of `/proc`.
+const ASYNC_PAUSE: Duration = Duration::from_millis(5);
 
-/// Waits until `condition` holds; whether it did within `limit`.
+/// Waits until `condition` holds and returns whether it did within `limit`.
 pub fn until(limit: Duration, condition: impl FnMut() -> bool) -> bool {
     until_every(PAUSE, limit, condition)
 }
 
-/// Waits like [`until`] for a condition that is not looked at more often than once in `pause`.
+/// Waits like [`until`], but checks `condition` only once in `pause`.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that waits for conditions, with a deadline")]
 pub(crate) fn until_every(pause: Duration, limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + limit;
@@ -25,17 +26,39 @@ pub(crate) fn until_every(pause: Duration, limit: Duration, mut condition: impl 
     true
 }
 
-/// Waits until `probe` answers something, and panics with `what` when it does not.
-pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+/// Waits until `probe` returns something, and panics with `what` when it does not.
+pub fn eventually<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
+    eventually_every(PAUSE, PATIENCE, what, probe)
+}
+
+/// Waits like [`eventually`], for up to `limit`, and calls `probe` only once in `pause`.
+pub(crate) fn eventually_every<T>(
+    pause: Duration,
+    limit: Duration,
+    what: &str,
+    mut probe: impl FnMut() -> Option<T>,
+) -> T {
     let mut found = None;
-    until(PATIENCE, || {
+    until_every(pause, limit, || {
         found = probe();
         found.is_some()
     });
-    found.unwrap_or_else(|| panic!("waited {} s in vain: {what}", PATIENCE.as_secs()))
+    found.unwrap_or_else(|| panic!("waited {limit:?} for: {what}"))
 }
 
-/// `prefix` and a random number.
-pub fn random_name(prefix: &str) -> String {
-    format!("{prefix}-{:08x}", RandomState::new().hash_one(prefix) & 0xffff_ffff)
+/// Waits like [`until`], without blocking the executor.
+pub async fn holds_within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    while !condition() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        tokio::time::sleep(ASYNC_PAUSE).await;
+    }
+    true
+}
+
+/// Waits until `condition` holds without blocking the executor, and panics with `what` when it does not.
+pub async fn holds(what: &str, condition: impl FnMut() -> bool) {
+    assert!(holds_within(PATIENCE, condition).await, "waited {PATIENCE:?} for: {what}");
 }

@@ -1,5 +1,4 @@
-//! AppArmor: the profile that the specification names holds for the engine as for a native process. The node must have it.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+//! AppArmor: the profile that the specification names applies to the engine as it does to a native process. The node needs AppArmor.
 
 use std::fs;
 use std::io::Write;
@@ -10,7 +9,7 @@ use serde_json::json;
 use skiff_test::{Containerd, Job, tools};
 
 const NAME: &str = "skiff-test";
-/// A guest's files are below `/dev/.skiff/root` for the kernel.
+/// To the kernel, a guest's files are below `/dev/.skiff/root`.
 const PROFILE: &str = "profile skiff-test flags=(attach_disconnected,mediate_deleted) {
   capability, network, mount, umount, ptrace, signal, file,
   deny /denied/** w,

@@ -1,10 +1,9 @@
-//! Attacks on the node, on other tenants and on the cache of compiled code, by whoever writes an image, a volume or a
-//! specification. Each was tried against skiff as it was before there were walls, and succeeded; that on the guest's view was
+//! Attacks on the node, on other tenants and on the cache of compiled code, by the author of an image, a volume or a
+//! specification. Each one succeeded against skiff before the walls were built, except the one on the guest's view, which was
 //! found later.
 //!
 //! Attacks on the engine are in `attacks_engine`, those of a neighbour in the pod in `attacks_cri`, and those on a shim at
 //! work in `attacks_shim`.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,27 +14,20 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
-use nix::unistd::Pid;
 use serde_json::json;
 use skiff_test::{
     Archive, Containerd, File, Image, Job, Layer, Refused, Volume, children_of, command_line_of, eventually, guest,
-    is_alive, is_cgroup_v2, is_user_mode_linux, left_of, processes_with, random_name, saying, slow_module, until,
-    zombies_of,
+    is_alive, is_cgroup_v2, is_user_mode_linux, left_of, random_name, saying, signal, slow_module, until, zombies_of,
 };
 
-/// Within this a refusal has come that waits for nothing, also on a machine with much else to do.
+/// A refusal that waits for nothing arrives within this time, even on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(4);
-/// More than an orphan may stay.
+/// An orphan is reaped within this time.
 const ORPHAN_LIMIT: Duration = Duration::from_secs(20);
 
-fn signal(pid: u32, signal: Signal) {
-    // It may have ended by itself.
-    kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).ok();
-}
-
-/// Makes a container; what was said, and after how long. A shim that does not answer is ended.
+/// Makes a container and returns the result and how long it took. A shim that does not reply is killed.
 fn answer(containerd: &Containerd, job: Job<'_>) -> (Result<(), Refused>, Duration) {
     let id = job.id().to_string();
     let since = Instant::now();
@@ -43,26 +35,22 @@ fn answer(containerd: &Containerd, job: Job<'_>) -> (Result<(), Refused>, Durati
         let asking = scope.spawn(|| job.try_start().map(drop));
         if !until(AT_ONCE, || asking.is_finished()) {
             let shim = eventually("the shim is there", || containerd.shim_of(&id));
-            children_of(shim).into_iter().chain([shim]).for_each(|pid| signal(pid, Signal::SIGKILL));
+            children_of(shim).into_iter().chain([shim]).for_each(|pid| {
+                // It may have ended by itself.
+                signal(pid, Signal::SIGKILL).ok();
+            });
         }
         asking.join().unwrap()
     });
     (answered, since.elapsed())
 }
 
-/// Makes a container, which must be refused at once; what was said.
+/// Makes a container, which must be refused at once, and returns the refusal.
 fn refused_at_once(containerd: &Containerd, job: Job<'_>) -> Refused {
     let (answer, after) = answer(containerd, job);
     let refused = answer.expect_err("the container is refused");
     assert!(after < AT_ONCE, "no answer after {after:?}; then {refused}");
     refused
-}
-
-/// The compilers that the shims of this containerd have started.
-fn compilers_of(containerd: &Containerd) -> Vec<u32> {
-    let address = format!("-address {}", containerd.address().display());
-    let shims = processes_with(&address).into_iter().map(|(pid, _)| pid);
-    shims.flat_map(children_of).filter(|child| command_line_of(*child).contains(" compile ")).collect()
 }
 
 // The cache of compiled code.
@@ -88,9 +76,9 @@ fn a_module_that_changes_while_it_is_read_is_never_kept_as_what_it_was() {
     assert!(refused.message.contains("`/v/app.wasm` changed while it was read"), "{refused}");
 }
 
-/// The memory limit and the weight of the group in which all compilers of the node are, if there is one now.
+/// Whether the cgroup of all compilers of the node has a memory limit, and its weight, if there is such a cgroup now.
 fn limits_of_all_compilers() -> Option<(bool, u64)> {
-    /// v1 says "no limit" with the largest number of whole pages.
+    /// v1 writes "no limit" as the largest number of whole pages.
     const UNLIMITED_FROM: u64 = 1 << 62;
     let [memory, weight] = if is_cgroup_v2() {
         ["skiff-compile/memory.max", "skiff-compile/cpu.weight"]
@@ -121,16 +109,16 @@ fn all_compilers_together_are_limited_and_take_turns() {
             })
             .collect();
         until(Duration::from_secs(60), || {
-            at_once = at_once.max(compilers_of(&containerd).len());
+            at_once = at_once.max(containerd.compilers().len());
             limits.extend(limits_of_all_compilers());
-            // Looking at all processes takes the compilers' time.
+            // Reading all of `/proc` takes time from the compilers.
             until(Duration::from_millis(20), || false);
             running.iter().all(|run| run.is_finished())
         });
         assert!(running.into_iter().all(|run| run.join().unwrap() == 0));
     });
     assert!((1..=most).contains(&at_once), "{at_once} compilers at once, of at most {most}");
-    // Between the making of the group and its limits is a moment.
+    // The limits are written a moment after the cgroup is made.
     let limit = (true, if is_cgroup_v2() { 25 } else { 256 });
     assert!(limits.contains(&limit), "memory is limited, and the weight a quarter of the usual: {limits:?}");
 }
@@ -138,7 +126,7 @@ fn all_compilers_together_are_limited_and_take_turns() {
 #[test]
 fn a_module_that_cannot_be_compiled_is_not_compiled_again_and_again() {
     let containerd = Containerd::with_own_cache();
-    // A function that says it has an instruction which does not exist.
+    // A function with an instruction that does not exist.
     let broken = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x0a\x05\x01\x03\0\xff\x0b";
     let image = Image::of_wasm(&containerd, broken.to_vec());
     let first = containerd.job_of(&image).refused();
@@ -147,9 +135,9 @@ fn a_module_that_cannot_be_compiled_is_not_compiled_again_and_again() {
     assert!(again.message.contains("`/app.wasm`") && again.message.contains("ten minutes ago"), "{again}");
 }
 
-// What is no module.
+// What is not a module.
 
-/// Counts how often a file is opened, by whomever.
+/// Counts how often a file is opened by any process.
 struct Opened {
     inotify: fs::File,
 }
@@ -157,7 +145,7 @@ struct Opened {
 impl Opened {
     fn watch(path: &Path) -> Self {
         use std::os::fd::{AsRawFd, FromRawFd};
-        // SAFETY: takes a number and gives a new descriptor or an error.
+        // SAFETY: the call takes a number and returns a new descriptor or an error.
         let fd = unsafe { libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC) };
         assert!(fd >= 0, "inotify is there");
         // SAFETY: the kernel has just made this descriptor for us.
@@ -179,7 +167,7 @@ fn a_device_a_fifo_or_a_socket_at_the_entry_point_is_refused_and_not_opened() {
     let containerd = Containerd::shared();
     let volume = tempfile::tempdir().unwrap();
     let [device, fifo, socket] = ["device", "fifo", "socket"].map(|name| volume.path().join(name));
-    // The kernel's source of zeros: there is nothing to break.
+    // The kernel's source of zeros: reading it breaks nothing.
     mknod(&device, SFlag::S_IFCHR, Mode::S_IRWXU, makedev(1, 5)).unwrap();
     nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
     let _listening = UnixListener::bind(&socket).unwrap();
@@ -239,7 +227,7 @@ fn a_hostpath_shows_no_file_system_of_the_kernel() {
     assert!(refused.message.contains("`/host/proc`") && refused.message.contains("kernel"), "{refused}");
     let tree = tempfile::tempdir().unwrap();
     let mounted = MountedProc::below(tree.path());
-    // The root file system of such a node is the machine's, whose `/proc` is files to it.
+    // The root of such a node is the machine's file system, whose `/proc` is ordinary files to it.
     let root = (!is_user_mode_linux()).then_some(Path::new("/"));
     for source in root.into_iter().chain([tree.path()]) {
         let outcome = containerd.job("c-files").args(["list:/host/proc"]).bind(source, "/host", &["rw"]).run();
@@ -252,7 +240,7 @@ fn a_hostpath_shows_no_file_system_of_the_kernel() {
 fn no_volume_takes_the_place_of_the_guests_view() {
     let containerd = Containerd::shared();
     let volume = tempfile::tempdir().unwrap();
-    // What the engine would open as the guest's root.
+    // The path that the engine would open as the guest's root.
     std::os::unix::fs::symlink("../../proc", volume.path().join("root")).unwrap();
     for place in ["/dev/.skiff", "/dev/.skiff/root", "/dev/../dev/.skiff/dev"] {
         let refused = containerd.job("c-files").args(["list:/"]).bind(volume.path(), place, &["rw"]).refused();
@@ -283,7 +271,7 @@ impl Drop for MountedProc {
     }
 }
 
-// What containers leave.
+// What containers leave behind.
 
 #[test]
 fn orphans_of_a_container_in_the_nodes_pid_namespace_are_reaped() {
@@ -313,7 +301,7 @@ fn a_ctr_run_that_is_killed_while_it_compiles_leaves_nothing() {
     let cgroup = containerd.cgroups_path(&id);
     words.extend(["--cgroup", &cgroup, "--runtime-config-path", options.to_str().unwrap(), &image.name, &id]);
     let mut run = containerd.ctr_command(words).spawn().unwrap();
-    let compiler = eventually("the compiler runs", || compilers_of(&containerd).first().copied());
+    let compiler = eventually("the compiler runs", || containerd.compilers().first().copied());
     run.kill().unwrap();
     run.wait().unwrap();
     let limit = Duration::from_secs(10);

@@ -1,24 +1,22 @@
 //! Attacks by a neighbour in the pod, made through a real containerd's CRI as a kubelet would have it: native containers that
-//! see the processes of the others. Each was tried against skiff as it was before there were walls, and succeeded.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "what goes wrong in a test fails it")]
+//! see the processes of the others. Each one succeeded against skiff before the walls were built.
 
 use std::fs;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid as Process;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use skiff_test::cri::{BUSYBOX, Node, Pod, image_of, merge, pid_in};
-use skiff_test::ttrpc_shim::status_field;
 use skiff_test::{
-    Cgroup, children_of, command_line_of, eventually, is_alive, programs, slow_module, until, zombies_of,
+    Cgroup, children_of, compilers_of, eventually, is_alive, programs, signal, slow_module, status_field, until,
+    zombies_of,
 };
 
 /// A native container that stays until it is killed.
 const IDLE: [&str; 2] = ["sleep", "3600"];
 const LIMIT_BYTES: u64 = 64 << 20;
 
-/// Says which files of other processes it could open to write. Nothing is written.
+/// Prints which files of other processes it can open for writing. It writes nothing.
 const TRY_ALL: &str = r#"
 for file in /proc/[0-9]*/fd/[0-9]* /proc/[0-9]*/exe; do
   target=$(/busybox readlink $file) || continue
@@ -28,7 +26,7 @@ for file in /proc/[0-9]*/fd/[0-9]* /proc/[0-9]*/exe; do
 done
 echo tried"#;
 
-/// What such a container may do: the usual, to look into processes besides, or nothing.
+/// The capabilities of such a container: the usual ones, those and access to other processes, or none.
 fn with_capabilities(change: &Value) -> Value {
     json!({"linux": {"security_context": {"capabilities": change}}})
 }
@@ -39,7 +37,7 @@ fn pod_with_shared_processes<'a>(node: &'a Node, name: &str) -> Pod<'a> {
     node.run_pod(&description)
 }
 
-/// What busybox says in a container, whether it fails or not.
+/// What busybox prints in a container, whether it fails or not.
 fn inside(node: &Node, id: &str, words: &[&str]) -> String {
     let output = node.crictl(&[&["exec", id, "/busybox"], words].concat());
     String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
@@ -48,13 +46,10 @@ fn inside(node: &Node, id: &str, words: &[&str]) -> String {
 /// The first process of the pid namespace that the containers of a pod share.
 fn init_of(pod: &Pod<'_>) -> u32 {
     let is_first = |pid: &u32| {
-        let inside = status_field(i32::try_from(*pid).unwrap(), "NSpid").unwrap_or_default();
+        let inside = status_field(*pid, "NSpid").unwrap_or_default();
         inside.split_whitespace().skip(1).eq(["1"])
     };
-    children_of(u32::try_from(pod.pid()).unwrap())
-        .into_iter()
-        .find(is_first)
-        .expect("the namespace has a first process")
+    children_of(pod.pid()).into_iter().find(is_first).expect("the namespace has a first process")
 }
 
 #[test]
@@ -82,7 +77,7 @@ fn the_first_process_of_a_shared_pid_namespace_shows_nothing_of_the_node() {
         let said = ask(words);
         assert!(!said.contains(&programs) && !said.contains(&node.token), "{what}: {said}");
     }
-    let init = i32::try_from(init_of(&pod)).unwrap();
+    let init = init_of(&pod);
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         assert_eq!(status_field(init, set).as_deref(), Some("0000000000000000"), "{set}");
     }
@@ -118,17 +113,17 @@ fn the_end_of_a_shared_pid_namespace_is_the_end_of_its_sandbox() {
     let node = Node::start(&["c-sleep"]);
     let pod = pod_with_shared_processes(&node, "ending");
     let guest = pod.run("guest", &image_of("c-sleep"), &[], &Value::Null);
-    kill(Process::from_raw(i32::try_from(init_of(&pod)).unwrap()), Signal::SIGKILL).unwrap();
+    signal(init_of(&pod), Signal::SIGKILL).unwrap();
     eventually("the guest has ended with its namespace", || {
         (node.ask_json(&["inspect", &guest])["status"]["state"] == "CONTAINER_EXITED").then_some(())
     });
-    // So that a kubelet makes a new one.
+    // The kubelet then makes a new one.
     eventually("the sandbox is not ready", || (pod.inspect()["status"]["state"] == "SANDBOX_NOTREADY").then_some(()));
     pod.remove();
     node.assert_nothing_left();
 }
 
-/// What a neighbour, run as `more` says, can open to write of what is not its own.
+/// The files of other processes that a neighbour with the fields `more` can open for writing.
 fn tried(node: &Node, pod: &Pod<'_>, name: &str, more: &Value) -> Vec<String> {
     let neighbour = pod.run(name, BUSYBOX, &IDLE, more);
     let said = inside(node, &neighbour, &["sh", "-c", TRY_ALL]);
@@ -136,7 +131,7 @@ fn tried(node: &Node, pod: &Pod<'_>, name: &str, more: &Value) -> Vec<String> {
     said.lines().filter(|line| *line != "tried").map(str::to_string).collect()
 }
 
-/// The engine's limit files are those of its own cgroup and of all above it: none of them was changed.
+/// None of the engine's limit files, which are those of its own cgroup and of all above it, was changed.
 fn assert_limits(node: &Node, pod: &str, guest: &str) {
     let parent = format!("skiff-test-{}/{pod}", node.token);
     assert_eq!(Cgroup::at(&format!("{parent}/{guest}")).memory_limit(), Some(LIMIT_BYTES));
@@ -176,7 +171,7 @@ fn an_ephemeral_container_cannot_write_what_its_target_was_handed() {
         assert_eq!(tried(&node, &pod, name, &more), Vec::<String>::new(), "{name}");
     }
     let engine = pid_in(&node.ask_json(&["inspect", &guest]));
-    assert!(is_alive(u32::try_from(engine).unwrap()));
+    assert!(is_alive(engine));
     assert_limits(&node, "debugged", &guest);
     pod.remove();
     node.assert_nothing_left();
@@ -185,17 +180,16 @@ fn an_ephemeral_container_cannot_write_what_its_target_was_handed() {
 #[test]
 fn a_pod_that_is_deleted_while_it_compiles_leaves_no_shim() {
     let node = Node::start(&[]);
-    // Every run has a module of its own: the cache is that of all suites.
+    // Each run has a module of its own, because all suites share the cache.
     let seed = u32::from_str_radix(&node.token[..6], 16).unwrap();
     node.import(&image_of("slow"), "app.wasm", slow_module(seed, 700));
     let pod = node.run_pod(&node.pod("late"));
-    let shim = u32::try_from(pod.pid()).unwrap();
+    let shim = pod.pid();
     let late = pod.create("late", &image_of("slow"), &[], &Value::Null);
-    let is_compiler = |pid: &u32| command_line_of(*pid).contains(" compile ");
     let compiler = std::thread::scope(|scope| {
         let starting = scope.spawn(|| node.crictl(&["--timeout", "2s", "start", &late]));
-        let compiler = eventually("the compiler runs", || children_of(shim).into_iter().find(is_compiler));
-        // As the kubelet gives up after two minutes.
+        let compiler = eventually("the compiler runs", || compilers_of(shim).first().copied());
+        // The kubelet gives up in the same way after two minutes.
         assert!(!starting.join().unwrap().status.success());
         compiler
     });

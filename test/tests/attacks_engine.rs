@@ -1,6 +1,5 @@
 //! Attacks on the engine from its container: native code of the image, variables, files that it opens, and what it was
-//! handed. Each was tried against skiff as it was before there were walls, and succeeded.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+//! handed. Each one succeeded against skiff before the walls were built.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,9 +7,10 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use skiff_test::{Archive, Containerd, File, Image, eventually, free_port, get, guest, random_name, serving};
+use nix::sys::signal::Signal;
+use skiff_test::{
+    Archive, Containerd, File, Image, eventually, free_port, get, guest, random_name, serving, signal, status_field,
+};
 
 /// Variables of a container that mean something to the libraries of a program.
 const HOSTILE: [&str; 12] = [
@@ -28,7 +28,7 @@ const HOSTILE: [&str; 12] = [
     "RUST_LOG=trace",
 ];
 
-/// A library whose constructor says that it runs.
+/// A library whose constructor prints that it runs.
 fn evil_library() -> Vec<u8> {
     const SOURCE: &str = r#"
         static const char text[] = "NATIVE CODE OF THE IMAGE RUNS IN THE ENGINE\n";
@@ -81,7 +81,7 @@ fn neither_a_library_nor_a_variable_of_the_image_reaches_the_engine() {
     }
 }
 
-/// The system calls that open files, of a process and of what it becomes.
+/// The system calls of a process that open files, also after an exec.
 struct Trace {
     strace: Child,
     file: tempfile::NamedTempFile,
@@ -94,16 +94,13 @@ impl Trace {
         strace.args(["-f", "-qq", "-y", "-s", "200", "-e", "trace=open,openat,openat2,execve,execveat", "-p"]);
         strace.arg(pid.to_string()).arg("-o").arg(file.path()).stderr(Stdio::null());
         let strace = strace.spawn().expect("`strace` can be run");
-        eventually("the process is traced", || {
-            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-            (!status.contains("TracerPid:\t0\n")).then_some(())
-        });
+        eventually("the process is traced", || status_field(pid, "TracerPid").filter(|tracer| tracer != "0"));
         Self { strace, file }
     }
 
-    /// Ends the trace; the calls since the last program was executed.
+    /// Ends the trace and returns the calls since the last exec.
     fn end(mut self) -> Vec<String> {
-        kill(Pid::from_raw(i32::try_from(self.strace.id()).unwrap()), Signal::SIGINT).unwrap();
+        signal(self.strace.id(), Signal::SIGINT).unwrap();
         self.strace.wait().unwrap();
         let text = fs::read_to_string(self.file.path()).unwrap();
         let lines: Vec<_> = text.lines().collect();
@@ -112,30 +109,30 @@ impl Trace {
     }
 }
 
-/// What the engine may open by itself, outside of the guest's own look-ups; one that ends with a slash stands for all below it.
+/// What the engine may open besides the guest's own look-ups. A path that ends with a slash stands for all below it.
 const OPENED: [&str; 14] = [
-    // How many processors it may use, and where its memory is.
+    // The number of processors, and where its memory is.
     "/proc/self/cgroup",
     "/proc/self/maps",
     "/proc/self/mountinfo",
     "/sys/devices/system/cpu/online",
     "/sys/fs/cgroup/",
-    // What it was handed, to map it.
+    // The code that it was handed, to map it.
     "/proc/self/fd/",
-    // Chance.
+    // Randomness.
     "/dev/random",
     "/dev/urandom",
-    // The guest's view, and what Landlock is told of it.
+    // The guest's view, and the rules for Landlock.
     "/dev/.skiff/root",
     "/dev/.skiff/dev",
     "/proc",
     "/run",
-    // Names.
+    // Name resolution.
     "/etc/hosts",
     "/etc/resolv.conf",
 ];
 
-/// The path that a call of a trace opens, when it does not lie in a directory that was open before.
+/// The path that a traced call opens, unless it is relative to an open directory.
 fn absolute_path(call: &str) -> Option<&str> {
     let path = call.split('"').nth(1)?;
     (path.starts_with('/') || call.contains("AT_FDCWD")).then_some(path)
@@ -161,16 +158,16 @@ fn the_engine_opens_a_few_files_and_no_other() {
     assert!(strange.is_empty(), "{strange:?}\n{calls:#?}");
 }
 
-/// The open files of a process that can hold data, each with its descriptor's path: no pipe, no socket, no device.
+/// The open regular files of a process, each with its descriptor's path.
 fn regular_files_of(pid: u32) -> Vec<(PathBuf, PathBuf)> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten().map(|entry| entry.path());
     let regular = entries.filter(|path| fs::metadata(path).is_ok_and(|metadata| metadata.is_file()));
     regular.filter_map(|path| Some((fs::read_link(&path).ok()?, path))).collect()
 }
 
-/// Whether a file is one in memory whose size nobody can change any more.
+/// Whether a file is a memfd that is sealed against resizing.
 fn is_sealed(file: &fs::File) -> bool {
-    // SAFETY: takes a descriptor that is open, and no argument.
+    // SAFETY: the call takes an open descriptor and no argument.
     let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
     let wanted = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
     seals >= 0 && seals & wanted == wanted
@@ -186,20 +183,20 @@ fn what_the_engine_was_handed_cannot_be_written_through_its_descriptors() {
     let limits = files.iter().filter(|(target, _)| target.to_string_lossy().contains("memory."));
     assert!(limits.count() >= 2, "the container's limit and its pod's: {files:?}");
     for (target, descriptor) in &files {
-        // Nothing stands between this process and the file but the mount that the descriptor was opened on.
+        // Only the mount that the descriptor was opened on protects the file from this process.
         match fs::File::options().write(true).open(descriptor) {
             Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EROFS), "{}", target.display()),
             Ok(file) => assert!(is_sealed(&file), "{} can be written", target.display()),
         }
     }
     assert_eq!(pod.cgroup().memory_limit(), Some(256 << 20));
-    // The shim's own, by which the account is found.
+    // The shim's own descriptor, by which the account is found.
     let account = fs::File::open(containerd.bundle(&container.id).join("account")).unwrap();
     assert!(is_sealed(&account), "the account can grow");
     drop(container);
 }
 
-/// A module that never gets out of its start function, which runs while it is instantiated.
+/// A module whose start function, which runs during instantiation, never returns.
 const NEVER_STARTED: &str = r#"(module (memory (export "memory") 1) (func (export "_start"))
     (func $start (loop $again (br $again))) (start $start))"#;
 

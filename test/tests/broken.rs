@@ -1,6 +1,5 @@
 //! Two hundred broken modules: truncations and bit flips of real guests. None of them may crash the compiler, hang, or
-//! leave anything behind; each is refused with a sentence, or runs as what it has become.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+//! leave anything behind. Each is refused with a sentence, or still runs as some module.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -14,11 +13,11 @@ use skiff_test::{Containerd, guest, programs};
 const COUNT: usize = 200;
 const SEED: u64 = 0x05ee_d0f5_c1ff;
 const GUESTS: [&str; 4] = ["c-exit", "c-hello", "rust-hello", "rust-p3-hello"];
-/// Every how many-th refused module is run in a container as well; those that compile all are, up to a number.
+/// One in this many refused modules is also run in a container, and so are those that compile, up to a number.
 const REFUSED_STEP: usize = 12;
 const ACCEPTED_MAX: usize = 24;
 const WORKERS: usize = 3;
-/// How long a module that still runs is left to itself.
+/// How long a module that still runs is left running.
 const RUN_LIMIT: Duration = Duration::from_millis(300);
 
 /// Numbers that look random and are the same each time (xorshift).
@@ -53,7 +52,7 @@ fn broken_modules() -> Vec<Vec<u8>> {
     modules
 }
 
-/// Compiles as the shim does; whether it could.
+/// Compiles the module as the shim does and returns whether it could.
 fn compile(wasm: &[u8], index: usize) -> bool {
     let mut input = tempfile::tempfile().unwrap();
     input.write_all(wasm).unwrap();
@@ -79,7 +78,7 @@ fn compile(wasm: &[u8], index: usize) -> bool {
     }
 }
 
-/// Runs it in a container, whatever comes of that; nothing of it may be left.
+/// Runs it in a container with any result. Nothing of it may be left.
 fn run(wasm: &[u8], index: usize) {
     let containerd = Containerd::shared();
     let file = containerd.directory().join(format!("broken-{index}.wasm"));

@@ -1,6 +1,5 @@
 //! The cache of compiled code: each guest is compiled once, by a confined process, and nothing but what skiff's own
 //! compiler wrote is ever mapped.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,17 +9,15 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use skiff_test::{
-    Archive, Containerd, File, children_of, command_line_of, eventually, guest, processes_with, sha256, until,
-};
+use skiff_test::{Archive, Containerd, File, children_of, eventually, guest, sha256, until};
 use xxhash_rust::xxh3::xxh3_128;
 
-/// What stands behind the compiled code in an entry: a name, its length, the digest, the owner, and a hash over all before.
+/// What follows the compiled code in an entry: a name, its length, the digest, the owner, and a hash over all of it.
 const TRAILER_NAME: &[u8] = b"skiffao2";
 const OWNER_BYTES: usize = 64;
 const TRAILER_BYTES: usize = 8 + 8 + 64 + OWNER_BYTES + 16;
 
-/// The entries of a cache, and nothing else may be in it but the locks for which compilers take turns.
+/// The entries of a cache. Besides them it may hold only the locks with which compilers take turns.
 fn entries(containerd: &Containerd) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for engine in fs::read_dir(containerd.own_cache()).unwrap().flatten() {
@@ -39,7 +36,7 @@ fn the_entry(containerd: &Containerd) -> PathBuf {
     found[0].clone()
 }
 
-/// Tells one file from its successor: an inode's number is soon given again.
+/// Distinguishes a file from its successor, since inode numbers are soon used again.
 fn identity(path: &Path) -> (u64, SystemTime) {
     let metadata = fs::symlink_metadata(path).unwrap();
     (metadata.ino(), metadata.created().unwrap())
@@ -87,7 +84,7 @@ fn eight_first_runs_at_once_compile_once() {
         let watching = scope.spawn(|| {
             let mut seen = BTreeSet::new();
             while !done.load(Ordering::SeqCst) {
-                seen.extend(compilers_of(&containerd));
+                seen.extend(containerd.compilers());
                 until(Duration::from_millis(3), || false);
             }
             seen
@@ -109,13 +106,6 @@ fn eight_first_runs_at_once_compile_once() {
     the_entry(&containerd);
 }
 
-/// The compilers that the shims of this containerd have started.
-fn compilers_of(containerd: &Containerd) -> Vec<u32> {
-    let address = format!("-address {}", containerd.address().display());
-    let shims = processes_with(&address).into_iter().map(|(pid, _)| pid);
-    shims.flat_map(children_of).filter(|child| command_line_of(*child).contains(" compile ")).collect()
-}
-
 #[test]
 fn the_compiler_has_no_privileges_no_network_and_a_control_group_of_its_own() {
     let containerd = Containerd::with_own_cache();
@@ -123,7 +113,7 @@ fn the_compiler_has_no_privileges_no_network_and_a_control_group_of_its_own() {
     let status = std::thread::scope(|scope| {
         let running = scope.spawn(|| job.run());
         let status = eventually("an unprivileged compiler", || {
-            compilers_of(&containerd).into_iter().flat_map(children_of).find_map(|pid| {
+            containerd.compilers().into_iter().flat_map(children_of).find_map(|pid| {
                 let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).ok();
                 let network = fs::read_link(format!("/proc/{pid}/ns/net")).ok()?;
                 let status = read("status").filter(|status| status.contains("Seccomp:\t2"))?;
@@ -188,7 +178,7 @@ fn an_entry_that_was_tampered_with_is_compiled_again() {
     }
 }
 
-/// Puts a file with these bytes in the place of `path`, which keeps no inode.
+/// Replaces `path` by a new file with these bytes.
 fn replace(path: &Path, bytes: &[u8]) {
     let new = path.with_extension("new");
     fs::write(&new, bytes).unwrap();
@@ -196,10 +186,10 @@ fn replace(path: &Path, bytes: &[u8]) {
     fs::rename(new, path).unwrap();
 }
 
-/// An entry that verifies, whatever its code.
+/// An entry that verifies, with any code.
 fn sealed(code: &[u8], digest: &str) -> Vec<u8> {
     let length = u64::try_from(code.len()).unwrap().to_le_bytes();
-    // A container that is in no pod of Kubernetes is its namespace's in containerd.
+    // The owner of a container that is not in a pod is its containerd namespace.
     let mut owner = b"skiff-test".to_vec();
     owner.resize(OWNER_BYTES, 0);
     let mut bytes = [code, TRAILER_NAME, &length, digest.as_bytes(), &owner].concat();

@@ -1,31 +1,25 @@
-//! Nothing left behind: after deletion, after a failure at any step, after the shim or containerd was killed.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+//! Nothing is left behind: after deletion, after a failure at any step, and after the shim or containerd was killed.
 
 use std::path::Path;
 use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags};
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 use skiff_test::{
-    Cgroup, Container, Containerd, Job, children_of, command_line_of, eventually, hierarchies, is_alive, random_name,
-    until,
+    Cgroup, Container, Containerd, Job, command_line_of, compilers_of, eventually, hierarchies, is_alive, random_name,
+    signal, until,
 };
 use tonic::Code;
 
 const A_MOMENT: Duration = Duration::from_secs(10);
 
-fn kill_9(pid: u32) {
-    nix::sys::signal::kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
-}
-
-/// Kills the shim of a container, lets containerd find out, deletes the container and looks for what is left.
+/// Kills the shim of a container, waits until containerd notices, and deletes the container. Nothing of it may be left.
 fn kill_shim_and_delete(container: &mut Container<'_>) {
     let shim = container.shim();
     let processes = [container.pids().unwrap_or_default(), vec![container.pid]].concat();
-    kill_9(shim);
-    // containerd runs `containerd-shim-skiff-v1 delete` by itself then.
+    signal(shim, Signal::SIGKILL).unwrap();
+    // containerd then runs `containerd-shim-skiff-v1 delete` by itself.
     eventually("the container's processes end with its shim", || {
         processes.iter().all(|pid| !is_alive(*pid)).then_some(())
     });
@@ -47,7 +41,7 @@ fn nothing_is_left_of_containers_that_ended_and_were_deleted() {
     }
 }
 
-/// A way to make Create fail: its name, what it does, and a word of what is said.
+/// A way to make Create fail: its name, what it does, and a word of the message.
 type Fault = (&'static str, fn(&mut Value), &'static str);
 
 const FAULTS: [Fault; 12] = [
@@ -236,11 +230,11 @@ fn nothing_is_left_when_the_shim_is_killed_at_some_moment_of_create() {
     };
     let has_begun = |id: &str| {
         let record = std::fs::read_to_string(containerd.bundle(id).join("skiff.json"));
-        record.is_ok_and(|record| record.contains("\"in_runtime\":true"))
+        record.is_ok_and(|record| record.contains("\"launcher\":\"oci-runtime\""))
     };
     type Moment<'a> = (&'a str, &'a dyn Fn(&str) -> bool);
     let moments: [Moment<'_>; 4] = [
-        // Not before: containerd has nothing deleted of a shim to which it had not connected yet.
+        // Not earlier: containerd runs no delete for a shim that it has not connected to yet.
         ("Create has begun", &has_begun),
         ("the root file system is mounted", &rootfs_is_mounted),
         ("the OCI runtime has its state", &|id| containerd.runtime_root().join("skiff-test").join(id).exists()),
@@ -253,14 +247,14 @@ fn nothing_is_left_when_the_shim_is_killed_at_some_moment_of_create() {
     }
 }
 
-/// Makes a container and kills its shim as soon as the moment has come, whatever Create says then.
+/// Makes a container and kills its shim at the given moment, with any result of Create.
 fn kill_shim_when(containerd: &Containerd, job: Job<'_>, moment: &str, has_come: &dyn Fn(&str) -> bool) {
     let id = job.id().to_string();
     let created = std::thread::scope(|scope| {
         let creating = scope.spawn(|| job.create_task());
         assert!(until(A_MOMENT, || has_come(&id)), "{moment}: never");
         if let Some(shim) = containerd.shim_of(&id) {
-            kill_9(shim);
+            signal(shim, Signal::SIGKILL).unwrap();
         }
         creating.join().unwrap()
     });
@@ -283,10 +277,8 @@ fn a_shim_that_is_killed_while_it_compiles_leaves_nothing_and_the_next_one_compi
     let compiler = std::thread::scope(|scope| {
         let creating = scope.spawn(|| job.create_task().map(drop));
         let shim = eventually("the shim is there", || containerd.shim_of(&id));
-        let compiler = eventually("the compiler runs", || {
-            children_of(shim).into_iter().find(|child| command_line_of(*child).contains(" compile "))
-        });
-        kill_9(shim);
+        let compiler = eventually("the compiler runs", || compilers_of(shim).first().copied());
+        signal(shim, Signal::SIGKILL).unwrap();
         creating.join().unwrap().expect_err("the shim was killed");
         compiler
     });
@@ -358,7 +350,7 @@ fn a_shim_that_is_killed_while_containerd_is_down_is_cleaned_up_after() {
     let mut container = containerd.job("c-spin").start();
     let shim = container.shim();
     containerd.kill();
-    kill_9(shim);
+    signal(shim, Signal::SIGKILL).unwrap();
     containerd.start_again();
     assert!(until(A_MOMENT, || !is_alive(container.pid)), "the guest ends");
     drop(container.delete_task());

@@ -1,24 +1,23 @@
-//! Pods through a real containerd's CRI: what a kubelet would ask for, asked by `crictl`.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "what goes wrong in a test fails it")]
+//! Pods through a real containerd's CRI: `crictl` makes the calls that a kubelet would make.
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid as Process;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use skiff_test::cri::{BUSYBOX, Node, image_of, merge, pid_in};
-use skiff_test::ttrpc_shim::{SHIM, processes_with, status_field};
-use skiff_test::{Cgroup, command_line_of, eventually, is_alive, tools, until};
+use skiff_test::{
+    Cgroup, SHIM, command_line_of, eventually, is_alive, processes_touching, signal, status_field, tools, until,
+};
 
-/// A native container that lives until it is asked to end, and then ends well.
+/// A native container that runs until SIGTERM, and then ends with 0.
 const PATIENT: [&str; 3] = ["sh", "-c", "trap 'exit 0' TERM; echo waiting; while :; do sleep 0.1; done"];
 const NOTHING: Value = Value::Null;
 
 /// A namespace of a process, as the kernel names it.
-fn namespace(pid: i32, kind: &str) -> PathBuf {
+fn namespace(pid: u32, kind: &str) -> PathBuf {
     fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap()
 }
 
@@ -26,16 +25,16 @@ fn own_namespace(kind: &str) -> PathBuf {
     fs::read_link(format!("/proc/self/ns/{kind}")).unwrap()
 }
 
-/// What busybox says in the namespaces (nsenter's options) of process `pid`.
-fn inside(pid: i32, namespaces: &[&str], words: &[&str]) -> String {
+/// What busybox prints in the namespaces (nsenter's options) of process `pid`.
+fn inside(pid: u32, namespaces: &[&str], words: &[&str]) -> String {
     let busybox = tools().join("busybox");
     let mut command = Command::new(&busybox);
     command.args(["nsenter", "--target", &pid.to_string()]).args(namespaces).arg("--").arg(&busybox).args(words);
     String::from_utf8(command.output().unwrap().stdout).unwrap().trim().to_string()
 }
 
-fn is_shim(pid: i32) -> bool {
-    command_line_of(u32::try_from(pid).unwrap()).contains(SHIM)
+fn is_shim(pid: u32) -> bool {
+    command_line_of(pid).contains(SHIM)
 }
 
 /// Waits until a server answers.
@@ -50,9 +49,9 @@ fn a_pod_is_as_its_description_says_without_a_pause_process() {
     description["linux"]["sysctls"] = json!({"net.ipv4.ip_local_port_range": "2000 3000", "kernel.msgmax": "4321"});
     let pod = node.run_pod(&description);
     let pid = pod.pid();
-    assert!(is_shim(pid), "{}", command_line_of(u32::try_from(pid).unwrap()));
+    assert!(is_shim(pid), "{}", command_line_of(pid));
     let processes: Vec<_> =
-        processes_with(&node.token).into_iter().filter(|(_, line)| line.contains(&pod.id)).collect();
+        processes_touching(&node.token).into_iter().filter(|(_, line)| line.contains(&pod.id)).collect();
     assert_eq!(processes.len(), 1, "{processes:?}");
 
     assert_eq!(inside(pid, &["--uts"], &["hostname"]), "plain");
@@ -294,9 +293,9 @@ fn a_shared_process_namespace_is_the_pods_and_not_the_nodes() {
     let seen = node.ask(&["exec", &side, "/busybox", "ps"]);
     assert!(seen.contains("c-sleep") || seen.contains("app.wasm"), "{seen}");
     assert!(!seen.contains("containerd.toml"), "{seen}");
-    // One container's end is not the others'.
+    // The end of one container is not the end of the others.
     node.ask(&["stop", "--timeout", "1", &guest]);
-    assert!(is_alive(u32::try_from(pids[0]).unwrap()));
+    assert!(is_alive(pids[0]));
     pod.remove();
     node.assert_nothing_left();
 }
@@ -312,7 +311,7 @@ fn a_pod_on_the_nodes_network_has_the_nodes_address() {
     assert_eq!(answer_of(&node, "127.0.0.1", "/"), "hello\n");
     let pid = pid_in(&node.ask_json(&["inspect", &server]));
     let containerd =
-        processes_with(&node.token).into_iter().find(|(_, line)| line.contains("containerd.toml")).unwrap().0;
+        processes_touching(&node.token).into_iter().find(|(_, line)| line.contains("containerd.toml")).unwrap().0;
     for kind in ["net", "uts"] {
         assert_eq!(namespace(pid, kind), namespace(containerd, kind), "{kind}");
     }
@@ -327,7 +326,7 @@ fn a_pod_can_have_a_user_namespace() {
     let mapping = json!([{"host_id": 300_000, "container_id": 0, "length": 65536}]);
     let users = json!({"userns_options": {"mode": 0, "uids": mapping, "gids": mapping}});
     merge(&mut description["linux"]["security_context"]["namespace_options"], &users);
-    // containerd 2.4 cannot give such a pod to a runtime that has options and is not its own.
+    // containerd 2.4 cannot start such a pod with a foreign runtime that has options.
     let pod = node.try_pod("skiff-plain", &description).unwrap();
     let server = pod.run("server", &image_of("rust-p2-http"), &[], &NOTHING);
     let side = pod.run("side", BUSYBOX, &PATIENT, &NOTHING);
@@ -376,12 +375,12 @@ fn a_killed_shim_is_noticed_and_cleaned_up() {
     let guest = pod.run("guest", &image_of("c-sleep"), &[], &NOTHING);
     let side = pod.run("side", BUSYBOX, &PATIENT, &NOTHING);
     let created = pod.create("created", &image_of("c-sleep"), &[], &NOTHING);
-    kill(Process::from_raw(pod.pid()), Signal::SIGKILL).unwrap();
+    signal(pod.pid(), Signal::SIGKILL).unwrap();
     for id in [&guest, &side] {
         let state = || node.ask_json(&["inspect", id])["status"].clone();
         let status =
             eventually("containerd notices", || Some(state()).filter(|status| status["state"] == "CONTAINER_EXITED"));
-        // containerd's own word for an exit that nobody can tell it of, or the answer of `delete`.
+        // containerd's code for an exit that was not reported, or the exit code that `delete` returned.
         assert!(status["exitCode"] == 255 || status["exitCode"] == 137, "{status}");
     }
     eventually("the sandbox is not ready", || (pod.inspect()["status"]["state"] == "SANDBOX_NOTREADY").then_some(()));

@@ -1,5 +1,4 @@
-//! The events of a task: in order, each once, also when something fails.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+//! The events of a task: in order and each once, also when something fails.
 
 use skiff_test::{Containerd, Events, Job};
 
@@ -77,7 +76,7 @@ fn further_processes_have_events_of_their_own() {
     exec.start().unwrap();
     let exec_id = exec.id.clone();
     assert_eq!(exec.finish().code, 5);
-    // As with runc's own shim, the deletion of a further process is no event.
+    // As with runc's own shim, there is no event for the deletion of a further process.
     let topics = events.topics(&container.id, 5);
     assert_eq!(topics, ["create", "start", "exec-added", "exec-started", "exit"]);
     let of_exec: Vec<_> = events.of(&container.id).into_iter().filter(|event| event.process == exec_id).collect();

@@ -1,12 +1,11 @@
-//! The truth at the end: exit codes, traps and signals, as containerd tells them.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+//! How containers end: exit codes, traps and signals, as containerd reports them.
 
 use std::time::{Duration, Instant};
 
 use skiff_test::{Container, Containerd, Image, Outcome};
 use tonic::Code;
 
-/// What a guest that does not end by itself says first.
+/// What guests that do not end by themselves print first.
 const STARTED: [(&str, &[&str], &str); 5] = [
     ("c-spin", &[], "spinning\n"),
     ("c-sleep", &[], "sleeping\n"),

@@ -1,5 +1,4 @@
-//! What a guest sees of files: the image, the pod's mounts with their flags, its user's rights, and nothing of the node.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+//! The files that a guest sees: the image, the pod's mounts with their flags, by its user's rights, and nothing of the node.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -8,7 +7,7 @@ use std::path::Path;
 use skiff_test::{Archive, Containerd, File, Image, Job};
 use tempfile::TempDir;
 
-/// Lets `c-files` do its steps; what came of each.
+/// Has `c-files` do its steps and returns the outcome of each.
 fn outcomes(job: Job<'_>, steps: &[&str]) -> Vec<String> {
     let outcome = job.args(steps.iter().copied()).run();
     let lines: Vec<_> =
@@ -24,7 +23,7 @@ fn check(job: Job<'_>, expected: &[(&str, &str)]) {
     assert_eq!(found, expected);
 }
 
-/// WASI has no name for a read-only file system in every place where the kernel has: three of them mean that.
+/// WASI cannot report a read-only file system everywhere: these three errors mean it.
 fn in_one_word(outcome: &str) -> &str {
     if ["EROFS", "EPERM", "EIO"].contains(&outcome) { READ_ONLY } else { outcome }
 }
@@ -35,7 +34,7 @@ fn files() -> Job<'static> {
     Containerd::shared().job("c-files")
 }
 
-/// A directory with the file `note`, open to everybody.
+/// A directory with the file `note`, writable for all.
 fn volume(text: &str) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();

@@ -1,6 +1,5 @@
-//! Guests of five languages and three versions of WASI under a real containerd: what they are given, what they print,
-//! how they end, and what they serve.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+//! Guests in five languages for three versions of WASI, under a real containerd: what they receive, what they print, how they
+//! end, and what they serve.
 
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -47,7 +46,7 @@ fn the_environment_is_the_containers_and_nothing_else() {
     let containerd = Containerd::shared();
     let outcome = containerd.job("c-hello").env("GREETING=good day").env("EMPTY=").args(["env"]).run();
     let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n";
-    // The OCI runtime adds the home directory, as for every container.
+    // The OCI runtime adds the home directory, as it does for every container.
     assert_eq!(outcome.stdout, format!("{path}GREETING=good day\nEMPTY=\nHOME=/\n"));
     let outcome = containerd.job("rust-p2-hello").env("A=1").args(["env"]).run();
     assert_eq!(outcome.stdout, format!("{path}A=1\nHOME=/\n"));
@@ -92,7 +91,7 @@ fn a_function_after_a_hash_sign_is_run() {
         assert_eq!(run(guest, "greet").stdout, greeting);
         assert_eq!(run(guest, "leave").code, 9, "{guest}");
     }
-    assert_eq!(run("c-reactor", "seven").code, 0, "what a function returns is no exit code");
+    assert_eq!(run("c-reactor", "seven").code, 0, "what a function returns is not an exit code");
     let failed = run("c-reactor", "fail");
     assert!(failed.code == 134 && failed.stderr.contains("fail"), "{failed:?}");
 }
@@ -269,7 +268,7 @@ fn sigterm_lets_the_requests_under_way_finish_and_ends_with_0() {
         let server = serving(Containerd::shared().job(guest), port);
         let mut under_way = Connection::open(port).unwrap();
         under_way.send(b"GET /slow?ms=1500 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
-        // Once another request is answered, the one before has arrived as well.
+        // Once another request is answered, the earlier one has arrived as well.
         assert_eq!(get(port, "/").unwrap().status, 200);
         server.kill(libc::SIGTERM).unwrap();
         assert!(

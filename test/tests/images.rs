@@ -1,5 +1,4 @@
-//! Images: every form that carries wasm, whatever platform it names, and one sentence for each that cannot be run.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+//! Images: every form that carries wasm, with any platform, and one sentence for each that cannot be run.
 
 use std::fs;
 use std::process::Command;
@@ -26,7 +25,7 @@ fn job(image: &Image, entrypoint: &str) -> Job<'static> {
     Containerd::shared().job_of(image).command([entrypoint])
 }
 
-/// One sentence that speaks of all the parts.
+/// The refusal is one sentence that names all of `parts`.
 fn check_sentence(refused: &Refused, parts: &[&str]) {
     for part in parts {
         assert!(refused.message.contains(part), "no `{part}` in `{refused}`");
@@ -131,7 +130,7 @@ fn an_image_that_announces_wasm_and_cannot_be_read_is_an_error() {
     let layer = |name: &str| Layer::new(WASM, bytes_of(name), Some("app.wasm"));
     let none = artifact(vec![]);
     check_sentence(&job(&none, "/app.wasm").refused(), &[&none.name, "no wasm layer"]);
-    // Contents that nobody else has, so that no other test needs the blobs.
+    // Contents of its own, so that no other test needs the blobs.
     let mut changed = layer("c-hello");
     changed.bytes.extend(custom_section("changed"));
     let image = artifact(vec![changed]);
@@ -147,7 +146,7 @@ fn an_image_that_announces_wasm_and_cannot_be_read_is_an_error() {
     check_sentence(&job(&none, "/app.wasm").refused(), &[&none.manifest, "not what its digest says"]);
 }
 
-/// A section that changes a module's digest and nothing else.
+/// A section that changes only a module's digest.
 fn custom_section(name: &str) -> Vec<u8> {
     let length = u8::try_from(name.len()).unwrap();
     [&[0, length + 1, length], name.as_bytes()].concat()
@@ -167,13 +166,13 @@ fn compiled_code_in_an_image_is_never_taken() {
     assert!(compiled.status.success());
     let image = artifact(vec![Layer::new(WASM, compiled.stdout.clone(), Some("app.wasm"))]);
     check_sentence(&job(&image, "/app.wasm").refused(), &["/app.wasm"]);
-    // As a file it is a program for the kernel, which cannot run it.
+    // As a file it is a program that the kernel cannot run.
     let containerd = Containerd::shared();
     let image = Image::of_wasm(containerd, compiled.stdout);
     assert!(containerd.job_of(&image).try_start().map_or(true, |container| container.wait() != 0));
 }
 
-/// A module that cannot be run, and what is to be said of it besides its name.
+/// A module that cannot be run, and what the message contains besides its name.
 fn check_refused(what: &str, wasm: Vec<u8>, parts: &[&str]) {
     let containerd = Containerd::shared();
     let image = Image::of_wasm(containerd, wasm);
@@ -192,7 +191,7 @@ fn broken_modules_are_refused_with_a_sentence() {
     let whole = bytes_of("c-hello");
     check_refused("truncated", whole[..whole.len() / 2].to_vec(), &["unexpected end"]);
     check_refused("the magic number alone", b"\0asm".to_vec(), &[]);
-    check_refused("a version that is none", b"\0asm\x63\0\0\0".to_vec(), &["version"]);
+    check_refused("an unknown version", b"\0asm\x63\0\0\0".to_vec(), &["version"]);
     let mut corrupt = whole.clone();
     corrupt[8..40].fill(0xff);
     check_refused("corrupt", corrupt, &[]);

@@ -1,11 +1,10 @@
-//! Attacks from pods, on a Kubernetes as it is: a neighbour and an ephemeral container that look for a way to the node or to
-//! what the engine was handed, a pod that loses its shared pid namespace, and a hostPath of the kernel's.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+//! Attacks from pods on a real Kubernetes: a neighbour and an ephemeral container that look for a way to the node or to what the
+//! engine was handed, a pod that loses its shared pid namespace, and a hostPath of the kernel's file systems.
 
 use serde_json::{Value, json};
 use skiff_test::{Cluster, Namespace, container, random_name, status_of, wasm_pod};
 
-/// Opens for writing what other processes have open as regular files, and says what it could.
+/// Opens for writing what other processes have open as regular files, and prints what it can open.
 const TRY_ALL: &str = "for f in /proc/[0-9]*/fd/*; do case $f in /proc/self/*|/proc/$$/*) continue;; esac; \
     [ -f $f ] && (: >> $f) 2> /dev/null && echo opened $f $(readlink $f); done; \
     for f in /proc/[0-9]*/root; do ls $f/etc/kubernetes > /dev/null 2>&1 && echo the node through $f; done; echo tried";
@@ -14,7 +13,7 @@ fn namespace() -> Namespace<'static> {
     Cluster::shared().namespace()
 }
 
-/// A guest beside a native container that idles, with these fields, in one pid namespace.
+/// A guest and an idle native container with these fields, in one pid namespace.
 fn pod_with_shared_processes(name: &str, native: Value) -> Value {
     let mut pod = wasm_pod(name, &[container("guest", "http", json!({})), container("spy", "busybox", native)]);
     pod["spec"]["shareProcessNamespace"] = json!(true);
@@ -60,10 +59,11 @@ fn a_pod_that_has_lost_its_shared_pid_namespace_is_made_anew() {
     let mut pod = pod_with_shared_processes("lost", json!({"command": ["sh", "-c", idle]}));
     pod["spec"]["restartPolicy"] = json!("Always");
     namespace.start(&pod);
-    // The first process of the namespace in which the marked one is.
+    // The first process in the pid namespace of the marked one.
     let killed = in_node(&format!(
         "for q in $(pgrep -f '^sh -c while.*{mark}'); do for p in $(pgrep -f '^skiff-init '); do \
-         [ \"$(readlink /proc/$p/ns/pid)\" = \"$(readlink /proc/$q/ns/pid)\" ] && kill -9 $p && echo killed; done; done"
+         if [ \"$(readlink /proc/$p/ns/pid)\" = \"$(readlink /proc/$q/ns/pid)\" ]; then kill -9 $p && echo killed; fi; \
+         done; done"
     ));
     assert_eq!(killed, "killed\n");
     let is_back = |pod: &Value, name: &str| {
@@ -71,7 +71,7 @@ fn a_pod_that_has_lost_its_shared_pid_namespace_is_made_anew() {
         status["restartCount"].as_u64() >= Some(1) && !status["state"]["running"].is_null()
     };
     namespace.watch("pod/lost", |pod| is_back(pod, "guest") && is_back(pod, "spy"));
-    namespace.eventually("the kubelet says that it makes the sandbox anew", || {
+    namespace.eventually("the kubelet reports that it makes a new sandbox", || {
         let events = namespace.kubectl(&["get", "events", "-o", "jsonpath={.items[*].reason}"]);
         events.contains("SandboxChanged").then_some(())
     });

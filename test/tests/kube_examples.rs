@@ -1,5 +1,4 @@
-//! Every manifest of `runtime-class/manifests/examples` does what it says, on the cluster of `SKIFF_CLUSTER`.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+//! Every manifest of `runtime-class/manifests/examples` does what it describes, on the cluster of `SKIFF_CLUSTER`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +9,7 @@ use skiff_test::{Cluster, Lasting, Namespace};
 
 /// Where the examples' servers listen.
 const PORT: u16 = 8080;
-/// How many times a probe has to find a pod well before it is believed.
+/// How many times a probe has to succeed before a pod counts as healthy.
 const PROBES: u64 = 3;
 const READY: &str = "condition=Ready";
 const COMPLETE: &str = "condition=Complete";
@@ -53,7 +52,7 @@ impl<'a> Server<'a> {
         self.ask(target, &[])
     }
 
-    /// What the file `path` holds as the guest sees it.
+    /// The content of the file `path` as the guest sees it.
     fn read(&self, path: &str) -> String {
         let (status, text) = self.get(&format!("/files?path={path}"));
         assert_eq!(status, 200, "{path}: {text}");
@@ -78,7 +77,7 @@ impl<'a> Server<'a> {
         self.status()["containerStatuses"][0].clone()
     }
 
-    /// Waits until the kubelet has probed it a few times, and found nothing wrong.
+    /// Waits until the kubelet has probed it successfully a few times.
     fn is_well(&self) {
         let node = self.namespace.cluster.node();
         let path = format!("/api/v1/nodes/{node}/proxy/metrics/probes");
@@ -105,7 +104,7 @@ fn probes(metrics: &str, namespace: &str, pod: &str, kind: &str) -> u64 {
     count.unwrap_or(0)
 }
 
-/// Asks a server from the node's network; its status and its answer.
+/// Sends a request from the node's network and returns the status and the body.
 fn ask(cluster: &Cluster, url: &str, options: &[&str]) -> (u16, String) {
     let words = ["curl", "--silent", "--show-error", "--max-time", "60", "--write-out", "%{http_code}", url];
     let said = cluster.run("in-net", &[&words, options].concat());
@@ -153,7 +152,7 @@ fn a_deployment_serves_through_its_service_under_the_strictest_pod_security() {
 
     let service = namespace.get(&["service", "web"]);
     let url = format!("http://{}/", service["spec"]["clusterIP"].as_str().unwrap());
-    // kube-proxy may be a moment behind.
+    // kube-proxy may lag for a moment.
     let answer =
         namespace.eventually("the service", || namespace.cluster.try_run("in-net", &["curl", "-fsS", &url]).ok());
     assert_eq!(answer, "hello\n");
@@ -189,7 +188,7 @@ fn http_probes_find_a_component_well() {
 fn tcp_probes_find_a_component_well() {
     let server = ready("tcp-probe");
     server.is_well();
-    assert_eq!(server.namespace.logs(&["tcp-probe"]), "", "a connection without a request is no failure");
+    assert_eq!(server.namespace.logs(&["tcp-probe"]), "", "a connection without a request is not a failure");
 }
 
 #[test]
@@ -281,7 +280,7 @@ fn a_native_sidecar_and_a_component_share_network_and_volumes() {
 
 #[test]
 fn an_image_is_a_volume() {
-    // Kubernetes has image volumes on by itself since 1.35; before, it leaves them out without a word.
+    // Kubernetes enables image volumes by default since 1.35; older versions drop them silently.
     if minor_version() < 35 {
         let namespace = example("image-volume");
         let volumes = namespace.get(&["pod", "image-volume"])["spec"]["volumes"].clone();
@@ -319,7 +318,7 @@ fn a_running_guest_is_resized_in_place() {
     let before = server.container();
     assert!((48..64).contains(&refused(server.get("/grow?mib=150"))));
 
-    // What the manifest recommends.
+    // The change that the manifest recommends.
     let text = fs::read_to_string(file("resize")).unwrap();
     let patch = text.lines().find_map(|line| line.trim_start_matches(['#', ' ']).strip_prefix('\'')).unwrap();
     resize(patch.trim_end_matches('\''));
@@ -371,9 +370,9 @@ fn a_pod_has_a_user_namespace_of_its_own() {
     assert!(inside == 0 && outside >= 65536 && count == 65536, "{map}");
 }
 
-/// Whether containerd asks other runtimes than runc what they are able to, as it does since 2.4, and tells the kubelet.
+/// Whether containerd asks runtimes other than runc for their features and reports them to the kubelet, as it does since 2.4.
 fn knows_other_runtimes() -> bool {
-    // The node's status says `Unknown` for a while when the kubelet looked during a restart.
+    // The node's status is `Unknown` for a while if the kubelet checked during a restart.
     let versions = Cluster::shared().run("crictl", &["version"]);
     let version = versions.lines().find_map(|line| line.strip_prefix("RuntimeVersion:")).unwrap();
     let version = version.trim().trim_start_matches('v');

@@ -1,7 +1,6 @@
-//! The chart and its installer on a node of a real cluster: what they make of it, what they do when they are disturbed, and
-//! that they leave nothing behind. The tests change the node's containerd, so they take turns, and no other suite may run beside
-//! them. Each of them begins and ends on a node with skiff.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+//! The chart and its installer on a node of a real cluster: what they change, how they recover from interruptions, and that they
+//! leave nothing behind. The tests change the node's containerd, so they take turns, and no other suite may run at the same
+//! time. Each of them begins and ends on a node with skiff.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -13,19 +12,19 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use skiff_test::{Cluster, Lasting, Namespace, container, random_name, until, wasm_pod};
 
-/// The namespace of the chart, and the names that come of the release's.
+/// The namespace of the chart, and names that derive from the release's.
 const SYSTEM: &str = "skiff-system";
 const DAEMON_SET: &str = "daemonset/skiff-node";
 const PODS: &str = "app.kubernetes.io/name=skiff-node";
 const LABEL: &str = "skiff.dev/installed";
-/// The installer's own files on the node, where containerd imports a directory.
+/// The installer's own files on the node, if containerd imports a directory.
 const DROP_IN: &str = "/etc/containerd/conf.d/skiff.toml";
 const CONFIG: &str = "/etc/containerd/config.toml";
 const RECORD: &str = "/var/lib/skiff/node/record.json";
 /// How long the installer may take to do anything here.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// The names, modes and owners in the places that an installation could touch, and the content of what it changes.
+/// The names, modes and owners in the places that an installation may touch, and the content of the files that it changes.
 const TREE: &str = r#"
     for place in /etc/containerd /etc/systemd /opt /run/skiff /var/lib/skiff; do
         if [ -e "$place" ]; then find "$place" -xdev -printf '%p %y %m %U:%G\n'; fi
@@ -34,7 +33,7 @@ const TREE: &str = r#"
     find /etc/containerd -type f -exec sha256sum {} + | sort
 "#;
 
-/// The options of the installer in a pod's specification that every command of it takes, or that say where the programs go.
+/// The installer's options in a pod's specification that all of its commands take, or that set where the programs go.
 fn options_of(spec: &Value) -> Vec<String> {
     let words = spec["containers"][0]["args"].as_array().unwrap().iter().map(|word| word.as_str().unwrap());
     words.filter(|word| word.starts_with("--") && !word.starts_with("--interval=")).map(str::to_owned).collect()
@@ -47,22 +46,22 @@ struct Release {
 }
 
 impl Release {
-    /// The chart of this tree is installed, and looks at the node every second.
+    /// Installs the chart of this tree, which then checks the node every second.
     fn installed() -> Self {
         static TURN: Mutex<()> = Mutex::new(());
-        // A test that failed may have left anything; the chart mends it.
+        // A failed test may have left anything behind; the chart repairs it.
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let release = Self { cluster: Cluster::shared(), _turn: turn };
         if release.helm(&["status", "skiff"]).is_ok_and(|said| said.contains("STATUS: uninstalling")) {
             release.helm(&["rollback", "skiff"]).unwrap();
         }
         release.upgrade(&[]).unwrap();
-        // A test may take away the programs, which pods of earlier ones need to end.
+        // A test may remove the programs, which pods of earlier tests need to end.
         release.until("the end of earlier pods", || release.shims().is_empty());
         release
     }
 
-    /// `helm upgrade --install` with these values besides; it waits until the nodes are ready.
+    /// Runs `helm upgrade --install` with these further values, and waits until the nodes are ready.
     fn upgrade(&self, values: &[&str]) -> Result<String, String> {
         self.upgrade_within("90s", values)
     }
@@ -79,7 +78,7 @@ impl Release {
 
     fn helm(&self, words: &[&str]) -> Result<String, String> {
         let output = self.cluster.client("helm").args(["-n", SYSTEM]).args(words).output().unwrap();
-        // What it tells of hooks is among its errors, and what it tells of a release is not.
+        // It reports hooks on standard error, and releases on standard output.
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         if output.status.success() { Ok(said) } else { Err(said) }
     }
@@ -92,7 +91,7 @@ impl Release {
         self.cluster.run("in-node", &["sh", "-c", script])
     }
 
-    /// The installer's pod, which is not about to end.
+    /// The installer's pod, unless it is about to end.
     fn pod(&self) -> Value {
         let mut found = None;
         self.until("an installer", || {
@@ -112,7 +111,7 @@ impl Release {
         self.kubectl(&["logs", &self.pod_name()]).unwrap_or_default()
     }
 
-    /// Whether the node is as it is wanted now. The readiness probe tells what was seen at the last look.
+    /// Whether the node is as it should be now. The readiness probe reports the result of the last check.
     fn is_right(&self) -> bool {
         let pod = self.pod();
         let options = options_of(&pod["spec"]);
@@ -127,21 +126,21 @@ impl Release {
     }
 
     fn until(&self, what: &str, condition: impl FnMut() -> bool) {
-        assert!(until(PATIENCE, condition), "waited in vain for {what}");
+        assert!(until(PATIENCE, condition), "waited {PATIENCE:?} for {what}");
     }
 
-    /// containerd would start with its default runtime, and does what pods ask of it now.
+    /// containerd could restart with its default runtime, and runs pods now.
     fn check_native_pods(&self) {
         let namespace = self.cluster.namespace();
         let main = json!({"name": "main", "image": "localhost:5000/examples/busybox:1", "command": ["true"]});
         let mut pod = wasm_pod("native", &[main]);
         pod["spec"].as_object_mut().unwrap().remove("runtimeClassName");
-        // The next installer may restart containerd just while the pod is started: it is tried again then, as any pod is.
+        // The next installer may restart containerd while the pod starts; the pod is then tried again, as any pod is.
         pod["spec"]["restartPolicy"] = json!("OnFailure");
         assert_eq!(namespace.run(&pod)["status"]["phase"], "Succeeded");
     }
 
-    /// Undoes the installation behind the installer's back, and runs `script` on the node as soon as it is at work again.
+    /// Undoes the installation behind the installer's back, and runs `script` on the node as soon as the installer is at work again.
     fn disturb(&self, script: &str) {
         let script = format!(
             "rm -rf {DROP_IN} /opt/skiff; end=$(($(date +%s) + 60)); \
@@ -158,7 +157,7 @@ impl Release {
         namespace
     }
 
-    /// The pod of `serving` was never started again, and answers.
+    /// The pod of `serving` was never restarted, and serves.
     fn check_serves(&self, namespace: &Namespace<'_>) {
         let pod = namespace.get(&["pod/web"]);
         assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0);
@@ -166,7 +165,7 @@ impl Release {
         self.cluster.run("in-net", &["curl", "-sf", "--max-time", "10", &format!("http://{ip}:8080/")]);
     }
 
-    /// The programs that processes of skiff run from, on the node.
+    /// The program files of skiff's processes on the node.
     fn shims(&self) -> Vec<String> {
         let found = self
             .in_node("for exe in /proc/[0-9]*/exe; do readlink $exe; done | grep containerd-shim-skiff-v1 | sort -u");
@@ -177,7 +176,7 @@ impl Release {
 impl Drop for Release {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.cluster.tell(SYSTEM);
+            self.cluster.report(SYSTEM);
         }
     }
 }
@@ -192,13 +191,13 @@ fn script(words: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Pushes an image of the installer whose programs are others; its tag.
+/// Pushes an image of the installer with different programs and returns its tag.
 fn push_another_version(cluster: &Cluster) -> String {
     let context = script(&["test/cluster/installer.sh", "--context"]);
     let work = tempfile::tempdir().unwrap();
     let root = work.path().join("root");
     assert!(Command::new("cp").args(["-r", context.trim()]).arg(&root).status().unwrap().success());
-    // What stands behind the end of a program does not change what it does.
+    // Bytes after the end of a program do not change what it does.
     let mut program = OpenOptions::new().append(true).open(root.join("skiff")).unwrap();
     program.write_all(b"another version").unwrap();
     let (tag, archive) = (random_name("another"), work.path().join("node.tar"));
@@ -216,7 +215,7 @@ fn the_node_is_labelled_last_and_the_chart_s_own_test_runs_a_wasm_pod() {
     assert_eq!(class["handler"], "skiff");
     let said = release.helm(&["test", "skiff"]).unwrap();
     assert!(said.contains("Succeeded") && said.contains("hello"), "{said}");
-    // A new pod finds everything done, and says in which order.
+    // A new pod finds everything done, and logs the steps in order.
     release.kubectl(&["rollout", "restart", DAEMON_SET]).unwrap();
     release.kubectl(&["rollout", "status", DAEMON_SET, "--timeout=60s"]).unwrap();
     let log = release.log();
@@ -287,7 +286,7 @@ fn each_capability_has_its_use() {
     assert_eq!(said, "");
     let said = run("SYS_CHROOT", &["verify"]);
     assert!(said.contains("cannot run") && said.contains("not permitted"), "{said}");
-    // The watching installer has the lock only while it is at work.
+    // The installer that watches the node holds the lock only while it works.
     let said = run("SYS_PTRACE", &["remove"]);
     assert!(said.contains("cannot look at process"), "{said}");
     release.in_node(&format!("chgrp 4242 {DROP_IN}; echo '# changed' >> {DROP_IN}"));
@@ -314,7 +313,7 @@ fn an_installer_that_is_killed_at_work_leaves_a_node_that_works_and_that_the_nex
 fn a_containerd_that_is_killed_during_an_installation_comes_back_with_everything() {
     let release = Release::installed();
     for delay in ["0", "0.3", "0.8"] {
-        // It may be between an end and a start.
+        // It may be about to be restarted.
         release.disturb(&format!("sleep {delay}; pid=$(pgrep -x containerd) && kill -9 $pid || true"));
         release.until("the installation", || release.is_right());
         release.check_native_pods();
@@ -328,7 +327,7 @@ fn a_configuration_that_is_broken_by_hand_is_refused_until_it_is_mended() {
     release.in_node(&format!("cp -p {CONFIG} {CONFIG}.kept; echo '[broken' >> {CONFIG}"));
     release.until("a refusal", || release.log().contains("containerd refuses the configuration"));
     assert!(!release.is_right());
-    // What runs goes on as it is.
+    // Running pods are not affected.
     release.check_native_pods();
     assert!(release.is_labelled(), "containerd still has the handler");
     release.in_node(&format!("mv {CONFIG}.kept {CONFIG}"));
@@ -351,7 +350,7 @@ fn a_node_that_somebody_reverts_is_mended_within_the_interval() {
     release.helm(&["test", "skiff"]).unwrap();
 }
 
-/// A file system of the node, as long as the test takes.
+/// A file system on the node for the time of the test.
 struct Small<'a>(&'a Release);
 
 impl Drop for Small<'_> {
@@ -398,7 +397,7 @@ fn an_upgrade_and_a_rollback_leave_running_pods_their_programs() {
     assert_eq!(ids(&before), ids(&web.get(&["pod/web"])));
     drop(newer);
     let versions = || release.in_node("ls /opt/skiff/versions").lines().count();
-    release.until("the version that nobody runs to go", || versions() == 1);
+    release.until("the unused version to go", || versions() == 1);
 }
 
 #[test]
@@ -408,8 +407,8 @@ fn uninstalling_is_refused_while_wasm_pods_run_and_waits_for_them() {
     let web = release.serving();
     let refused = release.helm(&["uninstall", "skiff", "--timeout", "90s"]).unwrap_err();
     let node = release.cluster.node();
-    assert!(refused.contains(&format!("node `{node}`: wasm pods still run")), "{refused}");
-    assert!(refused.contains("nothing is uninstalled, and every node gets skiff back"), "{refused}");
+    assert!(refused.contains(&format!("node `{node}`: wasm pods are still running")), "{refused}");
+    assert!(refused.contains("nothing was uninstalled, and every node gets skiff back"), "{refused}");
     release.until("skiff to be back", || release.is_labelled() && release.is_right());
     assert_eq!(web.get(&["pod/web"])["status"]["containerStatuses"][0]["restartCount"], 0);
     release.helm(&["rollback", "skiff", "--wait", "--timeout", "90s"]).unwrap();

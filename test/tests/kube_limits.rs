@@ -1,5 +1,4 @@
-//! The limits of wasm pods as Kubernetes sets, changes and shows them. Nothing here depends on the version of the node's cgroups.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+//! The limits of wasm pods as Kubernetes sets, changes and shows them, on either version of cgroups.
 
 use serde_json::{Value, json};
 use skiff_test::{Cluster, Namespace, container, status_of, wasm_pod};
@@ -10,7 +9,7 @@ fn namespace() -> Namespace<'static> {
     Cluster::shared().namespace()
 }
 
-/// Limits; the pods of all tests together must fit on a node with one processor.
+/// Limits so low that the pods of all tests together fit on a node with one processor.
 fn limits(memory_mib: u64, cpu: &str) -> Value {
     let memory = format!("{memory_mib}Mi");
     json!({"limits": {"memory": memory, "cpu": cpu}, "requests": {"memory": memory, "cpu": "10m"}})
@@ -22,7 +21,7 @@ fn resize(namespace: &Namespace<'_>, pod: &str, memory_mib: u64, cpu: &str) {
     namespace.kubectl(&["patch", "pod", pod, "--subresource", "resize", "-p", &patch.to_string()]);
 }
 
-/// What the kernel keeps a container to: bytes of memory, and microseconds of processor time in how many.
+/// The limits of a container in the kernel: bytes of memory, and microseconds of processor time in each period.
 fn kept_to(pod: &Value) -> (u64, u64, u64) {
     let cluster = Cluster::shared();
     let id = status_of(pod, "main")["containerID"].as_str().unwrap().trim_start_matches("containerd://");
@@ -41,13 +40,13 @@ fn kept_to(pod: &Value) -> (u64, u64, u64) {
     (numbers[0], numbers[1], numbers[2])
 }
 
-/// Asks a server of the guest.
+/// Sends a request to the guest.
 fn ask(pod: &Value, path: &str) -> String {
     let address = pod["status"]["podIP"].as_str().unwrap();
     Cluster::shared().run("in-net", &["curl", "-sS", &format!("http://{address}:8080{path}")])
 }
 
-/// What the kubelet's summary says of a pod, once it is as `is_right` wants it.
+/// The pod in the kubelet's summary, once `is_right` holds for it.
 fn summary(namespace: &Namespace<'_>, pod: &str, mut is_right: impl FnMut(&Value) -> bool) -> Value {
     let path = format!("/api/v1/nodes/{}/proxy/stats/summary", Cluster::shared().node());
     namespace.eventually("the summary of the pod", || {
@@ -57,7 +56,7 @@ fn summary(namespace: &Namespace<'_>, pod: &str, mut is_right: impl FnMut(&Value
     })
 }
 
-/// What a summary says of the pod's container.
+/// The container in a pod's summary.
 fn of_main(summary: &Value) -> &Value {
     summary["containers"].as_array().and_then(|containers| containers.first()).unwrap_or(&Value::Null)
 }
@@ -67,7 +66,7 @@ fn a_guest_out_of_memory_is_oom_killed() {
     let namespace = namespace();
     let fields = |args: &[&str]| json!({"args": args, "resources": limits(64, "500m"), "terminationMessagePolicy": "FallbackToLogsOnError"});
     let data = json!([{"name": "data", "mountPath": "/data"}]);
-    // Files in memory count as the container's.
+    // Files in memory count as memory of the container.
     let mut fills = fields(&["/data/file"]);
     fills["volumeMounts"] = data;
     let mut description = wasm_pod(
@@ -159,9 +158,9 @@ fn a_resize_below_what_is_in_use_is_refused() {
     let status = status_of(&pod, "main");
     assert_eq!((&status["restartCount"], &status["resources"]["limits"]["memory"]), (&json!(0), &json!("64Mi")));
     assert_eq!(kept_to(&pod).0, 64 * MIB);
-    // It lives, and is granted what the old limit has room for.
+    // It runs on, and can grow up to the old limit.
     let mut attached = namespace.lasting(&["attach", "-i", "holds"]);
-    attached.tell("10\n");
+    attached.write("10\n");
     attached.expect("grew 50 MiB\n");
 }
 
@@ -169,10 +168,10 @@ fn a_resize_below_what_is_in_use_is_refused() {
 fn a_guest_that_spins_gets_the_share_that_its_limit_says() {
     let namespace = namespace();
     let mut resources = limits(64, "200m");
-    // Nobody on a busy node shall get its share.
+    // On a busy node a container may not get its share.
     resources["requests"]["cpu"] = json!("200m");
     namespace.start(&wasm_pod("spins", &[container("main", "c-spin", json!({"resources": resources}))]));
-    // Of the time at which it was measured, and of what the guest had taken then.
+    // The time of the measurement, and what the guest had used by then.
     let nanos = |summary: &Value| {
         let cpu = &of_main(summary)["cpu"];
         let [taken, time] = [&cpu["usageCoreNanoSeconds"], &cpu["time"]];
@@ -185,7 +184,7 @@ fn a_guest_that_spins_gets_the_share_that_its_limit_says() {
     });
     let (taken, time) = nanos(&second).unwrap();
     let share = (taken - taken_before) / seconds_between(&time_before, &time) / 1_000_000;
-    // Thousandths of a processor. A node with much else to do may give less than is allowed; the times are whole seconds.
+    // Thousandths of a processor. A busy node may give less than the limit; the times are in whole seconds.
     assert!((20..=240).contains(&share), "{share} of 1000");
     let shown = of_main(&second)["cpu"]["usageNanoCores"].as_u64().unwrap() / 1_000_000;
     assert!((20..=240).contains(&shown), "{shown} of 1000");
@@ -205,7 +204,7 @@ fn the_figures_of_a_pod_are_the_guests() {
     let namespace = namespace();
     let fields = json!({"args": ["wait", "16", "40"], "stdin": true, "resources": limits(64, "500m")});
     namespace.start(&wasm_pod("holds", &[container("main", "c-grow", fields)]));
-    // Between what the guest has written to, and what its container may have.
+    // Between the pages that the guest has written to and the container's limit.
     let range = 40 * MIB..=64 * MIB;
     let is_in = |value: &Value| value.as_u64().is_some_and(|bytes| range.contains(&bytes));
     let found = summary(&namespace, "holds", |summary| {
@@ -222,7 +221,7 @@ fn the_figures_of_a_pod_are_the_guests() {
     assert_eq!(sum, 64 * MIB, "{memory}");
     assert!(main["cpu"]["usageCoreNanoSeconds"].as_u64().unwrap() > 0, "{main}");
     assert!(network["name"] == "eth0" && network["rxBytes"].is_u64(), "{network}");
-    // What metrics-server reads, for `kubectl top`.
+    // metrics-server reads this for `kubectl top`.
     let path = format!("/api/v1/nodes/{}/proxy/metrics/resource", Cluster::shared().node());
     let metrics = namespace.kubectl(&["get", "--raw", &path]);
     let of_pod = format!("namespace=\"{}\",pod=\"holds\"}} ", namespace.name);

@@ -1,6 +1,5 @@
-//! What happens to a node, with wasm pods on it: its daemons restart, shims die, it is drained, its disk is used too much.
-//! These tests disturb everything else on the node: they take turns, and the suite is run alone.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+//! What happens to a node with wasm pods: its daemons restart, shims are killed, it is drained, its disk fills up. These tests
+//! disturb everything else on the node, so they take turns, and the suite runs alone.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -9,7 +8,7 @@ use skiff_test::{Cluster, Namespace, container, deployment, http_pod, service, s
 
 static TURN: Mutex<()> = Mutex::new(());
 
-/// A namespace, while no other test disturbs the node.
+/// A namespace, held while no other test disturbs the node.
 fn namespace() -> (Namespace<'static>, MutexGuard<'static, ()>) {
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     (Cluster::shared().namespace(), turn)
@@ -23,14 +22,14 @@ fn is_alive_in_node(pid: u64) -> bool {
     Cluster::shared().try_run("in-node", &["test", "-e", &format!("/proc/{pid}")]).is_ok()
 }
 
-/// The process of the container `main`, as the node counts.
+/// The pid of the container `main` on the node.
 fn pid_of(pod: &Value) -> u64 {
     let id = status_of(pod, "main")["containerID"].as_str().unwrap().trim_start_matches("containerd://");
     let inspected: Value = serde_json::from_str(&Cluster::shared().run("crictl", &["inspect", id])).unwrap();
     inspected["info"]["pid"].as_u64().unwrap()
 }
 
-/// The shim that the container `main` is under.
+/// The shim of the container `main`.
 fn shim_of(pod: &Value) -> u64 {
     in_node(&format!("sed -n 's/^PPid:[^0-9]*//p' /proc/{}/status", pid_of(pod))).trim().parse().unwrap()
 }
@@ -55,7 +54,7 @@ fn assert_same_container(before: &Value, after: &Value) {
     assert_eq!(pid_of(before), pid_of(after));
 }
 
-/// Guests go on through a restart: reachable all the time, and the same afterwards, when others can be started.
+/// Guests keep running during a restart: they are reachable throughout, are the same afterwards, and new ones can be started.
 fn check_restart(daemon: &str) {
     let (namespace, _turn) = namespace();
     namespace.start(&http_pod("web"));
@@ -72,9 +71,9 @@ fn check_restart(daemon: &str) {
         namespace.wait("condition=Ready", &format!("pod/{}", name_of(pod)));
         assert_same_container(pod, &namespace.get(&[&format!("pod/{}", name_of(pod))]));
     }
-    // What was started before is still followed, ended and cleared away.
+    // Earlier pods are still monitored, ended and removed.
     let mut attached = namespace.lasting(&["attach", "-i", "cat"]);
-    attached.tell("after all that\n");
+    attached.write("after all that\n");
     attached.expect("after all that\n");
     attached.close();
     assert_eq!(namespace.ended("cat")["exitCode"], 0);
@@ -106,14 +105,14 @@ fn an_end_while_containerd_is_away_is_seen_afterwards() {
     let load = Cluster::shared().load(&format!("{}?", address_of(&pods[0])));
     let (containerd, guest) = (in_node("pgrep -xo containerd").trim().to_string(), pid_of(&pods[1]));
     assert!(is_alive_in_node(guest));
-    // What is stopped answers nobody, and nobody starts another one.
+    // A stopped process does not answer, and it is not replaced.
     in_node(&format!("kill -STOP {containerd}"));
     load.goes_on();
     namespace.eventually("the guest's end", || (!is_alive_in_node(guest)).then_some(()));
     in_node(&format!("kill -KILL {containerd}"));
     let state = namespace.ended("ends");
     assert_eq!((&state["exitCode"], &state["reason"]), (&json!(0), &json!("Completed")), "{state}");
-    // What was written while nobody read is lost, as a native container's.
+    // Output that was written without a reader is lost, as it is with a native container.
     assert!(namespace.logs(&["ends"]).starts_with("sleeping\n"));
     load.goes_on();
     assert_same_container(&pods[0], &namespace.get(&["pod/web"]));
@@ -167,7 +166,7 @@ fn a_guest_that_writes_too_much_is_evicted() {
     volume["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
     volume["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {"sizeLimit": "1Mi"}}]);
     for pod in [&mut root, &mut volume] {
-        // A pod whose containers all end with 0, as servers do, has succeeded for the kubelet, evicted or not.
+        // To the kubelet a pod whose containers all end with 0, as servers do, has succeeded, evicted or not.
         pod["spec"]["containers"].as_array_mut().unwrap().push(container("other", "c-sleep", json!({})));
     }
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -190,7 +189,7 @@ fn a_guest_that_writes_too_much_is_evicted() {
     }
 }
 
-/// A node on which new pods may start again.
+/// Lets pods be scheduled on the node again when dropped.
 struct Cordoned(String);
 
 impl Drop for Cordoned {
@@ -214,9 +213,9 @@ fn a_drain_keeps_to_the_budget_and_loses_no_request() {
     namespace.eventually("an answer", || Cluster::shared().curl(&[&format!("http://{address}/")]).ok());
     let load = Cluster::shared().load(&format!("http://{address}/slow?ms=200"));
     let node = Cordoned(Cluster::shared().node());
-    // Of all namespaces: what other tests have left there goes by other names.
+    // In all namespaces: what other tests have left has other names.
     let drain = namespace.lasting(&["drain", &node.0, "--pod-selector=app=drained", "--timeout=120s"]);
-    // The one that takes the place of the first finds no node.
+    // The replacement cannot be scheduled.
     drain.complains("Cannot evict pod as it would violate the pod's disruption budget");
     assert_eq!(namespace.get(&["node", &node.0])["spec"]["unschedulable"], true);
     load.goes_on();
@@ -238,7 +237,7 @@ fn a_pod_deleted_by_force_is_gone_at_once_and_its_guest_soon() {
     namespace.start(&pod);
     let before = namespace.get(&["pod/web"]);
     let (guest, shim) = (pid_of(&before), shim_of(&before));
-    // It would hold the server up.
+    // It would delay the server.
     let _request = Cluster::shared().slow_request(&before, 90_000);
     namespace.kubectl(&["delete", "pod", "web", "--force"]);
     namespace.try_kubectl(&["get", "pod", "web"]).unwrap_err();

@@ -1,5 +1,4 @@
-//! What the RuntimeClass declares as a pod's overhead is what a pod takes outside of its containers: its shim.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+//! The pod overhead that the RuntimeClass declares covers what a pod uses outside of its containers: its shim.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,9 +11,9 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 /// The kernel's stack of a thread.
 const STACK_BYTES: u64 = 16 * KIB;
-/// More than this many times the measured memory would be memory that no pod can have.
+/// A declared overhead above this multiple of the measured memory would waste memory.
 const GENEROSITY: u64 = 4;
-/// How long the processor time of idle shims is observed.
+/// How long the processor time of idle shims is measured.
 const WINDOW: Duration = Duration::from_secs(15);
 
 const IDLE: &str = "

@@ -1,5 +1,4 @@
-//! What a user does with pods in Kubernetes, with wasm in them: logs, attach, describe, exit codes, restarts, hooks, ends.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+//! What users do with pods, with wasm in them: logs, attach, describe, exit codes, restarts, hooks, deletion.
 
 use std::fs;
 use std::process::Command;
@@ -19,7 +18,7 @@ fn pod(name: &str, image: &str, fields: Value) -> Value {
     wasm_pod(name, &[container("main", image, fields)])
 }
 
-/// What `kubectl describe` says of a pod once it holds all of this, its columns separated by one space. Events come late.
+/// The output of `kubectl describe` for a pod once it contains all of `parts`, its columns separated by one space. Events arrive late.
 fn described(namespace: &Namespace<'_>, pod: &str, parts: &[&str]) -> String {
     namespace.eventually(&format!("a description of {pod} with {parts:?}"), || {
         let text = namespace.kubectl(&["describe", "pod", pod]);
@@ -40,12 +39,12 @@ fn logs_come_while_the_guest_runs_and_end_with_it() {
     namespace.start(&pod("cat", "c-cat", json!({"stdin": true, "stdinOnce": true})));
     let followed = namespace.lasting(&["logs", "-f", "cat"]);
     let mut attached = namespace.lasting(&["attach", "-i", "cat"]);
-    attached.tell("one\n");
+    attached.write("one\n");
     followed.expect("one\n");
     attached.expect("one\n");
     assert_eq!(namespace.get(&["pod/cat"])["status"]["phase"], "Running");
     assert_eq!(namespace.logs(&["cat"]), "one\n");
-    attached.tell("two\n");
+    attached.write("two\n");
     followed.expect("two\n");
     attached.close();
     assert_eq!(followed.end().unwrap(), "one\ntwo\n");
@@ -65,7 +64,7 @@ fn a_command_that_is_run_by_hand_reads_standard_input() {
     let words =
         ["run", "cat", "-i", "--rm", "--quiet", "--restart=Never", "--pod-running-timeout=2m", image, "--overrides"];
     let mut run = namespace.lasting(&[&words[..], &[overrides]].concat());
-    run.tell("typed by hand\n");
+    run.write("typed by hand\n");
     run.close();
     assert_eq!(run.end().unwrap(), "typed by hand\n");
     let mut words = words;
@@ -123,7 +122,7 @@ fn a_pod_with_a_deadline_ends_at_it() {
     let ended = namespace.run(&description);
     assert_eq!(ended["status"]["reason"], "DeadlineExceeded");
     described(&namespace, "late", &["Reason: DeadlineExceeded\n", "longer than the specified deadline\n"]);
-    // The guest is ended after the pod's phase is told.
+    // The guest ends after the pod's phase is reported.
     let ended = namespace.watch("pod/late", |pod| status_of(pod, "main")["state"]["terminated"].is_object());
     assert_eq!(status_of(&ended, "main")["state"]["terminated"]["exitCode"], 143, "{ended:#}");
 }
@@ -143,7 +142,7 @@ fn a_crash_loop_says_why() {
     assert_eq!((&last["exitCode"], &last["reason"]), (&json!(134), &json!("Error")), "{last}");
     assert_holds(last["message"].as_str().unwrap(), &["about to trap\n", sentence, "!innermost\n"]);
     let back_off = "Back-off restarting failed container main in pod trap";
-    // Between two syncs the kubelet shows `Terminated` there or `Waiting`, with native containers, too.
+    // Between two syncs the kubelet shows `Terminated` or `Waiting`, for native containers too.
     described(&namespace, "trap", &["Reason: Error\n", "Exit Code: 134\n", sentence, back_off]);
     assert_holds(&namespace.logs(&["trap", "--previous"]), &["about to trap\n", sentence, "!middle\n", "!outermost\n"]);
 }
@@ -263,7 +262,7 @@ fn command_arguments_and_directory_are_the_pods() {
         "env": [{"name": "WHO", "value": "me"}],
     });
     let mounts = json!([{"name": "work", "mountPath": "/work"}]);
-    // WASI 0.1 has no working directory; skiff tells it so.
+    // WASI 0.1 does not have a working directory; skiff passes it on in this variable.
     let directory = json!({"args": ["env", "PWD"], "workingDir": "/work", "volumeMounts": mounts});
     let containers = [container("main", "c-hello", fields), container("directory", "c-hello", directory)];
     let mut description = wasm_pod("words", &containers);
@@ -298,7 +297,7 @@ fn the_strictest_pod_security_is_enough() {
         (&json!(2), &json!(65532))
     );
     let logs = namespace.logs(&["strict"]);
-    // WASI has no name for a read-only file system in every place where the kernel has.
+    // WASI cannot report a read-only file system everywhere.
     assert!(["EROFS", "EPERM", "EIO"].iter().any(|name| logs.contains(&format!("write /file: {name}\n"))), "{logs}");
     assert_holds(&logs, &["read /data/file: mine"]);
 }
@@ -332,12 +331,12 @@ fn a_native_container_debugs_a_running_guest_at_a_terminal() {
     let mut script = Command::new("script");
     let mut session = Lasting::start(script.args(["-q", "-e", "-c", &words.join(" "), "/dev/null"]));
     session.expect("/ #");
-    session.tell("tty; ps; wget -qO- localhost:8080; exit 9\n");
+    session.write("tty; ps; wget -qO- localhost:8080; exit 9\n");
     session.expect("/dev/pts/");
     session.expect("hello\r\n");
     let ended = namespace.watch("pod/server", |pod| status_of(pod, "look")["state"]["terminated"].is_object());
     assert_eq!(status_of(&ended, "look")["state"]["terminated"]["exitCode"], 9);
-    // The process of the guest, which the two share a pid namespace with.
+    // The guest's process: the two share a pid namespace.
     assert_holds(&session.said(), &["/proc/self/fd/3"]);
     assert_eq!(status_of(&ended, "main")["restartCount"], 0);
 }
@@ -353,13 +352,13 @@ fn hooks_reach_the_guest_after_its_start_and_before_its_end() {
     assert_eq!(namespace.logs(&["hooked"]).matches("on stdout\n").count(), 1);
     namespace.kubectl(&["delete", "pod", "hooked"]);
     assert_eq!(followed.end().unwrap().matches("on stdout\n").count(), 2);
-    // Nobody listens there.
+    // There is no server.
     namespace.make(&pod("failing", "http", json!({"lifecycle": {"postStart": hook(8081)}})));
     namespace.watch("pod/failing", |pod| status_of(pod, "main")["state"]["terminated"].is_object());
     described(&namespace, "failing", &["Warning FailedPostStartHook "]);
 }
 
-/// Deletes a running pod, and says what its container ended with.
+/// Deletes a running pod and returns the exit code of its container.
 fn ended_by_deletion(namespace: &Namespace<'_>, pod: &str) -> Value {
     namespace.kubectl(&["delete", "pod", pod, "--wait=false"]);
     let ended = namespace.watch(&format!("pod/{pod}"), |pod| status_of(pod, "main")["state"]["terminated"].is_object());
@@ -370,7 +369,7 @@ fn ended_by_deletion(namespace: &Namespace<'_>, pod: &str) -> Value {
 #[test]
 fn a_deleted_pod_gets_its_grace_and_then_is_killed() {
     let namespace = namespace();
-    // Milliseconds of a request that is under way when the pod is deleted.
+    // How many milliseconds a request takes that is under way when the pod is deleted.
     let rows = [
         ("command", "c-sleep", None, 30, 143),
         ("server", "http", Some(1000), 30, 0),

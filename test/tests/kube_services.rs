@@ -1,6 +1,4 @@
 //! Wasm pods behind Services: names in both directions, the ways to a port, and changes under load.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
-#![allow(clippy::print_stderr, reason = "how long it took is part of what is shown")]
 
 use std::time::Instant;
 
@@ -11,12 +9,12 @@ fn namespace() -> Namespace<'static> {
     Cluster::shared().namespace()
 }
 
-/// Runs curl in the node's network; what it got, or its complaint.
+/// Runs curl in the node's network and returns its output, or its error message.
 fn curl(words: &[&str]) -> Result<String, String> {
     Cluster::shared().curl(words)
 }
 
-/// A pod of busybox that lasts, of the node's default runtime.
+/// A pod of busybox that keeps running, with the node's default runtime.
 fn native(name: &str, script: &str) -> Value {
     let mut pod = wasm_pod(name, &[container("main", "busybox", json!({"command": ["sh", "-c", script]}))]);
     pod["spec"]["runtimeClassName"] = Value::Null;
@@ -53,7 +51,7 @@ fn native_and_wasm_reach_each_other_by_name() {
     }
     let full = format!("wasm.{}.svc.cluster.local", namespace.name);
     for host in ["wasm", &full] {
-        // The name is there once a server is ready; that takes a moment to come round.
+        // The name resolves once a server is ready and CoreDNS has noticed.
         namespace.eventually("busybox's answer from wasm", || {
             let words = ["exec", "native", "--", "timeout", "5", "wget", "-qO-", &format!("http://{host}/")];
             namespace.try_kubectl(&words).ok().filter(|answer| answer == "hello\n")
@@ -65,7 +63,7 @@ fn native_and_wasm_reach_each_other_by_name() {
     assert_eq!(ended["status"]["phase"], "Succeeded");
     let said = namespace.logs(&["client"]);
     assert!(said.contains("from busybox\n"), "{said}");
-    // A component that serves asks another server while it answers.
+    // A component calls another server while it handles a request.
     let ip = cluster_ip(&namespace, "wasm");
     let full = format!("http://native.{}.svc.cluster.local/index.html", namespace.name);
     namespace.eventually("wasm's answer from busybox", || {
@@ -118,7 +116,7 @@ fn a_headless_service_names_every_pod() {
     let words = ["exec", "client", "--", "nslookup", "-type=a", &name];
     namespace.eventually("the addresses of all pods", || {
         let said = namespace.try_kubectl(&words).ok()?;
-        // What comes before is the name server's.
+        // The lines before describe the name server.
         let answers = said.split_once("Name:")?.1;
         let mut addresses: Vec<_> = answers.lines().filter_map(|line| line.strip_prefix("Address: ")).collect();
         addresses.sort_unstable();
@@ -157,7 +155,7 @@ fn only_a_guest_that_is_ready_gets_requests() {
 fn an_update_under_load_loses_no_request() {
     let namespace = namespace();
     let mut pod = http_pod("web");
-    // For as long a pod that ends is still sent requests: as for native servers.
+    // For this long a pod that ends still receives requests, as native servers do.
     pod["spec"]["containers"][0]["lifecycle"] = json!({"preStop": {"sleep": {"seconds": 5}}});
     namespace.make(&deployment(pod, 3));
     namespace.make(&service("web"));
@@ -192,7 +190,7 @@ fn a_deployment_scales_to_fifty_and_back() {
     let urls: Vec<_> = pod_ips(&namespace, "web").iter().map(|address| format!("http://{address}:8080/")).collect();
     let words: Vec<&str> = urls.iter().map(String::as_str).collect();
     assert_eq!(curl(&words).unwrap(), "hello\n".repeat(MANY));
-    // Nobody gave up on an engine that had to wait for a processor.
+    // No probe failed because an engine had to wait for a processor.
     let restarts = "jsonpath={.items[*].status.containerStatuses[0].restartCount}";
     let restarts = namespace.kubectl(&["get", "pods", "-l", "app=web", "-o", restarts]);
     assert!(restarts.split_whitespace().all(|count| count == "0"), "{restarts}");

@@ -1,15 +1,14 @@
-//! What a pod may set for its guests by annotations, and what is refused of it.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+//! The annotations with which a pod sets limits for its guests, and which values are refused.
 
 use std::time::{Duration, Instant};
 
 use skiff_test::{Connection, Container, Containerd, Image, Job, Outcome, free_port, get, is_alive, serving, until};
 
 const PREFIX: &str = "limits.skiff.dev/";
-/// Where containerd says what a container of a pod is called.
+/// The annotation with a container's name, which containerd sets.
 const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
 
-/// The memory limit of guests that would take all they get.
+/// The memory limit of guests that grow until they are refused.
 const MEMORY_BYTES: u64 = 128 << 20;
 
 trait Limited {
@@ -36,7 +35,7 @@ fn server(guest: &str, name: &str, value: &str) -> (Container<'static>, u16) {
 
 fn check_ended_by_time(name: &str, job: Job<'_>) {
     let container = job.limit("run-time", "500ms").create();
-    // Compiling takes its own time.
+    // The module is compiled first, which takes time.
     let began = Instant::now();
     container.start().unwrap();
     let Outcome { code, stderr, .. } = container.finish();
@@ -88,7 +87,7 @@ fn each_memory_has_its_most_pages() {
     let containerd = Containerd::shared();
     let outcome = containerd.job("c-grow").args(["on", "1"]).memory(MEMORY_BYTES).limit("memory-pages", "64").run();
     assert_eq!((outcome.code, outcome.stdout.as_str()), (0, "refused after 3 MiB\n"), "{outcome:?}");
-    // Of two memories each has its own.
+    // Each of two memories has a limit of its own.
     let both = "(module (memory 1) (memory 1) (func (export \"_start\")
         (if (i32.ne (memory.grow 0 (i32.const 63)) (i32.const 1)) (then unreachable))
         (if (i32.ne (memory.grow 1 (i32.const 63)) (i32.const 1)) (then unreachable))
@@ -236,7 +235,7 @@ fn annotations_of_others_and_of_native_containers_are_left_alone() {
     let containerd = Containerd::shared();
     let outcome = containerd.job("c-hello").annotation("example.com/limits", "0").run();
     assert_eq!(outcome.code, 0, "{outcome:?}");
-    // It says nothing of native containers, which a pod may have beside its guests.
+    // It does not concern native containers of the same pod.
     let outcome = containerd.shell("exit 4").limit("run-time", "1h").run();
     assert_eq!(outcome.code, 4, "{outcome:?}");
 }

@@ -1,12 +1,12 @@
-//! A guest has the processor time that its cgroup gives it, and never any of its shim's.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+//! A guest gets the processor time of its cgroup and never takes any from its shim.
 
 use std::time::{Duration, Instant};
 
 use containerd_client::types::v1::Status;
 use serde_json::json;
 use skiff_test::{
-    Container, Containerd, Job, free_port, get, is_cgroup_v2, is_user_mode_linux, serving, tasks_of, until,
+    Container, Containerd, Job, free_port, get, is_cgroup_v2, is_user_mode_linux, serving, status_field, tasks_of,
+    until,
 };
 
 /// How often each call is made.
@@ -17,10 +17,10 @@ const LONGEST_MAX: Duration = Duration::from_millis(100);
 const KILL_MAX: Duration = Duration::from_secs(1);
 /// How long a share is measured.
 const WINDOW: Duration = Duration::from_secs(2);
-/// How long a raised quota may take to show.
+/// How long a raised quota may take to have an effect.
 const RAISED_MAX: Duration = Duration::from_secs(30);
 
-/// Guests that never come back: in their own code, and in a call of the host.
+/// Guests that never return: from their own code, and from a call of the host.
 fn endless() -> [(&'static str, Job<'static>); 4] {
     let containerd = Containerd::shared();
     [
@@ -31,7 +31,7 @@ fn endless() -> [(&'static str, Job<'static>); 4] {
     ]
 }
 
-/// Makes a call again and again; its times must be those of a shim that is not held up.
+/// Makes a call again and again. The times must be those of a shim that is not delayed.
 fn check_times(name: &str, call: impl Fn()) {
     let mut times: Vec<Duration> = (0..CALLS)
         .map(|_| {
@@ -115,7 +115,7 @@ fn a_quota_is_the_share_that_a_guest_gets_and_follows_an_update() {
     assert!((0.1..0.3).contains(&share), "{share} of a processor");
     container.update(&json!({"cpu": {"quota": 60_000, "period": 100_000}})).unwrap();
     assert_eq!(container.cgroup.cpu_quota(), Some((60_000, 100_000)));
-    // While other tests want the same processor, it gets less than it may.
+    // While other tests use the same processor, it gets less than its share.
     let is_raised = until(RAISED_MAX, || {
         let raised = share_of(&container);
         assert!(raised < 0.75, "{share}, then {raised} of a processor");
@@ -128,8 +128,7 @@ fn a_quota_is_the_share_that_a_guest_gets_and_follows_an_update() {
 fn the_processors_are_those_of_the_cgroup() {
     let container = Containerd::shared().job("c-spin").cpus("0").start();
     assert_eq!(container.cgroup.cpus(), "0");
-    let status = std::fs::read_to_string(format!("/proc/{}/status", container.pid)).unwrap();
-    assert!(status.contains("Cpus_allowed_list:\t0\n"), "{status}");
+    assert_eq!(status_field(container.pid, "Cpus_allowed_list").as_deref(), Some("0"));
 }
 
 #[test]
@@ -171,7 +170,7 @@ fn the_threads_of_a_server_are_bounded_by_its_quota_and_not_by_its_load() {
     }
 }
 
-/// The most tasks of a server that were seen while it had 64 requests under way.
+/// The largest number of tasks that a server had while 64 requests were under way.
 fn tasks_under_load(server: &Container<'_>, port: u16) -> usize {
     std::thread::scope(|scope| {
         let clients: Vec<_> = (0..64).map(|_| scope.spawn(move || get(port, "/slow?ms=500"))).collect();

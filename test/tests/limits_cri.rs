@@ -1,5 +1,4 @@
-//! What Kubernetes sees of a pod's limits, asked through the CRI: reasons, resizes, annotations and figures.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+//! A pod's limits as Kubernetes sees them, through the CRI: reasons, resizes, annotations and figures.
 
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ fn memory(mib: u64) -> Value {
     json!({"linux": {"resources": {"memory_limit_in_bytes": mib * MIB}}})
 }
 
-/// A container's status once it has ended.
+/// A container's status after its end.
 fn ended(node: &Node, id: &str) -> Value {
     eventually("the container ends", || {
         let status = node.ask_json(&["inspect", id])["status"].clone();
@@ -97,7 +96,7 @@ fn annotations_of_the_pod_bound_its_guests_and_those_of_a_container_win() {
     let mut description = node.pod("mistaken");
     description["annotations"] = json!({"limits.skiff.dev/memory-page": "64"});
     let pod = node.run_pod(&description);
-    // containerd makes the task, and with it the shim's container, only at its start.
+    // containerd makes the task, and with it the shim's container, only when the container is started.
     let id = pod.create("guest", &image_of("c-hello"), &[], &Value::Null);
     let said = pod.try_start(&id).unwrap_err();
     assert!(said.contains("limits.skiff.dev/memory-page"), "{said}");

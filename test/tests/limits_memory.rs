@@ -1,6 +1,5 @@
-//! The memory limit of a container and of its pod is the guest's: growth ends before the kernel has to act, and a
-//! changed limit is followed while the guest runs.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+//! The memory limit of a container and of its pod bounds the guest: growth is refused before the kernel has to kill, and a
+//! changed limit takes effect while the guest runs.
 
 use std::time::Duration;
 
@@ -11,12 +10,12 @@ use skiff_test::{
 };
 
 const MIB: u64 = 1 << 20;
-/// The limits that the property is held to.
+/// The limits that the property is checked with.
 const LIMITS_MIB: [u64; 4] = [16, 64, 256, 1024];
-/// The largest limit in user-mode Linux: each page that a process of it touches may be a mapping of the machine's, of which
-/// one process there has some 65,000. Beyond that it ends with SIGSEGV. How many pages are neighbours, and share one, is chance.
+/// The largest limit in user-mode Linux: each page that one of its processes touches may be a mapping on the machine, where a
+/// process can have some 65,000. Beyond that it ends with SIGSEGV. How many adjacent pages share a mapping is chance.
 const USER_MODE_LIMIT_MAX_MIB: u64 = 256;
-/// How many requests a server has at once.
+/// How many requests are made at once.
 const CLIENTS: u64 = 64;
 
 fn limits_mib() -> impl Iterator<Item = u64> {
@@ -24,7 +23,7 @@ fn limits_mib() -> impl Iterator<Item = u64> {
     LIMITS_MIB.into_iter().filter(move |limit| *limit <= max)
 }
 
-/// What the last full line of `c-grow` says: whether its wish was granted, and the MiB that it has.
+/// The last full line of `c-grow`: whether it was granted the growth, and the MiB that it has.
 fn said(container: &Container<'_>) -> (bool, u64) {
     let stdout = container.streams.stdout();
     let line = stdout.lines().last().unwrap_or_else(|| panic!("nothing was said"));
@@ -43,23 +42,23 @@ fn nth_said(container: &Container<'_>, count: usize) -> (bool, u64) {
     said(container)
 }
 
-/// A `c-grow` that grows by `mib`, and then by what each line of its standard input says.
+/// A `c-grow` that grows by `mib`, and then by the number in each line of its standard input.
 fn waiting<'a>(job: Job<'a>, mib: u64) -> Container<'a> {
     job.args(["wait", "16", &mib.to_string()]).stdin().start()
 }
 
-/// Lets a waiting guest try to grow by `mib` more; `count` is the number of the line that it answers with.
+/// Has a waiting guest try to grow by `mib` more; `count` is the number of the line that it prints then.
 fn try_more(container: &Container<'_>, mib: u64, count: usize) -> (bool, u64) {
     container.streams.write(format!("{mib}\n").as_bytes());
     nth_said(container, count)
 }
 
-/// A limit that was read is good for 10 ms.
+/// skiff reads a limit at most every 10 ms.
 fn wait_for_a_limit_to_be_known() {
     until(Duration::from_millis(20), || false);
 }
 
-/// Lets a waiting guest end; it must do so by itself, and the kernel must not have killed.
+/// Lets a waiting guest end. It must end by itself, without a kill by the kernel.
 fn end(container: Container<'_>) {
     assert!(is_alive(container.pid), "the guest has ended: {:?}", container.streams.stderr());
     assert_eq!(container.cgroup.oom_kills(), 0);
@@ -68,7 +67,7 @@ fn end(container: Container<'_>) {
     assert_eq!(container.finish().code, 0);
 }
 
-/// Runs a guest that must end by itself with 0, without any kill by the kernel; what it said.
+/// Runs a guest, which must end by itself with 0 and without a kill by the kernel, and returns its output.
 fn run_unharmed(job: Job<'_>, name: &str) -> String {
     let container = job.start();
     assert_eq!(container.wait(), 0, "{name}: {}", container.streams.stderr());
@@ -76,7 +75,7 @@ fn run_unharmed(job: Job<'_>, name: &str) -> String {
     container.finish().stdout
 }
 
-/// The kernel of cgroup v1 throttles nobody.
+/// cgroup v1 does not throttle.
 #[test]
 fn a_guest_is_refused_where_the_kernel_would_throttle_it() {
     if !is_cgroup_v2() {
@@ -104,7 +103,7 @@ fn a_guest_that_touches_all_it_gets_is_never_killed() {
 
 #[test]
 fn three_memories_that_touch_all_they_get_are_never_killed() {
-    // Each grows in turn by one page, and the page is filled, until none of them gets any more.
+    // They take turns to grow by one page and to fill it, until all of them are refused.
     let turn = |memory: u32| {
         format!(
             "(local.set $first (memory.grow {memory} (i32.const 1)))

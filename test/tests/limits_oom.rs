@@ -1,5 +1,4 @@
-//! A container that ran out of memory says so: to containerd as to the container's owner. One that did not, does not.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+//! A container that ran out of memory reports it, to containerd and to the container's owner. No other container does.
 
 use skiff_test::{
     Container, Containerd, Events, Image, Job, Outcome, free_port, get, is_alive, is_cgroup_v2, serving, until,
@@ -12,7 +11,7 @@ const LIMIT_BYTES: u64 = 64 * MIB;
 const OUT_OF_MEMORY: [&str; 5] = ["create", "start", "oom", "exit", "delete"];
 const NOT_OUT_OF_MEMORY: [&str; 4] = ["create", "start", "exit", "delete"];
 
-/// Runs a job to its end; how that went and the events of it.
+/// Runs a job to its end and returns its outcome and its events.
 fn run(job: Job<'_>, events_expected: usize) -> (Outcome, Vec<String>) {
     let events = Events::listen(Containerd::shared());
     let container = job.start();
@@ -24,7 +23,7 @@ fn run(job: Job<'_>, events_expected: usize) -> (Outcome, Vec<String>) {
     (outcome, topics)
 }
 
-/// A guest that runs out of memory under [`LIMIT_BYTES`] ends as one that the kernel kills for it.
+/// A guest that runs out of memory under [`LIMIT_BYTES`] ends as if the kernel had killed it.
 fn check_out_of_memory(name: &str, job: Job<'_>) {
     let (outcome, topics) = run(job.memory(LIMIT_BYTES), OUT_OF_MEMORY.len());
     assert_eq!(outcome.code, 137, "{name}: {outcome:?}");
@@ -135,7 +134,7 @@ fn a_request_that_runs_out_of_memory_takes_only_itself_along() {
 
 #[test]
 fn a_wasm_container_that_the_kernel_kills_says_so() {
-    // Files of a tmpfs are the container's memory, and not the guest's.
+    // Files of a tmpfs are memory of the container, but not of the guest.
     let job = Containerd::shared().job("c-fill").args(["/data/file"]).mount(
         "/data",
         "tmpfs",
@@ -150,7 +149,7 @@ fn a_wasm_container_that_the_kernel_kills_says_so() {
 
 fn check_kernel_line(stderr: &str, limit_bytes: u64) {
     let line = stderr.lines().find(|line| line.contains("kernel") && line.contains("memory"));
-    let line = line.unwrap_or_else(|| panic!("no line says that the kernel killed for want of memory: {stderr:?}"));
+    let line = line.unwrap_or_else(|| panic!("no line reports a kill because memory ran out: {stderr:?}"));
     assert!(line.contains(&limit_bytes.to_string()), "the limit is not named: {line}");
 }
 

@@ -1,5 +1,4 @@
-//! Tasks, open files, storage and figures of a wasm container are bounded and told as a native one's are.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+//! Tasks, open files and storage of a wasm container are bounded as a native one's are, and so are its figures reported.
 
 use std::process::Command;
 use std::time::Duration;
@@ -104,7 +103,7 @@ fn the_figures_are_those_of_the_guest() {
     eventually("processor time rises", || (spinning.figures().unwrap().cpu_ns > before + 50_000_000).then_some(()));
 }
 
-/// What `skiff stats` says of a container.
+/// The output of `skiff stats` for a container.
 fn stats(id: &str) -> Value {
     let bundle = Containerd::shared().bundle(id);
     let output = Command::new(programs().join("skiff")).arg("stats").arg(&bundle).arg("--json").output().unwrap();

@@ -1,5 +1,4 @@
 //! The memory limit bounds a guest's memories and tables before the kernel does.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
 
 use skiff_test::{Connection, Containerd, Events, Image, free_port, get, until};
 use std::time::Duration;
@@ -28,7 +27,7 @@ fn what_fits_is_granted() {
     let outcome = containerd.job("c-memgrow").args(["32"]).memory(64 * MIB).run();
     assert_eq!((outcome.code, outcome.stdout.as_str()), (0, "grew 32 MiB\n"));
     let outcome = containerd.job("c-memgrow").args(["300"]).run();
-    assert_eq!(outcome.stdout, "grew 300 MiB\n", "without a limit there is none");
+    assert_eq!(outcome.stdout, "grew 300 MiB\n", "without a limit nothing is refused");
 }
 
 #[test]

@@ -1,6 +1,5 @@
-//! Native containers under the shim behave as with the OCI runtime's own; what a wasm container cannot do is said by
+//! Native containers under the shim behave as under the OCI runtime's own shim. What a wasm container cannot do is refused by
 //! name.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
 
 use std::time::Duration;
 
@@ -184,7 +183,7 @@ fn a_container_has_figures() {
     let containerd = Containerd::shared();
     for job in [containerd.shell("while :; do :; done"), containerd.job("c-spin")] {
         let container = job.memory(64 << 20).start();
-        // For a moment the threads of the OCI runtime, from which the process came, are counted too.
+        // For a moment the threads of the OCI runtime, which started the process, count too.
         let figures = eventually("processor time is counted", || {
             Some(container.figures().unwrap()).filter(|figures| figures.cpu_ns > 10_000_000 && figures.pids == 1)
         });

@@ -1,6 +1,5 @@
-//! The process of a wasm container, seen from the node: it is confined as a native one with the same specification is,
-//! and has nothing of the shim.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
+//! The process of a wasm container, seen from the node: it is confined as a native one with the same specification is, and holds
+//! nothing of the shim.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -11,7 +10,7 @@ use skiff_test::{
     Container, Containerd, Job, behind_the_wall, children_of, command_line_of, is_cgroup_v2, processes_with, programs,
 };
 
-/// What of `/proc/PID/status` the specification decides.
+/// The lines of `/proc/PID/status` that the specification decides.
 const STATUS: [&str; 10] =
     ["Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp"];
 const NAMESPACES: [&str; 6] = ["pid", "ipc", "uts", "mnt", "net", "user"];
@@ -37,7 +36,7 @@ fn status(pid: u32) -> BTreeMap<String, String> {
     wanted.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect()
 }
 
-/// Where something is mounted, and whether it can be written to; without the guest's own view.
+/// The mount points, and whether each is writable, without the guest's own view.
 fn mounts(pid: u32) -> BTreeSet<String> {
     let text = of_proc(pid, "mountinfo");
     let mounts = text.lines().map(|line| {

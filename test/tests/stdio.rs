@@ -1,5 +1,4 @@
 //! Standard streams: the container has containerd's fifos themselves; nothing is copied and nothing is lost.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a helper that fails is a failed test")]
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -8,7 +7,7 @@ use std::time::Duration;
 
 use skiff_test::{Containerd, Streams, until};
 
-/// How much the slow reader is sent, in MiB, and the length of each of its numbered lines.
+/// How many MiB the slow reader receives, and the length of each of the numbered lines.
 const FLOOD_MIB: usize = 64;
 const LINE_BYTES: usize = 64;
 
@@ -41,7 +40,7 @@ fn stdin_ends_with_close_io_and_not_before() {
         let container = job.stdin().start();
         container.streams.write(b"line\n");
         container.streams.wait_for_stdout("line\n");
-        // A client that goes away is not the end: another may come.
+        // The end of a client is not the end of the stream: another client may come.
         container.streams.close_stdin();
         assert!(container.wait_for(Duration::from_millis(500)).is_err(), "{guest} ended without CloseIO");
         container.streams.write(b"another\n");
@@ -104,7 +103,7 @@ fn output_is_whole_though_containerd_and_the_reader_are_restarted_in_the_middle(
     assert_eq!(container.wait(), 0);
 }
 
-/// Opens standard output, which the shim holds open already.
+/// Opens standard output, which the shim already holds open.
 fn open(streams: &Streams) -> File {
     File::open(streams.path("stdout")).unwrap()
 }

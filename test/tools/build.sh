@@ -7,12 +7,12 @@
 #   native      hello, pause (static C) and busybox           wasmtime    the reference runtime (`run`, `serve`)
 #   wrk         the HTTP load generator, from the distribution
 #   apparmor    apparmor_parser, which loads profiles into the kernel
-#   criu        what runc makes checkpoints with, from Debian's newest: older ones do not know newer kernels
-# Only by name: what takes some ten minutes the first time, and what only `make check` needs:
-#   deny        cargo-deny, which holds the dependencies to deny.toml
+#   criu        for runc's checkpoints, from Debian's newest release: older ones do not support newer kernels
+# Only by name, because they take some ten minutes the first time or only `make check` needs them:
+#   deny        cargo-deny, which checks the dependencies by deny.toml
 #   kubernetes  a control plane, kubelet, kube-proxy, kubectl, kubeadm, etcd and helm in one program, and coredns
-#   registry    crane: an image registry, and its client
-#   kubernetes-oldest, containerd-oldest   the oldest that skiff supports
+#   registry    crane: an image registry and its client
+#   kubernetes-oldest, containerd-oldest   the oldest versions that skiff supports
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../cache.sh"
 
@@ -94,7 +94,7 @@ build_apparmor() {
   rm -r "$1/deb"
 }
 
-# It is built with the versions of its own lock file, and with little optimization: it reads text, and runs for a second.
+# It is built with its own lock file and little optimization: it reads text and runs for a second.
 build_deny() (
   cd "$1"
   env CARGO_TARGET_DIR="$1/.target" CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
@@ -106,7 +106,7 @@ build_deny() (
 
 build_wrk() { cp "$(type -P wrk)" "$1/wrk"; }
 
-# It is run where it was unpacked, by its own loader: nothing is installed. Networks are locked without iptables' programs.
+# It runs where it was unpacked, with its own loader: nothing is installed. Networks are locked without iptables' programs.
 build_criu() {
   local site
   site=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | sed 1q)
@@ -132,7 +132,7 @@ in_module() (
 # version_of NAME MODULE: the pinned version without its `v`.
 version_of() { sed -n "s|.*$2 v\([^ ]*\).*|\1|p" "$here/$1/go.mod"; }
 
-# identity NAME: what besides the tool's folder decides what comes out.
+# identity NAME: everything that the result depends on.
 identity() {
   case $1 in
     cni | crictl | registry) go env GOVERSION ;;

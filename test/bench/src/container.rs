@@ -39,12 +39,12 @@ pub(crate) struct Plan<'a> {
     pub(crate) network: Network,
     /// The memory limit; none for no limit.
     pub(crate) limit_bytes: Option<u64>,
-    /// The host's directories that it sees, under their own names, and cannot write to.
+    /// The host's directories that it sees read-only, under their own names.
     pub(crate) folders: Vec<PathBuf>,
 }
 
 impl<'a> Plan<'a> {
-    /// The image's program alone.
+    /// The image's program, without anything else.
     pub(crate) fn new(target: Target, image: &'a Image) -> Self {
         Self {
             target,
@@ -62,14 +62,14 @@ impl<'a> Plan<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct Times {
     pub(crate) create: f64,
-    /// From the request of Start to its answer.
+    /// From the request of Start to the reply.
     pub(crate) start: f64,
-    /// From the request of Start to the answer of Wait.
+    /// From the request of Start to the reply to Wait.
     pub(crate) run: f64,
     pub(crate) delete: f64,
 }
 
-/// A container whose metadata and snapshot are there, but no task.
+/// A container with metadata and a snapshot, but without a task.
 pub(crate) struct Prepared<'a> {
     containerd: &'a Containerd,
     id: String,
@@ -81,7 +81,7 @@ pub(crate) struct Prepared<'a> {
 /// A container whose task runs.
 pub(crate) struct Running<'a> {
     container: Prepared<'a>,
-    /// Open for as long as it runs: a writer without reader would be killed.
+    /// Open while it runs: a writer without a reader would be killed.
     stdio: [File; 2],
 }
 
@@ -106,7 +106,7 @@ pub(crate) async fn prepare<'a>(containerd: &'a Containerd, id: String, plan: &P
         parent: plan.image.snapshot.clone(),
         ..PrepareSnapshotRequest::default()
     };
-    // The metadata first: a snapshot that nothing refers to may be collected as garbage.
+    // The metadata comes first: a snapshot without a reference may be collected as garbage.
     containerd.client().containers().create(request(CreateContainerRequest { container: Some(container) })).await?;
     let rootfs = containerd.client().snapshots().prepare(request(snapshot)).await?.into_inner().mounts;
     let output = containerd.directory().join(format!("{id}.out"));
@@ -129,7 +129,7 @@ impl<'a> Prepared<'a> {
         Ok(times)
     }
 
-    /// Runs it to its end and removes it; what it said.
+    /// Runs it to its end, removes it and returns its output.
     ///
     /// # Errors
     /// When a step fails or the exit status is not 0.
@@ -160,10 +160,10 @@ impl<'a> Prepared<'a> {
         Ok((times, said))
     }
 
-    /// Starts it and lets it run, from the moment on that it has said its first line.
+    /// Starts it and waits for its first line. It keeps running.
     ///
     /// # Errors
-    /// When a step fails, or it stays silent where a line is due.
+    /// When a step fails, or it does not print the line.
     pub(crate) async fn begin(self, first_line: &str) -> Result<Running<'a>> {
         let mut stdio = self.open_stdio()?;
         self.create().await?;
@@ -179,7 +179,7 @@ impl<'a> Prepared<'a> {
         Ok(Running { container: self, stdio })
     }
 
-    /// Open for both, so that nobody's opening blocks and nobody's end is seen.
+    /// Open for reading and writing, so that no open blocks and no end is reported.
     fn open_stdio(&self) -> Result<[File; 2]> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).custom_flags(nix::libc::O_NONBLOCK);
@@ -229,10 +229,10 @@ impl Running<'_> {
         &self.container.id
     }
 
-    /// The moment at which it says something more.
+    /// The moment at which it prints something more.
     ///
     /// # Errors
-    /// When it stays silent.
+    /// When it prints nothing.
     pub(crate) async fn speaks(&self) -> Result<Instant> {
         let output = pipe::Receiver::from_file(self.stdio[0].try_clone()?)?;
         let mut byte = [0];
@@ -248,7 +248,7 @@ impl Running<'_> {
         Ok(tokio::time::timeout(PATIENCE, heard).await.with_context(|| format!("`{}` stays silent", self.id()))??)
     }
 
-    /// Changes its memory limit by way of containerd.
+    /// Changes its memory limit through containerd.
     ///
     /// # Errors
     /// When containerd refuses.
@@ -278,26 +278,26 @@ impl Running<'_> {
     }
 }
 
-/// Removes the metadata and the snapshot of a container without task.
+/// Removes the metadata and the snapshot of a container without a task.
 ///
 /// # Errors
 /// When containerd refuses.
 pub(crate) async fn forget(containerd: &Containerd, id: &str) -> Result<()> {
-    // The snapshot first, while something still refers to it: afterwards it may be gone already.
+    // The snapshot comes first, while there is a reference to it; afterwards it may be gone.
     let remove = RemoveSnapshotRequest { snapshotter: SNAPSHOTTER.into(), key: id.into() };
     containerd.client().snapshots().remove(request(remove)).await?;
     containerd.client().containers().delete(request(DeleteContainerRequest { id: id.into() })).await?;
     Ok(())
 }
 
-/// What lies in the fifo; nothing when it is empty.
+/// What is in the fifo; nothing when it is empty.
 fn said(fifo: &mut File) -> String {
     let mut bytes = vec![0; 4096];
     let length = fifo.read(&mut bytes).unwrap_or(0);
     String::from_utf8_lossy(&bytes[..length]).into_owned()
 }
 
-/// A duration as the report tells it.
+/// A duration in the report's unit.
 pub(crate) fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }

@@ -37,7 +37,7 @@ pub(crate) struct Containerd {
 }
 
 impl Containerd {
-    /// Starts it and waits until it answers.
+    /// Starts it and waits until it responds.
     ///
     /// # Errors
     /// When it does not start.
@@ -50,7 +50,7 @@ impl Containerd {
             .arg("--config")
             .arg(home.join("config.toml"))
             .env("PATH", search_path(programs)?)
-            // Shims are looked for in the working directory too.
+            // containerd also looks for shims in the working directory.
             .current_dir(home)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -72,7 +72,7 @@ impl Containerd {
         self.directory.path()
     }
 
-    /// A name for a container that no other run has; all its processes can be told by it.
+    /// A name for a container that no other run uses. All of its processes are found by it.
     pub(crate) fn id(&self, words: &str) -> String {
         format!("{}-{words}", self.tag)
     }
@@ -158,7 +158,7 @@ fn configuration(home: &Path) -> String {
     )
 }
 
-/// The shims first; then what is there already, which mounts and the like come from.
+/// The shims first, then the inherited path, which has `mount` and the like.
 fn search_path(programs: &Programs) -> Result<std::ffi::OsString> {
     let own = [&programs.skiff, &programs.baseline, &programs.tools];
     let inherited = std::env::var_os("PATH").unwrap_or_default();
@@ -180,7 +180,7 @@ async fn answering(socket: &Path) -> Result<Client> {
     Ok(tokio::time::timeout(PATIENCE, answer).await?)
 }
 
-/// What a failed container may have left mounted, innermost first.
+/// Unmounts what a failed container may have left, innermost first.
 fn unmount_below(directory: &Path) {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);

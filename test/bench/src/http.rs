@@ -1,4 +1,4 @@
-//! Requests a second and the slowest hundredth of them, beside `wasmtime serve`.
+//! Requests per second and their 99th percentile, beside `wasmtime serve`.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -22,7 +22,7 @@ use crate::target::Target;
 const PATIENCE: Duration = Duration::from_secs(60);
 const OFTEN: Duration = Duration::from_millis(10);
 
-/// Who answers on a port.
+/// Which server listens on a port.
 enum Server<'a> {
     Skiff(Running<'a>),
     Wasmtime(Child),
@@ -36,7 +36,7 @@ struct Contender<'a> {
     p99: Vec<f64>,
 }
 
-/// The same components under skiff and under `wasmtime serve`, both at once, loaded in turns.
+/// The same components under skiff and under `wasmtime serve`, running at the same time and loaded in turns.
 ///
 /// # Errors
 /// When a server does not answer, or `wrk` fails.

@@ -1,4 +1,4 @@
-//! What the limiter costs a guest that gets memory, beside `wasmtime run`, which bounds nothing.
+//! What the limiter costs a guest that allocates memory, beside `wasmtime run`, which has no limit.
 //!
 //! Both run in containers of the same limit. The guests time themselves, so that the start of a container does not count.
 
@@ -37,7 +37,7 @@ struct Contender<'a> {
 /// The time of single growths, and of a program that allocates.
 ///
 /// # Errors
-/// When a guest does not end well or says no figures.
+/// When a guest fails or prints no figures.
 pub(crate) async fn cost(
     containerd: &Containerd,
     programs: &Programs,
@@ -117,7 +117,7 @@ fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(ToString::to_string).collect()
 }
 
-/// What the guest says of itself.
+/// The figures that the guest prints.
 async fn figures<const N: usize>(containerd: &Containerd, id: String, plan: &Plan<'_>) -> Result<[f64; N]> {
     let said = prepare(containerd, id, plan).await?.output().await?;
     numbers(&said).with_context(|| format!("the guest says `{said}`"))

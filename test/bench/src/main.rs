@@ -1,7 +1,7 @@
 //! The benchmark: skiff beside runc, beside a shim of the usual kind, and beside `wasmtime serve`, all in one run.
 //!
-//! The targets take turns in every round, so that what else the machine does hits all of them alike. It makes a private
-//! containerd in a temporary directory and leaves nothing behind. docs/benchmark.md says what the figures mean.
+//! The targets take turns in every round, so that other load on the machine affects all of them alike. It makes a private
+//! containerd in a temporary directory and leaves nothing behind. docs/benchmark.md explains the figures.
 
 mod container;
 mod containerd;
@@ -76,7 +76,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     if let Some(part) = arguments.only.iter().find(|part| !PARTS.contains(&part.as_str())) {
         bail!("there is no part `{part}`");
     }
-    // Before any other thread is there: what is found is put into environments of children only.
+    // Before there are other threads. The paths go only into the environments of children.
     let programs = Programs::find()?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     let report = runtime.block_on(measure(arguments, &programs))?;

@@ -13,7 +13,7 @@ use crate::programs::Programs;
 use crate::report::{Goal, MemoryRow, Report};
 use crate::target::Target;
 
-/// What a start leaves to be done in the background: freeing, exits of helpers.
+/// Time for what a start leaves to the background: freeing memory, helpers that end.
 const SETTLING: Duration = Duration::from_secs(1);
 
 struct Sleeper {

@@ -75,8 +75,8 @@ fn cgroups(word: &str) -> Vec<PathBuf> {
     all.filter(is_ours).collect()
 }
 
-/// A shim names its container on the command line, a container's process is in the container's cgroup, and what either
-/// of them has started belongs to it too.
+/// A shim has its container on its command line, a container's process is in the container's cgroup, and what either of them
+/// has started belongs to it too.
 fn belonging(word: &str) -> HashSet<i32> {
     let me = i32::try_from(std::process::id()).unwrap_or_default();
     let all: Vec<i32> = std::fs::read_dir("/proc")

@@ -28,7 +28,7 @@ impl Programs {
             skiff: provided("SKIFF_BIN", "programs.sh", &[])?,
             tools: provided("SKIFF_TOOLS", "tools/build.sh", &["containerd", "runc", "native", "wasmtime", "wrk"])?,
             guests: provided("SKIFF_GUESTS", "guests/build.sh", &["c", "go", "rust"])?,
-            baseline: baseline.parent().context("`SKIFF_BASELINE` is no file")?.into(),
+            baseline: baseline.parent().context("`SKIFF_BASELINE` is not a file")?.into(),
         })
     }
 

@@ -24,7 +24,7 @@ pub(crate) struct Report {
 struct Machine {
     processors: usize,
     kernel: String,
-    /// Of the last minute, at the beginning.
+    /// The load average of the last minute, at the beginning.
     load: String,
 }
 
@@ -70,7 +70,7 @@ pub(crate) struct HttpRow {
     pub(crate) p99_ms: Summary,
 }
 
-/// How fast memory is got under one contender.
+/// How fast memory is allocated under one contender.
 #[derive(Serialize)]
 pub(crate) struct LimitsRow {
     pub(crate) name: &'static str,
@@ -78,7 +78,7 @@ pub(crate) struct LimitsRow {
     pub(crate) grow_ns: Summary,
     /// The same with a write to each of the page's parts.
     pub(crate) grow_and_touch_ns: Summary,
-    /// What a program takes that gets most of its memory while it is timed.
+    /// How long a program takes that allocates most of its memory while it is timed.
     pub(crate) trees_ms: Summary,
 }
 
@@ -161,15 +161,15 @@ impl Report {
         self.goals.iter().all(|goal| goal.met)
     }
 
-    /// The figures for programs.
+    /// The figures as JSON.
     ///
     /// # Errors
-    /// None in practice: a report holds nothing that JSON cannot say.
+    /// None in practice: JSON can express all of a report.
     pub(crate) fn json(&self) -> Result<String> {
         Ok(serde_json::to_string_pretty(self)? + "\n")
     }
 
-    /// The figures for people.
+    /// The figures as tables.
     pub(crate) fn markdown(&self) -> String {
         let mut text = String::new();
         let machine = &self.machine;

@@ -1,4 +1,4 @@
-//! How soon a guest that was refused gets memory after its container's limit was raised.
+//! How soon a guest that was refused memory can grow after its container's limit was raised.
 
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use crate::target::Target;
 const LOW_BYTES: u64 = 32 << 20;
 const HIGH_BYTES: u64 = 64 << 20;
 
-/// From a write to the cgroup's file, and from the request of Update, to the guest's next growth.
+/// Measures from a write to the cgroup's file, and from the request of Update, to the guest's next growth.
 ///
 /// # Errors
 /// When the guest is not refused, or not granted its growth afterwards.
@@ -46,7 +46,7 @@ pub(crate) async fn delay(
     Ok(())
 }
 
-/// A guest that has used its limit up and asks for more all the time.
+/// A guest that has used up its limit and keeps asking for more.
 async fn refused<'a>(containerd: &'a Containerd, image: &Image, words: &str) -> Result<Running<'a>> {
     let plan = Plan { arguments: vec!["wait".into()], limit_bytes: Some(LOW_BYTES), ..Plan::new(Target::Skiff, image) };
     let id = containerd.id(&format!("resize-{words}"));
@@ -67,7 +67,7 @@ async fn by_file(running: Running<'_>) -> Result<f64> {
     Ok(delay)
 }
 
-/// Milliseconds from the request of Update to the growth, and to its answer.
+/// Milliseconds from the request of Update to the growth, and to the reply.
 async fn by_update(running: Running<'_>) -> Result<(f64, f64)> {
     let update = async {
         let begun = Instant::now();

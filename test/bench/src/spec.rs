@@ -1,5 +1,5 @@
-//! The OCI specification that every target gets: what `ctr run` makes, no more and no less, but for a memory limit and
-//! directories of the host where a plan asks for them.
+//! The OCI specification that every target gets: what `ctr run` makes, plus the memory limit and the host's directories that
+//! a plan asks for.
 
 use std::path::PathBuf;
 
@@ -16,79 +16,28 @@ pub(crate) enum Network {
     Host,
 }
 
-const CAPABILITIES: [&str; 14] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FSETID",
-    "CAP_FOWNER",
-    "CAP_MKNOD",
-    "CAP_NET_RAW",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETFCAP",
-    "CAP_SETPCAP",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_SYS_CHROOT",
-    "CAP_KILL",
-    "CAP_AUDIT_WRITE",
-];
-
 /// The specification of the container `id`, as JSON.
 pub(crate) fn spec(id: &str, plan: &Plan<'_>) -> Value {
-    let mut command = vec![plan.image.entrypoint.clone()];
-    command.extend_from_slice(&plan.arguments);
-    json!({
-        "ociVersion": "1.2.0",
-        "process": {
-            "user": {"uid": 0, "gid": 0, "additionalGids": [0]},
-            "args": command,
-            "env": plan.environment,
-            "cwd": "/",
-            "capabilities": {"bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES},
-            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
-            "noNewPrivileges": true,
-        },
-        "root": {"path": "rootfs"},
-        "mounts": mounts(&plan.folders),
-        "linux": {
-            "resources": resources(plan.limit_bytes),
-            "cgroupsPath": format!("/{id}"),
-            "namespaces": namespaces(plan.network),
-            "maskedPaths": ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
-                "/proc/timer_stats", "/proc/sched_debug", "/sys/firmware", "/proc/scsi"],
-            "readonlyPaths": ["/proc/asound", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
-        },
-    })
-}
-
-fn resources(limit_bytes: Option<u64>) -> Value {
-    let mut resources = json!({"devices": [{"allow": false, "access": "rwm"}]});
-    if let Some(bytes) = limit_bytes {
-        resources["memory"] = json!({ "limit": bytes });
+    let command = [&[plan.image.entrypoint.clone()][..], &plan.arguments].concat();
+    let mut spec = skiff_test::default_spec(&command, &plan.environment, &format!("/{id}"));
+    if let Some(bytes) = plan.limit_bytes {
+        spec["linux"]["resources"]["memory"] = json!({ "limit": bytes });
     }
-    resources
-}
-
-fn namespaces(network: Network) -> Vec<Value> {
-    let mut kinds = vec!["pid", "ipc", "uts", "mount"];
-    if network == Network::Own {
-        kinds.push("network");
+    if plan.network == Network::Host {
+        without_network(&mut spec["linux"]["namespaces"]);
     }
-    kinds.into_iter().map(|kind| json!({ "type": kind })).collect()
+    if let Some(mounts) = spec["mounts"].as_array_mut() {
+        mounts.extend(plan.folders.iter().map(bind));
+    }
+    spec
 }
 
-fn mounts(folders: &[PathBuf]) -> Vec<Value> {
-    let mount = |destination: &str, kind: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": kind, "options": options});
-    let own = [
-        mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
-        mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
-        mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-        mount("/run", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-    ];
-    let bind =
-        |folder: &PathBuf| json!({"destination": folder, "type": "bind", "source": folder, "options": ["rbind", "ro"]});
-    own.into_iter().chain(folders.iter().map(bind)).collect()
+fn without_network(namespaces: &mut Value) {
+    if let Some(namespaces) = namespaces.as_array_mut() {
+        namespaces.retain(|namespace| namespace["type"] != "network");
+    }
+}
+
+fn bind(folder: &PathBuf) -> Value {
+    json!({"destination": folder, "type": "bind", "source": folder, "options": ["rbind", "ro"]})
 }

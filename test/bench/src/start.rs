@@ -20,13 +20,13 @@ struct Contender {
     program: PathBuf,
 }
 
-/// What every program here says.
+/// What every program here prints.
 const SAYS: &str = "hello\n";
 
 /// The smallest guest, cached by skiff, beside runc with a static native program.
 ///
 /// # Errors
-/// When a container does not do what is due.
+/// When a container does not do what it should.
 pub(crate) async fn hello(
     containerd: &Containerd,
     programs: &Programs,
@@ -42,7 +42,7 @@ pub(crate) async fn hello(
 /// A real guest of some megabytes.
 ///
 /// # Errors
-/// When a container does not do what is due.
+/// When a container does not do what it should.
 pub(crate) async fn go(containerd: &Containerd, programs: &Programs, rounds: usize, report: &mut Report) -> Result<()> {
     let contenders = contenders(programs, "go-hello.wasm");
     let medians = race(containerd, &contenders, "Go hello", rounds, report).await?;

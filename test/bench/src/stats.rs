@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-/// What is told of a series.
+/// The summary of a series.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Summary {
     pub(crate) median: f64,
@@ -28,7 +28,7 @@ fn median(sorted: &[f64]) -> f64 {
     }
 }
 
-/// The smallest figure that nine of ten do not exceed.
+/// The smallest figure that nine in ten do not exceed.
 fn ninetieth(sorted: &[f64]) -> f64 {
     let rank = (sorted.len() * 9).div_ceil(10);
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)

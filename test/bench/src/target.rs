@@ -4,6 +4,7 @@ use std::path::Path;
 
 use containerd_client::services::v1::container::Runtime;
 use prost_types::Any;
+use skiff_test::field;
 
 /// A runtime of containerd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +18,7 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    /// A word for identifiers.
+    /// Its name in identifiers.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Runc => "runc",
@@ -41,29 +42,5 @@ impl Target {
                 Runtime { name: "io.containerd.skiff.v1".into(), options: Some(options) }
             }
         }
-    }
-}
-
-/// A string field of a protocol buffer message; the options here need one each.
-fn field(number: u8, text: &str) -> Vec<u8> {
-    let mut bytes = vec![number << 3 | 2];
-    let mut length = text.len();
-    while length > 0x7f {
-        bytes.push(u8::try_from(length & 0x7f).unwrap_or_default() | 0x80);
-        length >>= 7;
-    }
-    bytes.push(u8::try_from(length).unwrap_or_default());
-    bytes.extend_from_slice(text.as_bytes());
-    bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_string_field_carries_its_length() {
-        assert_eq!(field(3, "ab"), [0x1a, 2, b'a', b'b']);
-        assert_eq!(field(7, &"x".repeat(200))[..3], [0x3a, 0xc8, 1]);
     }
 }

@@ -1,5 +1,5 @@
 # Sourced by the scripts of the kind back end. The docker host is a set of namespaces in which a docker daemon runs; the node
-# is a container of that. Process 1 of the docker host is what local/node.sh calls the node's: with it, everything ends.
+# is a container of that daemon. What local/node.sh calls the node's process 1 is the docker host's here: everything ends with it.
 
 export SKIFF_CLUSTER_BACKEND=kind
 . "$(dirname "${BASH_SOURCE[0]}")/../local/node.sh"

@@ -3,8 +3,8 @@
 set -euo pipefail
 . "$(dirname "$0")/../root.sh"
 
-# own_root: an overlay over docker's Debian whose changes are kept in memory, with the kernel's files, a disk for docker, and
-# the folder through which up.sh and the docker host hand files to each other.
+# own_root: an overlay over docker's Debian whose changes are in memory, with the kernel's file systems, a disk for docker,
+# and the folder through which up.sh and the docker host exchange files.
 own_root() {
   local root=/run/host-root
   make_root $root "$(readlink -f "$parts/docker")"
@@ -23,7 +23,7 @@ main() {
   own_root
   keep_sysctl kernel/keys/root_maxkeys 1000000; keep_sysctl kernel/keys/root_maxbytes 25000000
   dockerd --cgroup-parent "/$cgroup" > /cluster/dockerd.log 2>&1 < /dev/null &
-  # Process 1 gets the orphans, and ends when it is told to.
+  # Process 1 reaps the orphans, and ends on SIGTERM.
   trap 'exit 0' TERM
   while :; do wait -n || sleep 0.1; done
 }

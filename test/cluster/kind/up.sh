@@ -1,6 +1,6 @@
 #!/bin/bash
-# up.sh: the kind back end: a docker daemon in namespaces of its own, and in it a cluster that kind makes. Its node image is the
-# one of build.sh, or SKIFF_KIND_IMAGE, a published one (`kindest/node:v...`).
+# up.sh: the kind back end: a docker daemon in namespaces of its own, in which kind makes a cluster. The node image is the one of
+# build.sh, or SKIFF_KIND_IMAGE, a published one (`kindest/node:v...`).
 . "$(dirname "$0")/host.sh"
 kind=$here/kind
 
@@ -10,7 +10,7 @@ if [ -n "$image" ]; then needed=(docker kind); else needed=(docker kind node); f
 parts=$("$kind/build.sh" "${needed[@]}" | tail -n 1)
 tools=$("$here/../tools/build.sh" kubernetes registry | tail -n 1)
 
-# start: everything between nothing and a docker daemon that answers.
+# start: from nothing to a docker daemon that responds.
 start() {
   rm -rf --one-file-system "$cluster"
   mkdir -p "$cluster"/{disk,helm,host,logs,registry}
@@ -27,7 +27,7 @@ import_image() {
       --change "$entrypoint" - node:1 < "$parts/node" > /dev/null
     return
   fi
-  # The docker host has no way out of its network, so the machine pulls.
+  # The docker host has no access to other networks, so the machine pulls.
   "$tools/crane" pull "$image" "$cluster/host/pulled.tar"
   in_host docker load --quiet --input /cluster/pulled.tar > /dev/null
   rm "$cluster/host/pulled.tar"
@@ -50,7 +50,7 @@ create() {
   step "kind's cluster"
 }
 
-# write_patches DIRECTORY: kubeadm's pods ask for half of a machine with two processors, which are for the tests' pods.
+# write_patches DIRECTORY: kubeadm's pods request half of a machine with two processors, which the tests' pods need.
 write_patches() {
   local component
   mkdir "$1"
@@ -65,7 +65,7 @@ namespaces() {
   echo "/proc/$(node_pid)/root/proc/$(in_host docker inspect --format '{{.State.Pid}}' "$node")/ns"
 }
 
-# serve_registry: in the node's network, and with the docker host's process 1 it ends.
+# serve_registry: runs in the node's network, and ends with the docker host's process 1.
 serve_registry() {
   local ns pid; ns=$(namespaces) pid=$(node_pid)
   (
@@ -80,7 +80,7 @@ make_wrappers() {
   local net=(nsenter --net="$ns/net" --)
   local inside=(nsenter --mount="$ns/mnt" --net="$ns/net" --uts="$ns/uts" --pid="$ns/pid" --ipc="$ns/ipc" --cgroup="$ns/cgroup" --
     env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin)
-  # As seen from the node, where the name of the certificate is that of the loopback address, too.
+  # From the node's network, where the certificate also names the loopback address.
   in_host docker exec "$node" sed "s|server: .*|server: https://127.0.0.1:6443|" \
     /etc/kubernetes/admin.conf > "$kubeconfig"
   wrapper in-net "${net[@]}"
@@ -95,7 +95,7 @@ make_wrappers() {
   wrapper node-logs "${inside[@]}" journalctl --no-pager --lines 120 --unit containerd --unit kubelet
 }
 
-# find_or_make: the cluster that is up, or one made from nothing; what an attempt that failed has left is removed.
+# find_or_make: uses the cluster that is up, or removes what a failed attempt has left and makes a new one.
 find_or_make() {
   if node_pid > /dev/null && [ -e "$cluster/ready" ]; then
     step "found $cluster_name"

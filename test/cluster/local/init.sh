@@ -4,7 +4,7 @@
 set -euo pipefail
 . "$(dirname "$0")/../root.sh"
 
-# own_root: an overlay over the machine's root whose changes are kept in memory, with the kernel's files and the node's disk.
+# own_root: an overlay over the machine's root whose changes are in memory, with the kernel's file systems and the node's disk.
 own_root() {
   local root=/run/node-root place
   make_root $root /
@@ -17,7 +17,7 @@ own_root() {
     mkdir -p "$root/var/lib/$place"
     mount --bind "$cluster/disk/$place" "$root/var/lib/$place"
   done
-  # Others' containers and settings are not this node's.
+  # The machine's containers and settings are not the node's.
   for place in /etc/containerd /etc/cni /etc/kubernetes /opt /var/lib/cni /var/log; do
     rm -rf --one-file-system "${root:?}$place"; mkdir -p "$root$place"
   done
@@ -56,7 +56,7 @@ settings() {
   kubeadm init phase kubeconfig all --config /etc/kubernetes/kubeadm.yaml --kubeconfig-dir "$pki"
 }
 
-# keep NAME COMMAND...: a daemon that is started again when it ends; its process is in /run/node/NAME.pid.
+# keep NAME COMMAND...: a daemon that is restarted when it ends. Its pid is in /run/node/NAME.pid.
 keep() {
   local daemon=$1; shift
   while :; do
@@ -105,19 +105,19 @@ main() {
   pki=$cluster/pki
   export PATH=$daemons:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
   version=$(kubeadm version -o short)
-  # The scripts may lie where the node has a place of its own.
+  # The scripts may be in a place that is the node's own.
   cp -r "$etc" "$cluster/etc"; etc=$cluster/etc
   own_root
   keep_sysctl vm/overcommit_memory 1; keep_sysctl vm/panic_on_oom 0
   keep_sysctl kernel/panic 10; keep_sysctl kernel/panic_on_oops 1
   keep_sysctl kernel/keys/root_maxkeys 1000000; keep_sysctl kernel/keys/root_maxbytes 25000000
-  # The kernel lets nobody in a user namespace mount a proc that shows more than every other one there.
+  # In a user namespace the kernel only allows a proc mount that shows no more than an existing one.
   mkdir /run/node/proc; mount -t proc proc /run/node/proc
   network
   settings
   daemons
   touch "$cluster/ready"
-  # Process 1 gets the orphans of the node, and ends when it is told to.
+  # Process 1 reaps the orphans of the node, and ends on SIGTERM.
   trap 'exit 0' TERM
   while :; do wait -n || true; done
 }

@@ -1,14 +1,14 @@
 # Sourced by the scripts of the local back end.
 
 . "$(dirname "${BASH_SOURCE[0]}")/../cluster.sh"
-# The node's addresses are seen in its own network namespace only, so that clusters do not meet.
+# The node's addresses exist only in its own network namespace, so that clusters do not collide.
 node_ip=172.30.255.2
 service_cidr=10.96.0.0/16 service_dns=10.96.0.10
 pod_cidr=10.244.0.0/16
-# In each hierarchy of cgroup v1, or in that of v2.
+# In each hierarchy of cgroup v1, or in the one of v2.
 cgroup=skiff-cluster-$cluster_name
 
-# node_pid: the process 1 of the node, as the machine sees it; it fails when there is none that is ours.
+# node_pid: the pid of the node's process 1 on the machine. It fails if that process is gone.
 node_pid() {
   local pid since
   read -r pid since 2> /dev/null < "$cluster/init" || return 1
@@ -16,7 +16,7 @@ node_pid() {
   echo "$pid"
 }
 
-# start_time PID: in ticks since the machine's start: a pid alone may be another process by now.
+# start_time PID: in ticks since the machine's start. A pid alone may be another process by now.
 start_time() { sed 's/.*) //' "/proc/$1/stat" 2> /dev/null | cut -d' ' -f20; }
 
 # cgroup_roots: the folders of the node's cgroup.
@@ -24,7 +24,7 @@ cgroup_roots() {
   local hierarchy
   if [ -f /sys/fs/cgroup/cgroup.controllers ]; then echo "/sys/fs/cgroup/$cgroup"; return; fi
   for hierarchy in /sys/fs/cgroup/*/; do
-    # cpu,cpuacct has two links to it besides.
+    # There are two links to cpu,cpuacct.
     if [ ! -L "${hierarchy%/}" ]; then echo "$hierarchy$cgroup"; fi
   done
 }
@@ -41,7 +41,7 @@ make_cgroups() {
   done
 }
 
-# start_init SCRIPT: runs the script as process 1 of namespaces of its own, and notes which process that is.
+# start_init SCRIPT: runs the script as process 1 of new namespaces, and records its pid.
 start_init() {
   local outer init=''
   setsid unshare --mount --net --uts --pid --ipc --fork --kill-child=KILL --propagation private \

@@ -1,5 +1,5 @@
 #!/bin/bash
-# restart.sh CLUSTER PROGRAM: ends the kubelet or the containerd of the node, and waits until it has been started again.
+# restart.sh CLUSTER PROGRAM: restarts the kubelet or the containerd of the node, and waits until it responds.
 cluster=$1 program=$2
 . "$(dirname "$0")/../cluster.sh"
 

@@ -1,17 +1,17 @@
 #!/bin/bash
 # up.sh: the local back end. The node is a set of namespaces: mounts, network, processes, name. Its root is the machine's, with
-# all changes kept in memory; so whatever is done to the node ends with its process 1, and nothing of it with anything else.
+# all changes in memory, so that whatever is done to the node ends with its process 1.
 . "$(dirname "$0")/node.sh"
 
 apt_need curl iproute2 jq nftables procps util-linux
 tools=$("$here/../tools/build.sh" containerd runc cni crictl native kubernetes registry | tail -n 1)
-# Whose daemons the node runs; the clients stay.
+# The node's daemons; the clients are always the pinned ones.
 daemons=$tools
 if [ "${SKIFF_CLUSTER_VERSIONS:-pinned}" = oldest ]; then
   daemons=$("$here/../tools/build.sh" containerd-oldest kubernetes-oldest | tail -n 1):$tools
 fi
 
-# start: everything between nothing and a node whose process 1 runs.
+# start: from nothing to a node whose process 1 runs.
 start() {
   rm -rf --one-file-system "$cluster"
   mkdir -p "$cluster"/{bin,disk/containerd,disk/kubelet,images,logs,pki}
@@ -22,7 +22,7 @@ start() {
   wait_until 120 "the node's own root: see $cluster/logs/init.log" test -e "$cluster/ready"
 }
 
-# make_images: what the cluster itself runs, for the node to import.
+# make_images: the cluster's own images, which the node imports.
 make_images() {
   local root; root=$(mktemp -d)
   cp "$tools/pause" "$root/pause"

@@ -18,13 +18,13 @@ pub struct Pod<'a> {
 }
 
 impl Pod<'_> {
-    /// What `crictl inspectp` says.
+    /// The output of `crictl inspectp`.
     pub fn inspect(&self) -> Value {
         self.node.ask_json(&["inspectp", &self.id])
     }
 
     /// The pid of its sandbox.
-    pub fn pid(&self) -> i32 {
+    pub fn pid(&self) -> u32 {
         pid_in(&self.inspect())
     }
 
@@ -55,7 +55,7 @@ impl Pod<'_> {
     /// Starts a container that was created.
     ///
     /// # Errors
-    /// What `crictl` says.
+    /// The message of `crictl`.
     pub fn try_start(&self, id: &str) -> Result<(), String> {
         let output = self.node.crictl(&["start", id]);
         if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
@@ -93,9 +93,9 @@ impl Pod<'_> {
     }
 }
 
-/// The pid in what `crictl inspect` or `crictl inspectp` says.
-pub fn pid_in(inspected: &Value) -> i32 {
-    i32::try_from(inspected["info"]["pid"].as_i64().unwrap()).unwrap()
+/// The pid in the output of `crictl inspect` or `crictl inspectp`.
+pub fn pid_in(inspected: &Value) -> u32 {
+    u32::try_from(inspected["info"]["pid"].as_u64().unwrap()).unwrap()
 }
 
 /// Puts the fields of `more` into `value`, deeply.

@@ -6,26 +6,25 @@ use std::time::Duration;
 use containerd_shim_protos::api::{
     DeleteRequest, KillRequest, ShutdownRequest, StartRequest, StateRequest, StateResponse, WaitRequest,
 };
-use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::shim_async::{Client, TaskClient};
 use nix::sys::signal::Signal;
 use ttrpc::context::{Context, with_duration};
 
 use super::bundle::Bundle;
 
-/// The time that a request is given.
+/// How long a request may take.
 const CALL: Duration = Duration::from_secs(60);
 
-/// A call's context with a time-out that nothing should reach.
+/// The context of a call, with a time-out that no call should reach.
 pub fn call() -> Context {
     with_duration(CALL)
 }
 
 /// A running shim.
 pub struct Shim {
-    /// What `start` answered.
+    /// The address that `start` printed.
     pub address: String,
-    /// The path in it.
+    /// The socket's path in it.
     pub socket: PathBuf,
     /// The Task service, version 3.
     pub tasks: TaskClient,
@@ -35,27 +34,25 @@ pub struct Shim {
 
 impl Shim {
     /// The pid of the shim.
-    pub async fn pid(&self) -> i32 {
-        let answer = self.tasks.connect(call(), &Default::default()).await.unwrap();
-        i32::try_from(answer.shim_pid).unwrap()
+    pub async fn pid(&self) -> u32 {
+        self.tasks.connect(call(), &Default::default()).await.unwrap().shim_pid
     }
 
-    /// Creates the container of `bundle`; answers its pid.
+    /// Creates the container of `bundle` and returns its pid.
     ///
     /// # Errors
     /// The shim's.
-    pub async fn create(&self, bundle: &Bundle) -> ttrpc::Result<i32> {
-        let created = self.tasks.create(call(), &bundle.create_request()).await?;
-        Ok(i32::try_from(created.pid).unwrap())
+    pub async fn create(&self, bundle: &Bundle) -> ttrpc::Result<u32> {
+        Ok(self.tasks.create(call(), &bundle.create_request()).await?.pid)
     }
 
-    /// Starts it.
+    /// Starts it and returns its pid.
     ///
     /// # Errors
     /// The shim's.
-    pub async fn run(&self, bundle: &Bundle) -> ttrpc::Result<i32> {
+    pub async fn run(&self, bundle: &Bundle) -> ttrpc::Result<u32> {
         let request = StartRequest { id: bundle.id.clone(), ..StartRequest::default() };
-        Ok(i32::try_from(self.tasks.start(call(), &request).await?.pid).unwrap())
+        Ok(self.tasks.start(call(), &request).await?.pid)
     }
 
     /// Its state.
@@ -79,13 +76,13 @@ impl Shim {
         self.tasks.kill(call(), &request).await.map(drop)
     }
 
-    /// Waits for its end; answers the exit code.
+    /// Waits for its end and returns the exit code.
     pub async fn wait(&self, bundle: &Bundle) -> u32 {
         let request = WaitRequest { id: bundle.id.clone(), ..WaitRequest::default() };
         self.tasks.wait(call(), &request).await.unwrap().exit_status
     }
 
-    /// Deletes it; answers the exit code.
+    /// Deletes it and returns the exit code.
     ///
     /// # Errors
     /// The shim's.
@@ -109,24 +106,29 @@ impl Shim {
 
     /// Shuts the shim down.
     pub async fn shutdown(&self) {
-        // The shim may be gone before its answer is.
+        // The shim may be gone before it has sent its answer.
         drop(self.tasks.shutdown(call(), &Default::default()).await);
     }
 
-    /// Calls `method` of the service `name` with `request`; answers the message as it came.
+    /// Calls `method` of the service `name` with an encoded `request` and returns the answer undecoded.
     ///
     /// # Errors
     /// The shim's.
-    pub async fn raw(&self, name: &str, method: &str, request: &impl Message) -> ttrpc::Result<Vec<u8>> {
+    pub async fn raw(&self, name: &str, method: &str, request: &[u8]) -> ttrpc::Result<Vec<u8>> {
         let request = ttrpc::Request {
             service: name.into(),
             method: method.into(),
-            payload: request.write_to_bytes().unwrap(),
+            payload: request.into(),
             timeout_nano: i64::try_from(CALL.as_nanos()).unwrap(),
             ..ttrpc::Request::default()
         };
         Ok(self.client.request(request).await?.payload)
     }
+}
+
+/// The code and the sentence of the refusal that a call must end with.
+pub fn refused<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (ttrpc::Code, String) {
+    refusal(&result.unwrap_err())
 }
 
 /// The code and the sentence of an error.

@@ -5,7 +5,6 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::protobuf::MessageField;
@@ -15,24 +14,13 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde_json::{Value, json};
 
-use super::PATIENCE;
+use crate::encoding::field;
+use crate::spec::default_spec;
+use crate::wait::{PATIENCE, holds_within};
 
 /// `runtimeoptions.v1.Options` with `toml` as the body, as containerd's CRI passes options.
 pub fn runtime_options(toml: &str) -> Any {
     any("runtimeoptions.v1.Options", &[field(1, "io.containerd.skiff.v1"), field(3, toml)].concat())
-}
-
-/// A length-delimited field of a message.
-pub fn field(number: u8, text: &str) -> Vec<u8> {
-    let mut bytes = vec![number << 3 | 2];
-    let mut length = text.len();
-    while length >= 0x80 {
-        bytes.push(u8::try_from(length & 0x7f).unwrap() | 0x80);
-        length >>= 7;
-    }
-    bytes.push(u8::try_from(length).unwrap());
-    bytes.extend_from_slice(text.as_bytes());
-    bytes
 }
 
 /// An `Any` of the type `url`.
@@ -40,34 +28,19 @@ pub fn any(url: &str, value: &[u8]) -> Any {
     Any { type_url: url.into(), value: value.into(), ..Any::default() }
 }
 
-/// A specification like containerd's own default one.
+/// The specification of a container that runs `args`; [`super::FakeContainerd::bundle`] fills in its cgroup.
 pub fn spec(args: &[&str]) -> Value {
-    json!({
-        "ociVersion": "1.1.0",
-        "process": {
-            "user": {"uid": 0, "gid": 0}, "args": args, "cwd": "/", "env": ["PATH=/bin:/"], "noNewPrivileges": true,
-            "capabilities": capabilities(&["CAP_CHOWN", "CAP_KILL", "CAP_NET_BIND_SERVICE"]),
-            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}]
-        },
-        "root": {"path": "rootfs"},
-        "mounts": [
-            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
-            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
-            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]},
-            {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]}
-        ],
-        "linux": {
-            "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network"}],
-            "resources": {"devices": [{"allow": false, "access": "rwm"}]},
-            "maskedPaths": ["/proc/kcore", "/proc/keys"],
-            "readonlyPaths": ["/proc/sys", "/proc/sysrq-trigger"]
-        }
-    })
+    let args: Vec<_> = args.iter().map(|arg| (*arg).to_string()).collect();
+    default_spec(&args, &["PATH=/bin:/".to_string()], "")
 }
 
-/// The same capabilities in the three sets that containerd fills.
-pub fn capabilities(names: &[&str]) -> Value {
-    json!({"bounding": names, "effective": names, "permitted": names})
+/// The specification of the sandbox of `pod`, on the node's network.
+pub fn sandbox_spec(pod: &str) -> Value {
+    let mut spec = spec(&["/pause"]);
+    spec["annotations"] = annotations(pod, "sandbox");
+    spec["hostname"] = json!("pod-1");
+    spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "network");
+    spec
 }
 
 /// The annotations of a container of `pod`.
@@ -142,10 +115,7 @@ impl Fifo {
 
     /// Waits until `text` has been written to it.
     pub async fn says(&self, text: &str) {
-        let deadline = Instant::now() + PATIENCE;
-        while !self.text().contains(text) {
-            assert!(Instant::now() < deadline, "`{text}` is not in `{}`", self.text());
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let said = holds_within(PATIENCE, || self.text().contains(text)).await;
+        assert!(said, "`{text}` is not in `{}`", self.text());
     }
 }

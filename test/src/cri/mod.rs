@@ -1,7 +1,7 @@
-//! Pods through the CRI of a real containerd, asked by `crictl`, with CNI: a node of a cluster without the cluster.
+//! Pods through the CRI of a real containerd, with `crictl` and CNI: a node of a cluster without the cluster.
 //!
-//! containerd has a network namespace of its own, so that bridges and addresses are nobody else's, and its pods'
-//! cgroups lie below one that carries the node's random token.
+//! containerd runs in a network namespace of its own, so bridges and addresses do not collide. The cgroups of its pods are below
+//! one that carries the node's random token.
 
 mod pod;
 
@@ -19,9 +19,10 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::image::{self, Archive};
-use crate::places::{guest, programs, shared_code, tools};
-use crate::process::is_alive;
-use crate::ttrpc_shim::{cgroups_of, clean_up, files_below, processes_with, token};
+use crate::machine::{cgroups_with, clean_up, files_below, mounts_with};
+use crate::names::token;
+use crate::places::{guest, search_path, shared_code, tools};
+use crate::process::{is_alive, processes_touching};
 use crate::wait::until;
 
 pub use pod::{Pod, merge, pid_in};
@@ -44,7 +45,7 @@ pub struct Node {
     /// The directory that holds everything.
     pub dir: PathBuf,
     containerd: Option<Child>,
-    /// Where the shims of its pods have listened.
+    /// The sockets of its pods' shims.
     sockets: Mutex<Vec<PathBuf>>,
 }
 
@@ -97,8 +98,8 @@ impl Node {
         fs::write(self.dir.join("cni/10-bridge.conflist"), network.to_string()).unwrap();
     }
 
-    /// Starts containerd: in new namespaces, or in those in which the pods of an earlier one are. The directories that
-    /// neither containerd's nor the runtime's options name are the node's own there.
+    /// Starts containerd in new namespaces, or in those of an earlier containerd whose pods still run. Directories that no
+    /// option can move are mounts of the node's own there.
     fn start_containerd(&mut self) {
         let log = File::options().append(true).create(true).open(self.dir.join("containerd.log")).unwrap();
         let words = self.keeper().map(|pid| vec!["nsenter".into(), "--target".into(), pid.to_string()]);
@@ -117,7 +118,7 @@ impl Node {
         command.args(words.unwrap_or_else(|| vec!["unshare".into()])).args(["--net", "--mount"]);
         command.arg(tools().join("busybox")).args(["sh", "-c", &script]);
         command.arg(tools().join("containerd")).arg(self.dir.join("containerd.toml"));
-        command.env("PATH", self.path()).stdin(Stdio::null());
+        command.env("PATH", search_path()).stdin(Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
         // SAFETY: the closure makes one system call and allocates nothing.
         unsafe { command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into)) };
@@ -132,7 +133,7 @@ impl Node {
         text.trim().parse().ok().filter(|pid| is_alive(*pid))
     }
 
-    /// Ends containerd with SIGKILL and starts it again on the same state; pods live on meanwhile.
+    /// Kills containerd and starts it again on the same state. Pods keep running.
     pub fn restart_containerd(&mut self, while_down: impl FnOnce(&Self)) {
         let mut keeper = self.inside(&tools().join("busybox"), &["sleep", "1000"]).spawn().unwrap();
         fs::write(self.dir.join("keeper"), keeper.id().to_string()).unwrap();
@@ -163,12 +164,6 @@ impl Node {
         command
     }
 
-    /// The programs under test first, then the tools.
-    fn path(&self) -> String {
-        let rest = std::env::var("PATH").unwrap_or_default();
-        format!("{}:{}:{rest}", programs().display(), tools().display())
-    }
-
     /// Imports an image with one file, which is its entry point.
     pub fn import(&self, reference: &str, name: &str, content: Vec<u8>) {
         let files = [image::File::program(name, content)];
@@ -193,7 +188,7 @@ impl Node {
         self.inside(&tools().join("crictl"), &args).output().unwrap()
     }
 
-    /// What `crictl` answers.
+    /// Runs `crictl` and returns its output.
     ///
     /// # Panics
     /// When it fails.
@@ -204,7 +199,7 @@ impl Node {
         String::from_utf8(output.stdout).unwrap().trim().to_string()
     }
 
-    /// What `crictl` answers, as JSON.
+    /// Runs `crictl` and returns its output as JSON.
     pub fn ask_json(&self, args: &[&str]) -> Value {
         serde_json::from_str(&self.ask(args)).unwrap()
     }
@@ -231,7 +226,7 @@ impl Node {
     /// Runs a pod with the runtime `skiff`.
     ///
     /// # Panics
-    /// When there is none.
+    /// When the pod does not start.
     pub fn run_pod(&self, pod: &Value) -> Pod<'_> {
         self.try_pod("skiff", pod).unwrap_or_else(|said| panic!("no pod: {said}\n{}", self.log()))
     }
@@ -239,7 +234,7 @@ impl Node {
     /// Runs a pod with the runtime `handler`: `skiff`, or `skiff-plain` which has no options.
     ///
     /// # Errors
-    /// What `crictl` says.
+    /// The message of `crictl`.
     pub fn try_pod(&self, handler: &str, pod: &Value) -> Result<Pod<'_>, String> {
         let config = self.dir.join(format!("{}.json", pod["metadata"]["name"].as_str().unwrap()));
         fs::write(&config, pod.to_string()).unwrap();
@@ -254,22 +249,22 @@ impl Node {
         Ok(pod)
     }
 
-    /// containerd's last words, with the shims'.
+    /// The last lines of containerd's log, which has the shims' as well.
     pub fn log(&self) -> String {
         let log = fs::read_to_string(self.dir.join("containerd.log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().filter(|line| !line.contains("loading plugin")).collect();
         lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
     }
 
-    /// Asks a pod's server over HTTP from the node; the answer's body.
+    /// Sends a request from the node to a pod's HTTP server and returns the body of the response.
     ///
     /// # Errors
-    /// When there is no answer.
+    /// When there is no response.
     pub fn get(&self, address: &str, path: &str) -> std::io::Result<String> {
         let namespace = File::open(format!("/proc/{}/ns/net", self.pid()))?;
         let address: SocketAddr = format!("{address}:8080").parse().unwrap();
         let request = format!("GET {path} HTTP/1.0\r\nhost: pod\r\n\r\n");
-        // A thread of its own, for it stays in that namespace.
+        // A thread of its own, because it stays in that namespace.
         let ask = move || {
             setns(&namespace, CloneFlags::CLONE_NEWNET)?;
             let mut stream = TcpStream::connect_timeout(&address, REQUEST_LIMIT)?;
@@ -293,25 +288,19 @@ impl Node {
         assert!(left.is_empty(), "left behind:\n  {}\n{}", left.join("\n  "), self.log());
     }
 
-    /// The mount points of pods, as containerd sees them.
-    fn mounts(&self) -> Vec<String> {
-        let text = fs::read_to_string(format!("/proc/{}/mountinfo", self.pid())).unwrap();
-        let points = text.lines().filter_map(|line| line.split(' ').nth(4));
-        points.filter(|path| path.contains(&self.token)).map(str::to_string).collect()
-    }
-
-    /// Everything of pods that is there.
+    /// Everything that is left of pods.
     pub fn leftovers(&self) -> Vec<String> {
-        let own = i32::try_from(self.pid()).unwrap();
-        let processes = processes_with(&self.token).into_iter().filter(|(pid, _)| *pid != own);
+        let own = self.pid();
+        let processes = processes_touching(&self.token).into_iter().filter(|(pid, _)| *pid != own);
         let mut left: Vec<String> = processes.map(|(pid, what)| format!("process {pid}: {what}")).collect();
-        left.extend(self.mounts().into_iter().map(|path| format!("mount {path}")));
+        let mounts = mounts_with(&own.to_string(), &self.token);
+        left.extend(mounts.into_iter().map(|path| format!("mount {}", path.display())));
         let sockets = self.sockets.lock().unwrap();
         left.extend(sockets.iter().filter(|path| path.exists()).map(|path| format!("socket {}", path.display())));
-        // The pods' own groups are the kubelet's to make and to remove.
+        // The kubelet makes and removes the pods' own cgroups.
         let is_container = |path: &PathBuf| path.file_name().is_some_and(|name| name.len() == 64);
         left.extend(
-            cgroups_of(&self.token).into_iter().filter(is_container).map(|path| format!("cgroup {}", path.display())),
+            cgroups_with(&self.token).into_iter().filter(is_container).map(|path| format!("cgroup {}", path.display())),
         );
         for place in [
             "runc",

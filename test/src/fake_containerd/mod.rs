@@ -1,21 +1,21 @@
 //! The real shim binary, driven as containerd drives it, without containerd: its actions are run, its Task service is
 //! called over ttrpc, and a service of our own takes its events. Bundles are made by hand.
 //!
-//! Everything of one [`Host`] carries its random token: directories, container ids, cgroups and file names. What is
-//! left of it anywhere on the machine is found by that.
+//! Everything of one [`FakeContainerd`] carries its random token: directories, container ids, cgroups and file names. What
+//! is left of it anywhere on the machine is found by that.
 
 mod bundle;
-mod client;
-mod events;
-mod machine;
+mod recorder;
+mod shim;
 
 use std::collections::HashSet;
-use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
@@ -25,40 +25,22 @@ use containerd_shim_protos::shim_async::{Client, TaskClient, create_events};
 use serde_json::{Value, json};
 use ttrpc::asynchronous::Server;
 
-use crate::places::{guest, programs, search_path, tools};
+use crate::machine::{cgroups_with, clean_up, files_below, mounts_with};
+use crate::names::token;
+use crate::places::{SHIM, guest, programs, search_path, tools};
+use crate::process::processes_touching;
+use crate::wait::holds_within;
 
-pub use bundle::{Bundle, Fifo, annotations, any, capabilities, field, runtime_options, spec};
-pub use client::{Shim, call, refusal};
-pub use events::{Event, Recorder};
-pub use machine::{cgroups_of, clean_up, files_below, mounts_with, processes_with, status_field};
+pub use bundle::{Bundle, Fifo, annotations, any, runtime_options, sandbox_spec, spec};
+pub use recorder::Recorder;
+pub use shim::{Shim, call, refusal, refused};
 
-/// The name of the shim's program.
-pub const SHIM: &str = "containerd-shim-skiff-v1";
 /// The containerd namespace of all bundles.
 pub const NAMESPACE: &str = "skiff-test";
-/// How long anything may take that is waited for.
-pub const PATIENCE: Duration = Duration::from_secs(20);
-/// Waits until `condition` holds.
-///
-/// # Panics
-/// With `what` when it does not hold in [`PATIENCE`].
-pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}: not so after {PATIENCE:?}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// A random word that names a test's things.
-pub fn token() -> String {
-    let mut bytes = [0_u8; 5];
-    File::open("/dev/urandom").unwrap().read_exact(&mut bytes).unwrap();
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
+/// A shim ends a moment after its last container is deleted.
+const LEFT_LIMIT: Duration = Duration::from_secs(8);
 /// A containerd that is only pretended: its directories, its service of events, and the bundles that it makes.
-pub struct Host {
+pub struct FakeContainerd {
     /// The random word in the names of everything.
     pub token: String,
     /// The directory that holds everything.
@@ -69,21 +51,21 @@ pub struct Host {
     sockets: Mutex<HashSet<PathBuf>>,
 }
 
-impl Host {
-    /// A host with nothing on it that takes events.
+impl FakeContainerd {
+    /// Makes the directories and takes events from now on.
     pub async fn new() -> Self {
         let token = token();
         let dir = std::env::temp_dir().join(format!("skiff-{token}"));
         fs::create_dir(&dir).unwrap();
-        let host = Self {
+        let fake = Self {
             token,
             dir,
             events: Recorder::default(),
             server: tokio::sync::Mutex::default(),
             sockets: Mutex::default(),
         };
-        host.take_events().await;
-        host
+        fake.take_events().await;
+        fake
     }
 
     /// The socket to which shims send events.
@@ -118,7 +100,7 @@ impl Host {
         self.dir.join("cache")
     }
 
-    /// The runtime's options in TOML, with `more` lines: everything of the shim lies in the host's directory.
+    /// The runtime's options in TOML, with `more` lines: everything of the shim is in [`FakeContainerd::dir`].
     pub fn toml(&self, more: &str) -> String {
         format!("Root = \"{0}/runc\"\nCacheDir = \"{0}/cache\"\n{more}\n", self.dir.display())
     }
@@ -142,7 +124,7 @@ impl Host {
         }
         fill(&image);
         let mut spec = spec.clone();
-        if spec["linux"]["cgroupsPath"].is_null() {
+        if spec["linux"]["cgroupsPath"] == "" {
             spec["linux"]["cgroupsPath"] = json!(self.cgroup(&id));
         }
         fs::write(path.join("config.json"), spec.to_string()).unwrap();
@@ -177,9 +159,18 @@ impl Host {
         self.bundle(name, &spec, |image| copy(&tools().join("busybox"), &image.join("busybox")))
     }
 
-    /// The cgroup of container `id`, below the host's own.
+    /// The cgroup of container `id`, below the one of this containerd.
     pub fn cgroup(&self, id: &str) -> String {
         format!("/skiff-test-{}/{id}", self.token)
+    }
+
+    /// Writes a script for use as the OCI runtime, which does `more` and then runs runc. Returns its path.
+    pub fn oci_runtime(&self, more: &str) -> String {
+        let path = self.dir.join("runtime.sh");
+        let script = format!("#!/bin/sh\n{more}\nexec {} \"$@\"\n", tools().join("runc").display());
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path.to_str().unwrap().into()
     }
 
     /// The command that containerd runs for `action` on `bundle`.
@@ -198,7 +189,7 @@ impl Host {
         command
     }
 
-    /// containerd's main socket, at which nobody listens here. Sockets of shims are named after it.
+    /// The path of containerd's main socket. Nobody listens there; shims name their sockets after it.
     fn grpc_address(&self) -> String {
         format!("{}/containerd.sock", self.dir.display())
     }
@@ -252,30 +243,23 @@ impl Host {
         shim
     }
 
-    /// Waits until nothing of this host is left on the machine but its own directory.
+    /// Waits until nothing of this containerd is left on the machine but its own directory.
     ///
     /// # Panics
     /// With a list of what is left after some seconds.
     pub async fn assert_nothing_left(&self) {
-        let deadline = Instant::now() + Duration::from_secs(8);
-        loop {
-            let left = self.leftovers();
-            if left.is_empty() {
-                return;
-            }
-            assert!(Instant::now() < deadline, "left behind:\n  {}", left.join("\n  "));
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        let is_clean = holds_within(LEFT_LIMIT, || self.leftovers().is_empty()).await;
+        assert!(is_clean, "left behind:\n  {}", self.leftovers().join("\n  "));
     }
 
-    /// Everything of this host that a shim should have taken away.
+    /// Everything that a shim should have removed.
     pub fn leftovers(&self) -> Vec<String> {
         let mut left: Vec<String> =
             self.processes().into_iter().map(|(pid, what)| format!("process {pid}: {what}")).collect();
-        left.extend(mounts_with(&self.token).into_iter().map(|path| format!("mount {}", path.display())));
+        left.extend(mounts_with("self", &self.token).into_iter().map(|path| format!("mount {}", path.display())));
         // The parent of the containers' cgroups is the test's own.
         let parent = format!("skiff-test-{}", self.token);
-        let cgroups = cgroups_of(&self.token).into_iter().filter(|path| !path.ends_with(&parent));
+        let cgroups = cgroups_with(&self.token).into_iter().filter(|path| !path.ends_with(&parent));
         left.extend(cgroups.map(|path| format!("cgroup {}", path.display())));
         let sockets = self.sockets.lock().unwrap();
         left.extend(sockets.iter().filter(|path| path.exists()).map(|path| format!("socket {}", path.display())));
@@ -287,12 +271,12 @@ impl Host {
     }
 
     /// The processes that carry the token, apart from this one.
-    pub fn processes(&self) -> Vec<(i32, String)> {
-        processes_with(&self.token)
+    pub fn processes(&self) -> Vec<(u32, String)> {
+        processes_touching(&self.token)
     }
 }
 
-impl Drop for Host {
+impl Drop for FakeContainerd {
     fn drop(&mut self) {
         clean_up(&self.token);
         for socket in self.sockets.lock().unwrap().iter() {
