@@ -1,22 +1,22 @@
-//! The one error type of the program: what became of the node, and one sentence.
+//! The one error type of the program: what became of the node, and a sentence.
 
 use std::fmt::{self, Display};
 use std::process::ExitCode;
 
-/// What became of the node; it decides the exit code.
+/// What became of the node. It decides the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Nothing was changed: the node is not understood, or not in a state to be changed. Exit code 1.
+    /// Nothing was changed: the node is not understood, or is in a state in which it must not be changed. Exit code 1.
     Refused,
-    /// The node failed a call; nothing was changed, or the next run completes it. Exit code 2.
+    /// A call failed on the node; nothing was changed, or the next run completes the change. Exit code 2.
     Host,
-    /// The change did not work and everything was put back. Exit code 3.
+    /// The change failed and everything was put back. Exit code 3.
     RolledBack,
-    /// The change did not work, and neither did putting it back. Exit code 4.
+    /// The change failed, and so did putting it back. Exit code 4.
     Stuck,
 }
 
-/// One sentence, lower-case, with values in backticks and its causes joined with `: `.
+/// One sentence in lower case, with values in backticks; causes follow after `: `.
 #[derive(Debug)]
 pub(crate) struct Error {
     kind: Kind,
@@ -39,7 +39,7 @@ impl Error {
         Self::new(Kind::Host, sentence)
     }
 
-    /// Whether nothing was changed, so that another try is for free.
+    /// Whether nothing was changed, so that another try costs nothing.
     pub(crate) fn is_refusal(&self) -> bool {
         self.kind == Kind::Refused
     }
@@ -62,9 +62,9 @@ impl Display for Error {
     }
 }
 
-/// Says what was being done when an error of another crate came.
+/// Adds what was being done to an error of another crate.
 pub(crate) trait Context<T> {
-    /// The node is at fault.
+    /// The call failed on the node.
     fn or_host(self, doing: impl Display) -> Result<T>;
     /// The node is not understood.
     fn or_refused(self, doing: impl Display) -> Result<T>;
@@ -78,4 +78,10 @@ impl<T, E: Display> Context<T> for std::result::Result<T, E> {
     fn or_refused(self, doing: impl Display) -> Result<T> {
         self.map_err(|error| Error::refused(format!("{doing}: {error}")))
     }
+}
+
+/// An error with everything that caused it.
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

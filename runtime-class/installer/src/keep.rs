@@ -1,51 +1,33 @@
-//! `keep`: makes the node what the cluster wants it to be, and again whenever something makes it another.
+//! `keep`: makes the node what the cluster wants it to be, and again whenever something changes it.
 //!
-//! A node where a change failed is tried less and less often: each try may restart its containerd. So is one that somebody else
-//! changes back each time. One that refused was not touched, and may be asked as often as one likes.
+//! A node where a change failed is tried less and less often, because each try may restart its containerd. So is a node that
+//! somebody else changes back each time. A refusal has not touched the node, so that the next try may come soon.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use clap::ValueEnum;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::install::Done;
-use crate::label::Label;
+use crate::job::{Job, unlabel_and_remove};
+use crate::journal::programs;
+use crate::journal::record::Record;
+use crate::kube::label::Label;
 use crate::node::Node;
-use crate::programs;
-use crate::record::Record;
-use crate::restraint::{Leave, MENDS_MAX, Restraint};
-use crate::seen::{self, Seen};
+use crate::node::restraint::{Leave, MENDS_MAX, Restraint};
+use crate::node::seen::{self, Seen};
+use crate::say::say;
+use crate::signals::Ends;
 use crate::status::Status;
-use crate::{Job, say, take_away};
+use crate::wanted::Wanted;
 
 /// The longest time between two tries.
 const PAUSE_MAX: Duration = Duration::from_secs(3600);
-/// How often the end of the last wasm pod is looked for.
+/// The time between two looks for the end of the last wasm pod.
 const PODS_PAUSE: Duration = Duration::from_secs(2);
 
-/// What a node is to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Wanted {
-    /// It has skiff, and its label.
-    Installed,
-    /// It is as it was before skiff.
-    Removed,
-}
-
-impl Wanted {
-    /// The word for the command line and its variable.
-    pub(crate) const fn word(self) -> &'static str {
-        match self {
-            Self::Installed => "installed",
-            Self::Removed => "removed",
-        }
-    }
-}
-
-/// Keeps the node as it is wanted, until this process is told to end.
+/// Keeps the node as wanted until this process is asked to end.
 pub(crate) async fn keep(mut keeper: Keeper<'_>, find: impl Fn() -> Result<Node>) -> Result<()> {
     let mut ends = Ends::new()?;
     seen::forget(keeper.seen)?;
@@ -57,7 +39,7 @@ pub(crate) async fn keep(mut keeper: Keeper<'_>, find: impl Fn() -> Result<Node>
     }
 }
 
-/// What looks at the node again and again.
+/// Looks at the node again and again.
 pub(crate) struct Keeper<'a> {
     job: &'a Job,
     wanted: Wanted,
@@ -66,12 +48,12 @@ pub(crate) struct Keeper<'a> {
     seen: &'a Path,
     start: Instant,
     restraint: Restraint,
-    /// How long to wait after another change that fails.
+    /// How long the last wait after a failed change was.
     failure_pause: Duration,
-    /// Whether this process has seen the node as it is wanted.
+    /// Whether this process has seen the node as wanted.
     was_right: bool,
     is_removed: bool,
-    /// What was said last, which is not said again.
+    /// The last line of the log, which is not repeated.
     said: String,
 }
 
@@ -91,7 +73,7 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// Looks at the node, and changes it if need be. Returns how long to wait until the next turn.
+    /// Looks at the node, and changes it if necessary. Returns how long to wait before the next turn.
     async fn turn(&mut self, node: Result<Node>) -> Duration {
         let done = match (self.wanted, node) {
             (_, Err(error)) => Err(error),
@@ -131,7 +113,7 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// Writes what the probe reads: the node is ready when there is no reason against it. The next look is after `pause`.
+    /// Writes what the probe reads: the node is ready when `reasons` is empty. The next look is after `pause`.
     fn write(&mut self, reasons: Vec<String>, pause: Duration) {
         let interval_seconds = pause.as_secs().max(1);
         let seen = Seen { ready: reasons.is_empty(), reasons, mends: self.restraint.mends(), interval_seconds };
@@ -140,42 +122,52 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    fn label(&self, label: Label) -> Result<()> {
-        self.job.labels.iter().try_for_each(|labels| labels.set(label))
+    async fn label(&self, label: Label) -> Result<()> {
+        match &self.job.labels {
+            Some(labels) => labels.set(label).await,
+            None => Ok(()),
+        }
     }
 
-    /// Makes the node one with skiff. Returns what is still wrong with it.
+    /// Installs skiff if it is missing or damaged. Returns what is still wrong with the node.
     async fn install(&mut self, node: &Node) -> Result<Vec<String>> {
         let status = Status::of(node, Some(&self.job.source.id), self.job.to.as_deref()).await;
         if status.ready && self.was_right {
-            self.restraint.found_right(self.start.elapsed());
-            // Somebody may have taken the label away, or registered the node anew. The node is right, even if the API does not
-            // answer: it is asked again at the next look.
-            match self.label(Label::Present).and_then(|()| prune(node)) {
-                Ok(()) => self.said.clear(),
-                Err(error) => self.say_once(error.to_string()),
-            }
+            self.stay_right(node).await;
             return Ok(Vec::new());
         }
-        let mut reasons = status.reasons;
-        // A node that has never been right is not mended, but installed.
+        // A node that has never been right is installed rather than mended.
         let leave = if self.was_right { self.restraint.found_wrong(self.start.elapsed()) } else { Leave::Now };
         match leave {
-            Leave::Now => {}
-            Leave::Later | Leave::Never => {
-                self.unlabel_without_handler(node).await?;
-                let line = self.in_words(leave);
-                self.say_once(line.clone());
-                reasons.insert(0, line);
-                return Ok(reasons);
-            }
+            Leave::Now => self.change(node, &status.reasons).await,
+            Leave::Later | Leave::Never => self.leave_alone(node, leave, status.reasons).await,
         }
+    }
+
+    /// Sets the label again, which somebody may have removed, or lost by registering the node again. The node is right even if
+    /// the API cannot be asked: the next look tries again.
+    async fn stay_right(&mut self, node: &Node) {
+        self.restraint.found_right(self.start.elapsed());
+        match self.label(Label::Present).await.and_then(|()| prune(node)) {
+            Ok(()) => self.said.clear(),
+            Err(error) => self.say_once(error.to_string()),
+        }
+    }
+
+    async fn leave_alone(&mut self, node: &Node, leave: Leave, mut reasons: Vec<String>) -> Result<Vec<String>> {
+        self.unlabel_without_handler(node).await?;
+        let line = self.in_words(leave);
+        self.say_once(line.clone());
+        reasons.insert(0, line);
+        Ok(reasons)
+    }
+
+    async fn change(&mut self, node: &Node, reasons: &[String]) -> Result<Vec<String>> {
         if self.said.is_empty() {
             reasons.iter().for_each(|reason| say(reason));
         }
-        // It takes its time, and what was seen before is not so any more.
-        self.write(vec!["the node is being changed".into()], self.interval);
-        match self.job.install(node).await {
+        self.write_changing();
+        match self.job.install_and_label(node).await {
             Ok(done) => {
                 if self.was_right && done == Done::Restarted {
                     self.count_mend();
@@ -190,10 +182,15 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// No pod is to be sent to a node where it cannot start.
+    /// Replaces what was seen before a change, which takes time.
+    fn write_changing(&mut self) {
+        self.write(vec!["the node is being changed".into()], self.interval);
+    }
+
+    /// Keeps pods away from a node where they cannot start.
     async fn unlabel_without_handler(&self, node: &Node) -> Result<()> {
         if node.report().await.is_ok_and(|now| !now.has_handler()) {
-            self.label(Label::Absent)?;
+            self.label(Label::Absent).await?;
         }
         Ok(())
     }
@@ -202,66 +199,41 @@ impl<'a> Keeper<'a> {
         self.restraint.mended(self.start.elapsed());
         let (mends, pause) = (self.restraint.mends(), self.restraint.pause().as_secs());
         say(&format!(
-            "mended what somebody else changed: {mends} of {MENDS_MAX} times without an hour of peace, not again for {pause} s"
+            "repaired what somebody else changed: {mends} of {MENDS_MAX} times without an hour of peace; not again for {pause} s"
         ));
     }
 
-    /// Why a node is left as it is, although it is wrong.
+    /// Why a node is left as it is although something is wrong with it.
     fn in_words(&self, leave: Leave) -> String {
-        let mended =
-            format!("another tool undoes what was mended {} times without an hour of peace", self.restraint.mends());
+        let mended = format!("another tool undid the repair {} times without an hour of peace", self.restraint.mends());
         match leave {
             Leave::Now => mended,
             Leave::Later => format!("{mended}; the node is left alone for {} s", self.restraint.pause().as_secs()),
             Leave::Never => {
                 format!(
-                    "GIVEN UP: {mended}; the node is left alone until it is right for an hour, or this pod is restarted"
+                    "GIVEN UP: {mended}; the node is left alone until it has been right for an hour or this pod is restarted"
                 )
             }
         }
     }
 
-    /// Makes the node one without skiff. Returns what is still wrong with it.
+    /// Removes skiff once. Returns what is still wrong with the node.
     async fn remove(&mut self, node: &Node) -> Result<Vec<String>> {
         if self.is_removed {
-            // Nobody brings it back; if somebody does, it is not for this process to take it away again.
+            // Somebody who brings it back wants it: this process does not remove it again.
             let status = Status::of(node, None, None).await;
             return Ok(if status.is_removed() { Vec::new() } else { vec!["skiff is installed".into()] });
         }
-        self.write(vec!["the node is being changed".into()], self.interval);
-        take_away(node, self.job.labels.as_ref(), Duration::ZERO).await?;
+        self.write_changing();
+        unlabel_and_remove(node, self.job.labels.as_ref(), Duration::ZERO).await?;
         self.is_removed = true;
         Ok(Vec::new())
     }
 }
 
-/// Removes programs of which the last pod has ended since.
+/// Removes programs whose last pod has ended.
 fn prune(node: &Node) -> Result<()> {
     let _lock = node.lock()?;
     let Some(record) = Record::load(&node.host)? else { return Ok(()) };
     programs::prune(&node.host, &record.programs.root, record.programs.version.as_deref())
-}
-
-/// The signals that tell this process to end. The first process of a container would not hear them otherwise.
-pub(crate) struct Ends {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Ends {
-    pub(crate) fn new() -> Result<Self> {
-        let doing = "cannot wait for signals";
-        Ok(Self {
-            terminate: signal(SignalKind::terminate()).or_host(doing)?,
-            interrupt: signal(SignalKind::interrupt()).or_host(doing)?,
-        })
-    }
-
-    /// Waits for one of them.
-    pub(crate) async fn one(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
 }

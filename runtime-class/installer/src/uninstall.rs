@@ -1,147 +1,58 @@
 //! `uninstall`: takes skiff away from every node of the cluster, or from none.
 //!
-//! It changes one variable of the DaemonSet that keeps the nodes. Kubernetes replaces each node's pod by one that removes, and
-//! is ready when it has; the pod that installs has ended by then. What is refused is changed back, and the nodes follow.
+//! It changes one variable of the DaemonSet that keeps the nodes. Kubernetes then replaces each node's pod by one that removes
+//! skiff and is ready when it has done so; the pod that installed has ended by then. After a refusal the variable is changed back,
+//! and the nodes follow.
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use crate::api::{Api, Request, STRATEGIC};
 use crate::error::{Error, Kind, Result};
-use crate::keep::{Ends, Wanted};
-use crate::say;
+use crate::kube::daemon_set::DaemonSet;
+use crate::say::say;
+use crate::signals::Ends;
+use crate::wanted::{VARIABLE, Wanted};
 
-/// The container of the DaemonSet's pods.
-const CONTAINER: &str = "skiff-node";
-/// The variable that says what a node is to be.
-pub(crate) const VARIABLE: &str = "SKIFF_NODE_WANTED";
-/// How often the nodes are looked at.
+/// The time between two looks at the nodes.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The DaemonSet that keeps the nodes.
-#[derive(Clone, Debug)]
-pub(crate) struct DaemonSet {
-    pub(crate) api: Api,
-    pub(crate) namespace: String,
-    pub(crate) name: String,
-}
-
-/// Takes skiff away from every node within `patience`; else every node keeps it.
+/// Takes skiff away from every node within `patience`; otherwise every node keeps it.
 pub(crate) async fn uninstall(set: &DaemonSet, patience: Duration) -> Result<()> {
     let mut ends = Ends::new()?;
-    set.want(Wanted::Removed)?;
     let done = tokio::select! {
-        done = set.wait(patience) => done,
-        () = ends.one() => Err("it was told to end".to_owned()),
+        done = remove_everywhere(set, patience) => done?,
+        () = ends.one() => Err("interrupted".to_owned()),
     };
     let Err(reason) = done else {
         say("skiff is removed from every node");
         return Ok(());
     };
-    match set.want(Wanted::Installed) {
-        Ok(()) => Err(Error::refused(format!("{reason}; nothing is uninstalled, and every node gets skiff back"))),
-        Err(second) => Err(Error::new(Kind::Stuck, format!("{reason}; and it cannot be taken back: {second}"))),
+    match want(set, Wanted::Installed).await {
+        Ok(()) => Err(Error::refused(format!("{reason}; nothing was uninstalled, and every node gets skiff back"))),
+        Err(second) => Err(Error::new(Kind::Stuck, format!("{reason}; and the change cannot be undone: {second}"))),
     }
 }
 
-impl DaemonSet {
-    fn path(&self) -> String {
-        format!("/apis/apps/v1/namespaces/{}/daemonsets/{}", self.namespace, self.name)
-    }
+/// Returns why a node is not done, or fails when nothing was changed.
+async fn remove_everywhere(set: &DaemonSet, patience: Duration) -> Result<Result<(), String>> {
+    want(set, Wanted::Removed).await?;
+    Ok(wait(set, patience).await)
+}
 
-    fn want(&self, wanted: Wanted) -> Result<()> {
-        let variable = json!({"name": VARIABLE, "value": wanted.word()});
-        let container = json!({"name": CONTAINER, "env": [variable]});
-        let body = json!({"spec": {"template": {"spec": {"containers": [container]}}}});
-        let path = format!("{}?fieldManager=skiff-node", self.path());
-        self.api.ask(&Request::Patch(path, STRATEGIC, body)).map(drop)
-    }
+async fn want(set: &DaemonSet, wanted: Wanted) -> Result<()> {
+    set.set_variable(VARIABLE, wanted.word()).await
+}
 
-    /// Waits until every node is done; else says why one is not.
-    async fn wait(&self, patience: Duration) -> Result<(), String> {
-        let deadline = Instant::now() + patience;
-        loop {
-            let set = self.api.ask_json(&Request::Get(self.path()));
-            let reason = match &set {
-                Ok(set) => rest(set).map(|rest| format!("{rest}{}", self.reasons(set).unwrap_or_default())),
-                Err(error) => Some(error.to_string()),
-            };
-            let Some(reason) = reason else { return Ok(()) };
-            if Instant::now() >= deadline {
-                return Err(reason);
-            }
-            sleep(PAUSE).await;
+/// Waits until every node is done; otherwise returns why one is not.
+async fn wait(set: &DaemonSet, patience: Duration) -> Result<(), String> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let reason = set.rest().await.unwrap_or_else(|error| Some(error.to_string()));
+        let Some(reason) = reason else { return Ok(()) };
+        if Instant::now() >= deadline {
+            return Err(reason);
         }
-    }
-
-    /// What the pods say that are not ready.
-    fn reasons(&self, set: &Value) -> Result<String> {
-        let labels = set["spec"]["selector"]["matchLabels"].as_object().into_iter().flatten();
-        let labels: Vec<_> = labels.map(|(key, value)| format!("{key}%3D{}", value.as_str().unwrap_or(""))).collect();
-        let pods = format!("/api/v1/namespaces/{}/pods", self.namespace);
-        let list = self.api.ask_json(&Request::Get(format!("{pods}?labelSelector={}", labels.join(","))))?;
-        let mut text = String::new();
-        for (pod, node) in not_ready(&list) {
-            let last = self.api.ask(&Request::Get(format!("{pods}/{pod}/log?tailLines=1")));
-            let last = last.unwrap_or_else(|error| error.to_string());
-            let last = last.trim().trim_start_matches("skiff-node: ").to_owned();
-            text += &format!("; node `{node}`: {last}");
-        }
-        Ok(text)
-    }
-}
-
-/// How many nodes are left to do; none when all are done.
-fn rest(set: &Value) -> Option<String> {
-    let status = &set["status"];
-    let number = |key: &str| status[key].as_u64().unwrap_or(0);
-    let desired = number("desiredNumberScheduled");
-    let is_seen = status["observedGeneration"].as_u64() >= set["metadata"]["generation"].as_u64();
-    let done = number("updatedNumberScheduled").min(number("numberReady"));
-    (!is_seen || done < desired).then(|| format!("skiff is not removed from every one of {desired} nodes"))
-}
-
-/// The pods that are not ready, with their nodes.
-fn not_ready(list: &Value) -> Vec<(&str, &str)> {
-    let is_ready = |pod: &Value| {
-        let mut conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
-        conditions.any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
-    };
-    let pods = list["items"].as_array().into_iter().flatten().filter(|pod| !is_ready(pod));
-    pods.filter_map(|pod| Some((pod["metadata"]["name"].as_str()?, pod["spec"]["nodeName"].as_str()?))).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_node_is_done_when_all_new_pods_are_ready() {
-        let check = |observed: u64, updated: u64, ready: u64, expected: bool| {
-            let set = json!({"metadata": {"generation": 3}, "status": {"observedGeneration": observed,
-                "desiredNumberScheduled": 2, "updatedNumberScheduled": updated, "numberReady": ready}});
-            assert_eq!(rest(&set).is_none(), expected, "{set}");
-        };
-        check(3, 2, 2, true);
-        check(2, 2, 2, false);
-        check(3, 1, 2, false);
-        check(3, 2, 1, false);
-        assert!(rest(&json!({"metadata": {"generation": 1}})).is_some(), "its controller has not seen it");
-        let none =
-            json!({"metadata": {"generation": 1}, "status": {"observedGeneration": 1, "desiredNumberScheduled": 0}});
-        assert!(rest(&none).is_none(), "it has no nodes");
-    }
-
-    #[test]
-    fn pods_that_are_not_ready_are_named_with_their_nodes() {
-        let pod = |name: &str, ready: &str| {
-            json!({"metadata": {"name": name}, "spec": {"nodeName": format!("on-{name}")},
-                "status": {"conditions": [{"type": "Ready", "status": ready}]}})
-        };
-        let pending = json!({"metadata": {"name": "c"}, "spec": {}});
-        let list = json!({"items": [pod("a", "True"), pod("b", "False"), pending]});
-        assert_eq!(not_ready(&list), [("b", "on-b")]);
+        sleep(PAUSE).await;
     }
 }

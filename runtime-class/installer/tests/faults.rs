@@ -1,5 +1,5 @@
-//! What can go wrong: the tool killed at any step, a full disk, a containerd that refuses, hangs, or does not come back,
-//! files that somebody else wrote. The node is either as it was, or as it should be, and never without its default runtime.
+//! What can go wrong: the tool is killed at any step, a disk is full, a containerd refuses, hangs, or does not come back, somebody
+//! else wrote a file. Afterwards the node is either as it was or as it should be, and it always has its default runtime.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 mod node;
@@ -23,7 +23,7 @@ fn plain() -> Node {
     Node::new(&PLAIN, &[(CONFIG, ROOT)])
 }
 
-/// A run of `words` that was refused or failed with `code` and a sentence, and left the node as it was.
+/// Runs `words`, which must fail with `code` and a sentence, and leave the node as it was.
 fn check_untouched(node: &Node, words: &[&str], code: i32, sentence: &str, restarts: usize) {
     let before = node.all_files();
     let said = node.run(words);
@@ -33,7 +33,7 @@ fn check_untouched(node: &Node, words: &[&str], code: i32, sentence: &str, resta
     assert_eq!(node.restarts(), restarts, "{}", said.stderr);
 }
 
-/// Kills `words` before each step that changes something, on a node that `prepare` makes, and lets `check` look at what is left.
+/// Kills `words` before each step that changes something, on a node that `prepare` makes, and calls `check` on the result.
 fn kill_at_every_step(words: &[&str], prepare: impl Fn() -> (Node, Files), check: impl Fn(usize, &Node, &Files)) {
     kill_at(1.., words, prepare, check);
 }
@@ -61,7 +61,7 @@ fn kill_at(
     }
 }
 
-/// After a killed run: the next one completes it, every other time by an install first, and nothing is left in the end.
+/// After a killed run, the next one completes its work, every other time after an install, and nothing is left in the end.
 fn check_the_next_runs(step: usize, node: &Node, before: &Files) {
     if step.is_multiple_of(2) {
         node.succeed(&["install"]);
@@ -122,7 +122,7 @@ fn a_pod_that_starts_during_a_remove_keeps_its_programs() {
     let pid = Pid::from_raw(node.read("fake/pid").parse().unwrap());
     kill(pid, Signal::SIGKILL).unwrap();
     assert_eq!(said.code, Some(3), "{}", said.stderr);
-    assert!(said.stderr.contains(&format!("process {pid} among them")), "{}", said.stderr);
+    assert!(said.stderr.contains(&format!("for example {pid})")), "{}", said.stderr);
     assert!(node.is_reported());
     assert_eq!(node.configuration(), installed);
     node.succeed(&["verify"]);
@@ -138,7 +138,7 @@ fn a_run_that_is_killed_while_it_takes_everything_back_is_taken_back_by_the_next
         node.write("fake/never", "");
         (node, before)
     };
-    // Each run waits for the handler until its time is over: only some steps, from about the restart on.
+    // Each run waits for the handler until its time is over: only some steps are tried, from about the restart on.
     kill_at((60..).step_by(7), &["install"], prepare, |step, node, before| {
         fs::remove_file(node.path("fake/never")).unwrap();
         check_the_next_runs(step, node, before);
@@ -150,8 +150,8 @@ fn two_runs_do_not_meet_on_a_node() {
     let node = plain();
     let directory = fs::File::open(node.path("var/lib")).unwrap();
     let lock = Flock::lock(directory, FlockArg::LockExclusive).unwrap();
-    check_untouched(&node, &["install"], 1, "another skiff-node is at work", 0);
-    check_untouched(&node, &["remove"], 1, "another skiff-node is at work", 0);
+    check_untouched(&node, &["install"], 1, "another skiff-node is changing this node", 0);
+    check_untouched(&node, &["remove"], 1, "another skiff-node is changing this node", 0);
     drop(lock);
     node.succeed(&["install"]);
 }
@@ -171,24 +171,30 @@ fn what_is_not_understood_is_not_touched() {
 
     let node = plain();
     node.write("etc/containerd/conf.d/skiff.toml", "# of somebody else\nversion = 3\n");
-    check_untouched(&node, &["install"], 1, "`/etc/containerd/conf.d/skiff.toml` (31 bytes) is not skiff-node's", 0);
+    check_untouched(
+        &node,
+        &["install"],
+        1,
+        "`/etc/containerd/conf.d/skiff.toml` (31 bytes) was not written by skiff-node",
+        0,
+    );
 
     let node = Node::new(&Kind { version: "1.6.20", ..PLAIN }, &[(CONFIG, "version = 2\n")]);
-    check_untouched(&node, &["install"], 1, "1.7 is the oldest", 0);
+    check_untouched(&node, &["install"], 1, "skiff needs 1.7 or newer", 0);
 
     let node = plain();
     node.write("var/lib/skiff/node/record.json", "{}");
-    check_untouched(&node, &["install"], 1, "`/var/lib/skiff/node/record.json` is not understood", 0);
+    check_untouched(&node, &["install"], 1, "`/var/lib/skiff/node/record.json` is not a valid record", 0);
 }
 
 #[test]
 fn a_containerd_that_is_not_up_is_left_alone() {
     let node = plain();
     node.write("fake/reported", "");
-    check_untouched(&node, &["install"], 1, "nothing is changed: containerd's CRI does not answer", 0);
+    check_untouched(&node, &["install"], 1, "nothing was changed: containerd's CRI does not respond", 0);
     let node = plain();
     node.write("fake/unit", "another");
-    check_untouched(&node, &["install"], 1, "no unit is active of `containerd`", 0);
+    check_untouched(&node, &["install"], 1, "none of the units `containerd` is active", 0);
     let node = plain();
     node.write("fake/hang", "");
     check_untouched(&node, &["install"], 2, "`/usr/bin/containerd` did not end within 2 s", 0);
@@ -210,7 +216,7 @@ fn a_failed_upgrade_puts_the_old_installation_back() {
     node.succeed(&["install"]);
     node.write("fake/programs/skiff", "a newer one");
     node.write("fake/never", "");
-    // Its place is another one, so that containerd has to be restarted.
+    // The place differs, so that containerd has to be restarted.
     let said = node.run(&["install", "--to", "/usr/local/lib/skiff"]);
     assert_eq!(said.code, Some(3), "{}", said.stderr);
     assert!(node.read("etc/containerd/conf.d/skiff.toml").contains("/opt/skiff/current"));
@@ -281,14 +287,14 @@ fn programs_go_where_nobody_but_root_can_change_them() {
     let mode = |path: &str, mode| fs::set_permissions(node.path(path), Permissions::from_mode(mode)).unwrap();
     fs::create_dir_all(node.path("opt")).unwrap();
     mode("opt", 0o775);
-    let sentence = "`/opt/skiff` cannot be trusted: `/opt` can be written by others than root (mode 0775)";
+    let sentence = "`/opt/skiff` cannot be trusted: `/opt` can be written by users other than root (mode 0775)";
     check_untouched(&node, &["install", "--to", "/opt/skiff"], 1, sentence, 0);
     node.succeed(&["install"]);
     assert!(node.path("usr/local/lib/skiff/current/skiff").exists());
     node.succeed(&["verify"]);
     chown(node.path("usr/local/lib"), Some(1000), None).unwrap();
     let said = node.run(&["verify"]);
-    let sentence = "`/usr/local/lib/skiff` cannot be trusted: `/usr/local/lib` belongs to the user 1000";
+    let sentence = "`/usr/local/lib/skiff` cannot be trusted: `/usr/local/lib` belongs to user 1000";
     assert!(said.stderr.contains(sentence), "{}", said.stderr);
     mode("opt", 0o755);
     node.succeed(&["install"]);

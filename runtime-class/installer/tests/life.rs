@@ -75,14 +75,14 @@ fn an_upgrade_leaves_a_running_pod_its_programs_and_containerd_alone() {
     let newer = node.programs.to_str().unwrap();
     node.succeed(&["verify"]);
     assert!(node.run(&["verify", "--programs", newer]).stderr.contains("the installed version is not `0.1.0-"));
-    assert!(node.succeed(&["install"]).contains("containerd goes on"));
+    assert!(node.succeed(&["install"]).contains("containerd was not restarted"));
     node.succeed(&["verify", "--programs", newer]);
     assert_eq!(node.restarts(), 1);
     assert_eq!(node.read("opt/skiff/current/skiff"), "a newer one");
     assert!(old.join("skiff").exists(), "a process runs from the old version");
     let refused = node.run(&["remove"]);
     assert_eq!(refused.code, Some(1), "{}", refused.stderr);
-    assert!(refused.stderr.contains("wasm pods still run"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("wasm pods are still running"), "{}", refused.stderr);
     node.succeed(&["verify"]);
     drop(pod);
     node.succeed(&["install"]);
@@ -121,18 +121,22 @@ fn a_node_that_was_reverted_is_installed_again() {
     node.succeed(&["install"]);
     node.write(CONFIG, ROOT);
     let said = node.run(&["verify"]);
-    assert!(said.stderr.contains("`/etc/containerd/config.toml` is not as it was installed"), "{}", said.stderr);
+    assert!(
+        said.stderr.contains("`/etc/containerd/config.toml` was changed after the installation"),
+        "{}",
+        said.stderr
+    );
     node.succeed(&["install"]);
     node.succeed(&["verify"]);
     fs::remove_dir_all(node.path("opt/skiff")).unwrap();
-    assert!(node.run(&["verify"]).stderr.contains("is not there, or no program"));
+    assert!(node.run(&["verify"]).stderr.contains("is missing or not executable"));
     node.succeed(&["install"]);
     node.succeed(&["verify"]);
     node.succeed(&["remove"]);
     assert_eq!(node.read(CONFIG), ROOT);
 }
 
-/// A run that stays, and is told to end.
+/// Ends a run that stays.
 fn end(mut kept: Pod) {
     let pid = nix::unistd::Pid::from_raw(kept.0.id().cast_signed());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
@@ -188,16 +192,13 @@ fn a_tool_that_reverts_each_mend_does_not_get_a_restart_for_each() {
     // The installation, and mends after about 1, 2, 4 and 8 s.
     assert!((4..=5).contains(&node.restarts()), "{}", node.restarts());
     let said = node.run(&["ready"]).stderr;
-    assert!(
-        said.contains("another tool undoes what was mended") && said.contains("the node is left alone for"),
-        "{said}"
-    );
+    assert!(said.contains("another tool undid the repair") && said.contains("the node is left alone for"), "{said}");
     assert!(node.run(&["status"]).stdout.contains(" times without an hour of peace\n"));
     assert!(node.run(&["status", "--json"]).stdout.contains("\"mends\":"));
     let stderr = kept.0.stderr.take().unwrap();
     end(kept);
     let said: Vec<_> = BufReader::new(stderr).lines().map(Result::unwrap).collect();
-    let mends = |line: &&String| line.contains("mended what somebody else changed: 1 of 10 times");
+    let mends = |line: &&String| line.contains("repaired what somebody else changed: 1 of 10 times");
     assert_eq!(said.iter().filter(mends).count(), 1, "{said:?}");
 }
 
@@ -212,7 +213,7 @@ fn a_node_that_is_wanted_without_skiff_waits_for_its_pods() {
     let mut kept = Pod(command.env("SKIFF_NODE_WANTED", "removed").stderr(Stdio::piped()).spawn().unwrap());
     let mut said = String::new();
     BufReader::new(kept.0.stderr.take().unwrap()).read_line(&mut said).unwrap();
-    assert!(said.contains("wasm pods still run"), "{said}");
+    assert!(said.contains("wasm pods are still running"), "{said}");
     node.succeed(&["verify"]);
     drop(pod);
     wait_for(|| !node.path("var/lib/skiff").exists());
@@ -221,13 +222,13 @@ fn a_node_that_is_wanted_without_skiff_waits_for_its_pods() {
     wait_for(|| node.run(&["ready"]).code == Some(0));
     end(kept);
     let said = node.run(&["uninstall", "--namespace", "n", "--daemon-set", "d"]);
-    assert!(said.stderr.contains("this is no pod"), "{}", said.stderr);
+    assert!(said.stderr.contains("this is not a pod"), "{}", said.stderr);
 }
 
 fn wait_for(mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !condition() {
-        assert!(Instant::now() < deadline, "it did not come true");
+        assert!(Instant::now() < deadline, "the condition did not become true");
     }
 }
 

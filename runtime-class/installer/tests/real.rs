@@ -1,4 +1,4 @@
-//! The same with the containerd that the tests build: it reads what is written for it, and it reports the handler.
+//! The same with the containerd that the tests build: it reads what was written, and reports the handler.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 mod node;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use node::trees::{copy, node, trees};
 use node::{Kind, Node, PLAIN};
 
-/// Starts containerd again and again in the tree, in namespaces of its own that end with the first process of them.
+/// Keeps starting containerd in the tree, in separate namespaces that end with their first process.
 const SUPERVISOR: &str = "mount --make-rprivate / && mkdir -p $0/proc $0/sys $0/dev && mount -t proc proc $0/proc && \
     mount --rbind /sys $0/sys && mount --rbind /dev $0/dev && \
     while :; do chroot $0 /usr/bin/containerd --config $1 || sleep 0.1; done";
@@ -79,7 +79,7 @@ impl Running {
             .unwrap();
         let running = Self { node, supervisor };
         let deadline = Instant::now() + START_LIMIT;
-        while running.run(&["verify"]).contains("does not answer") || running.connect().is_err() {
+        while running.run(&["verify"]).contains("does not respond") || running.connect().is_err() {
             assert!(Instant::now() < deadline, "{}", running.node.read("fake/log"));
         }
         running
@@ -124,7 +124,7 @@ fn a_running_containerd_reports_the_handler_after_install_and_not_after_remove()
         assert!(running.run(&["status"]).contains("handlers    runc, skiff\n"), "{}", running.run(&["status"]));
         assert!(running.run(&["install"]).contains("is installed already"));
         running.node.write("fake/programs/skiff", "a newer one");
-        assert!(running.run(&["install"]).contains("containerd goes on"));
+        assert!(running.run(&["install"]).contains("containerd was not restarted"));
         let said = running.run(&["remove"]);
         assert!(said.contains("removed"), "{said}");
         assert!(running.run(&["status"]).contains("handlers    runc\n"), "{}", running.run(&["status"]));

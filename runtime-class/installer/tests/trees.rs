@@ -1,7 +1,7 @@
-//! Nodes of the distributions that people have: the files before an installation and after it, and none changed at the end.
-//! What each tree was written from is told in `trees/README.md`.
+//! Nodes of common distributions: their files before and after an installation, and unchanged after a removal.
+//! `trees/README.md` documents the source of each tree.
 //!
-//! `SKIFF_WRITE_TREES=1` writes what comes out beside what went in, to be looked at and committed.
+//! `SKIFF_WRITE_TREES=1` writes the results beside the originals, to be reviewed and committed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 mod node;

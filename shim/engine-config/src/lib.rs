@@ -1,15 +1,15 @@
-//! The one `wasmtime::Config` of skiff. Compiler and engine build it here, so that what one compiles the other maps.
+//! The one `wasmtime::Config` of skiff. Compiler and engine build it here, so that the engine can map what the compiler made.
 //!
-//! Everything that wasmtime would take from a crate feature, from the environment or from its own defaults, and that
-//! code depends on, is said here: the compiler is built with more features than the engine.
-//! `docs/wasm-features.md` is the list of WebAssembly proposals that follows from it.
+//! Compiled code depends on settings that wasmtime would take from a crate feature, the environment or its own defaults. All of
+//! them are set here, because the compiler is built with more features than the engine. `docs/wasm-features.md` lists the
+//! resulting WebAssembly proposals.
 
 use wasmtime::{Collector, Config, ModuleVersionStrategy, WasmBacktraceDetails};
 
 /// The configuration with which code is compiled and run.
 ///
 /// # Errors
-/// Never in practice: wasmtime refuses only a version string of more than 255 bytes.
+/// None in practice: wasmtime refuses only a version string of more than 255 bytes.
 pub fn engine_config() -> wasmtime::Result<Config> {
     let mut config = Config::new();
     config

@@ -1,34 +1,32 @@
-//! The engine's ends of what goes between it and the shim, and what it inherits from it.
+//! The engine's ends of the channels between it and the shim, and what it inherits from the shim.
 
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use skiff_linux::descriptors;
 use skiff_protocol::{CONTROL_FD, ENGINE_FD, Message, Refusal, Reply};
 
-use crate::report;
+use crate::report::Reporter;
 
-/// The control socket. Messages come through it, nothing goes back. Invariant: no guest code runs while it is open.
+/// The control socket. Messages come through it, and nothing goes back. Invariant: no guest code runs while it is open.
 pub(crate) struct Control(UnixStream);
 
 impl Control {
-    /// Takes the socket over from the process that executed the engine, and closes everything else that was handed down:
-    /// the engine's own file, and what nobody meant to.
+    /// Takes over the socket from the process that executed the engine, and closes everything else that it inherited: the
+    /// engine's own file, and whatever was left open by accident.
     ///
     /// # Errors
-    /// When descriptor [`CONTROL_FD`] is not open.
+    /// If descriptor [`CONTROL_FD`] is not open.
     pub(crate) fn inherit() -> io::Result<Self> {
-        // SAFETY: `fcntl` on a number that may not be open answers `EBADF`; nothing is closed through this borrow.
-        let number = unsafe { BorrowedFd::borrow_raw(CONTROL_FD) };
-        fcntl(number, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-        // Closing fails when nothing is there, as in a test that starts the engine by its path: nothing to do then.
+        let socket = UnixStream::from(descriptors::inherit(CONTROL_FD)?);
+        // Closing fails if there is nothing, as in a test that starts the engine by its path. Then there is nothing to do.
         let _closed = nix::unistd::close(ENGINE_FD);
-        close_above(CONTROL_FD);
-        // SAFETY: the descriptor is open, was made for the engine, and nothing else in this process uses it.
-        Ok(Self(UnixStream::from(unsafe { OwnedFd::from_raw_fd(number.as_raw_fd()) })))
+        // Kernels before 5.9 cannot; runtimes leave nothing there.
+        let _closed = descriptors::close_from(CONTROL_FD.cast_unsigned() + 1);
+        Ok(Self(socket))
     }
 
     /// Waits for the next message of the shim.
@@ -45,52 +43,48 @@ impl Control {
     }
 }
 
-/// Closes what this process was born with beyond `number`. Kernels before 5.9 cannot, and runtimes leave nothing there.
-fn close_above(number: RawFd) {
-    let first = number.cast_unsigned() + 1;
-    // SAFETY: at its start the process has opened nothing yet, so that no descriptor of Rust's is among these.
-    let _closed = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+/// The pipe for the replies to one message. It is the engine's only link to the shim while its guest starts.
+pub(crate) struct Replies {
+    pipe: File,
+    reporter: Arc<Reporter>,
 }
 
-/// The pipe for what the shim is told of one message. It is all that a starting guest's engine holds of the shim.
-pub(crate) struct Replies(File);
-
 impl Replies {
-    /// Through the pipe that came with a message.
-    pub(crate) fn through(pipe: File) -> Self {
-        Self(pipe)
+    /// Replies through the pipe that came with a message.
+    pub(crate) fn new(pipe: File, reporter: &Arc<Reporter>) -> Self {
+        Self { pipe, reporter: Arc::clone(reporter) }
     }
 
     /// Says that the code is loaded.
     ///
     /// # Errors
-    /// When the shim is gone.
+    /// If the shim is gone.
     pub(crate) fn loaded(&self) -> io::Result<()> {
-        Reply::Loaded.write_to(&self.0)
+        Reply::Loaded.write_to(&self.pipe)
     }
 
     /// Says that the guest is about to run, and closes the pipe.
     ///
     /// # Errors
-    /// Those of writing, but for a shim that waits no longer: it has reported a guest with a long start function as started.
+    /// Those of writing, unless the shim no longer waits: it has reported a guest with a long start function as started.
     pub(crate) fn ready(self) -> io::Result<()> {
-        match Reply::Ready.write_to(&self.0) {
+        match Reply::Ready.write_to(&self.pipe) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             written => written,
         }
     }
 
-    /// Says why the guest does not run: to the shim, or on stderr when that waits no longer.
+    /// Says why the guest does not run: to the shim, or on stderr if the shim no longer waits.
     ///
     /// # Errors
     /// Those of writing.
     pub(crate) fn refuse(&self, refusal: Refusal) -> io::Result<()> {
         let reply = Reply::Refused(refusal);
-        match (reply.write_to(&self.0), reply) {
+        match (reply.write_to(&self.pipe), reply) {
             (Err(error), Reply::Refused(Refusal::Guest(sentence) | Refusal::Host(sentence)))
                 if error.kind() == io::ErrorKind::BrokenPipe =>
             {
-                report::line(&sentence);
+                self.reporter.line(&sentence);
                 Ok(())
             }
             (written, _) => written,
@@ -98,7 +92,7 @@ impl Replies {
     }
 }
 
-/// Names the process, as `ps` and the kernel's messages show it; the kernel keeps 15 bytes.
+/// Names the process, for `ps` and the kernel's messages. The kernel keeps 15 bytes.
 pub(crate) fn name_process(name: &str) {
     if let Ok(name) = CString::new(name) {
         // A name is a convenience: a kernel that refuses it changes nothing.

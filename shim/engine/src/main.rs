@@ -1,62 +1,58 @@
 //! The engine: the process of a wasm container. It takes a plan and compiled code from the control socket, runs the
-//! guest and ends with the guest's exit code. It cannot compile, and knows neither containerd nor OCI specs.
+//! guest and ends with the guest's exit code. It cannot compile, and knows neither containerd nor OCI specifications.
 
-mod command;
+mod clock;
 mod control;
 mod deadline;
-mod directories;
+mod environment;
+mod error;
+mod exports;
+mod files;
+mod host;
 mod http;
-mod limits;
-mod linker;
+mod link;
 mod load;
-mod mounts;
+mod memory;
 mod names;
 mod outgoing;
+mod prepare;
 mod queue;
 mod report;
-mod server_output;
+mod role;
+mod run;
+mod shared;
 mod signals;
 mod stdio;
 mod store;
 mod wall;
-mod wasi;
+
+use std::sync::Arc;
 
 use skiff_protocol::{EXIT_ENGINE, Message, Refusal};
 
 use crate::control::{Control, Replies};
-use crate::load::Loaded;
-
-/// A guest that is instantiated and waits to run.
-enum Prepared {
-    Command(Box<command::Command>),
-    Server(Box<http::Server>),
-}
-
-/// A guest whose code is mapped and linked. Nothing of it has run.
-enum Linked {
-    Module(Box<command::LinkedModule>),
-    Component(Box<command::LinkedComponent>),
-    Server(Box<http::LinkedServer>),
-}
+use crate::prepare::{Linked, Loaded};
+use crate::report::Reporter;
 
 fn main() {
-    let code = run().unwrap_or_else(|error| {
-        report::line(&format!("the engine cannot talk to the shim: {error}"));
+    let reporter = Arc::default();
+    let code = serve(&reporter).unwrap_or_else(|error| {
+        reporter.line(&format!("the engine cannot talk to the shim: {error}"));
         EXIT_ENGINE
     });
-    report::flush();
+    reporter.flush();
     std::process::exit(code);
 }
 
-/// Serves the control socket until a guest has run or was refused for good; answers the exit code.
-fn run() -> std::io::Result<i32> {
+/// Serves the control socket until a guest has run or was refused for good, and returns the exit code.
+fn serve(reporter: &Arc<Reporter>) -> std::io::Result<i32> {
     wall::hide()?;
-    signals::install();
+    signals::install()?;
     let control = Control::inherit()?;
     loop {
         let Message { plan, code, account, replies, memory_limits } = control.receive()?;
-        let replies = Replies::through(replies);
-        match Loaded::of(plan, &code, &account, memory_limits) {
+        let replies = Replies::new(replies, reporter);
+        match Loaded::new(plan, &code, &account, memory_limits, reporter) {
             Ok(loaded) => {
                 drop((control, code, account));
                 return start(loaded, replies);
@@ -70,10 +66,10 @@ fn run() -> std::io::Result<i32> {
     }
 }
 
-/// Brings a guest from its code to its end; answers the exit code.
+/// Brings a guest from its code to its end, and returns the exit code.
 fn start(loaded: Loaded, replies: Replies) -> std::io::Result<i32> {
-    let told = replies.loaded().map_err(|error| Refusal::Host(format!("cannot talk to the shim: {error}")));
-    match told.and_then(|()| loaded.link()).and_then(Linked::prepare) {
+    let sent = replies.loaded().map_err(|error| Refusal::Host(format!("cannot talk to the shim: {error}")));
+    match sent.and_then(|()| loaded.link()).and_then(Linked::prepare) {
         Ok(prepared) => {
             replies.ready()?;
             Ok(prepared.run())
@@ -81,33 +77,6 @@ fn start(loaded: Loaded, replies: Replies) -> std::io::Result<i32> {
         Err(refusal) => {
             replies.refuse(refusal)?;
             Ok(EXIT_ENGINE)
-        }
-    }
-}
-
-impl Linked {
-    /// Raises the wall and instantiates.
-    // Invariant: no instruction of a guest runs on this side of the wall.
-    fn prepare(mut self) -> Result<Prepared, Refusal> {
-        let context = match &mut self {
-            Self::Module(module) => module.context_mut(),
-            Self::Component(component) => component.context_mut(),
-            Self::Server(server) => server.context_mut(),
-        };
-        context.raise_wall()?;
-        match self {
-            Self::Module(module) => module.instantiate().map(|command| Prepared::Command(Box::new(command))),
-            Self::Component(component) => component.instantiate().map(|command| Prepared::Command(Box::new(command))),
-            Self::Server(server) => server.prepare().map(|server| Prepared::Server(Box::new(server))),
-        }
-    }
-}
-
-impl Prepared {
-    fn run(self) -> i32 {
-        match self {
-            Self::Command(command) => command.run(),
-            Self::Server(server) => server.run(),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Outgoing requests of `wasi:http`: one connection for each, HTTP/1.1, TLS with the roots of Mozilla. Names are looked up
-//! by [`Resolver`] only.
+//! Outgoing requests of `wasi:http`: one connection for each, HTTP/1.1, TLS with Mozilla's roots. Names are looked up by
+//! [`Resolver`] only.
 
 use std::io::{self, ErrorKind};
 use std::net::IpAddr;
@@ -22,12 +22,13 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use wasmtime_wasi_http::io::TokioIo;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
-use crate::names::{Failure, Resolver};
+use crate::names::failure::Failure;
+use crate::names::resolver::Resolver;
 
-/// How long each step may take when the guest says nothing of it.
+/// How long each step may take unless the guest sets a time.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// What becomes of a connection after the response's head.
+/// The rest of a connection's life after the response's head.
 type Connection = Box<dyn Future<Output = Result<(), Error>> + Send>;
 
 /// Sends the requests of one store.
@@ -79,7 +80,7 @@ async fn send(
     let stream: Box<dyn Stream> = if is_tls { Box::new(with_tls(stream, &authority).await?) } else { Box::new(stream) };
     let shaking = http1::Builder::new().handshake(TokioIo::new(stream));
     let (mut sender, connection) = timeout(patience.connect, shaking).await.map_err(|_| Error::ConnectionTimeout)??;
-    // Only a proxy is told scheme and authority.
+    // Only a proxy gets scheme and authority.
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
     *request.uri_mut() = Uri::try_from(path).map_err(|_| Error::HttpRequestUriInvalid)?;
     let mut connection = Box::pin(connection);
@@ -89,7 +90,7 @@ async fn send(
     };
     let mut response = std::pin::pin!(response);
     let mut is_over = false;
-    // The connection goes on only while somebody drives it.
+    // The connection makes progress only while somebody polls it.
     let response = std::future::poll_fn(|context| {
         if let Poll::Ready(response) = response.as_mut().poll(context) {
             return Poll::Ready(response);
@@ -115,21 +116,21 @@ async fn send(
     Ok((response.map(body), Box::new(rest)))
 }
 
-/// Connects to the first address that takes the connection.
+/// Connects to the first address that accepts the connection.
 async fn connect(resolver: &Resolver, authority: &Authority, is_tls: bool) -> Result<TcpStream, Error> {
     let port = authority.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
-    let addresses = resolver.look_up(authority.host()).await.map_err(of_failure)?;
+    let addresses = resolver.look_up(authority.host()).await.map_err(explain_failure)?;
     let mut refused = Error::DestinationNotFound;
     for address in addresses {
         match TcpStream::connect((address, port)).await {
             Ok(stream) => return Ok(stream),
-            Err(error) => refused = of_connecting(error),
+            Err(error) => refused = explain_refused(error),
         }
     }
     Err(refused)
 }
 
-fn of_failure(failure: Failure) -> Error {
+fn explain_failure(failure: Failure) -> Error {
     let rcode = match failure {
         Failure::Silence => return Error::DnsTimeout,
         Failure::Invalid => "invalid dns name",
@@ -140,7 +141,7 @@ fn of_failure(failure: Failure) -> Error {
     Error::DnsError { rcode: Some(rcode.to_owned()), info_code: None }
 }
 
-fn of_connecting(error: io::Error) -> Error {
+fn explain_refused(error: io::Error) -> Error {
     match error.kind() {
         ErrorKind::ConnectionRefused => Error::ConnectionRefused,
         ErrorKind::TimedOut => Error::ConnectionTimeout,
@@ -160,16 +161,16 @@ async fn with_tls(stream: TcpStream, authority: &Authority) -> Result<impl Strea
     TlsConnector::from(Arc::clone(&CONFIG)).connect(name, stream).await.map_err(Error::Tls)
 }
 
-/// What the server's certificate has to be made for.
+/// The name that the server's certificate must be for.
 fn server_name(host: &str) -> Result<ServerName<'static>, Error> {
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     match bare.parse::<IpAddr>() {
         Ok(address) => Ok(ServerName::from(address)),
-        Err(_) => ServerName::try_from(host.to_owned()).map_err(|_| of_failure(Failure::Invalid)),
+        Err(_) => ServerName::try_from(host.to_owned()).map_err(|_| explain_failure(Failure::Invalid)),
     }
 }
 
-/// A response's body that fails when nothing of it comes for too long.
+/// A response's body that fails if nothing of it arrives for too long.
 struct ResponseBody {
     incoming: Incoming,
     silence: Interval,
@@ -177,7 +178,7 @@ struct ResponseBody {
 
 impl ResponseBody {
     fn new(incoming: Incoming, between_bytes: Duration) -> Self {
-        // An interval of nothing at all does not exist.
+        // An interval must not be zero.
         let mut silence = interval(between_bytes.max(Duration::from_nanos(1)));
         silence.reset();
         Self { incoming, silence }

@@ -1,5 +1,5 @@
 //! The engine's own messages on their way to stderr: a bounded number of bytes, written by one thread. Nobody waits for
-//! room; what finds none is dropped and counted, and the count is told as soon as somebody reads again.
+//! room: a message that finds none is dropped and counted, and the count is written as soon as somebody reads again.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -7,18 +7,18 @@ use std::time::Duration;
 
 /// How many bytes of messages wait at most.
 const BYTES_MAX: usize = 256 << 10;
-/// How long one message is at most: a backtrace shows names that the guest's author chose.
+/// How long one message may be: a backtrace shows names that the guest's author chose.
 const MESSAGE_BYTES_MAX: usize = 32 << 10;
 
 /// Messages that wait for their writer.
 #[derive(Default)]
 pub(crate) struct Queue {
-    state: Mutex<State>,
+    waiting: Mutex<Waiting>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct Waiting {
     messages: VecDeque<String>,
     bytes: usize,
     dropped: u64,
@@ -26,38 +26,38 @@ struct State {
 }
 
 impl Queue {
-    /// Adds a message, or counts it where there is no room.
+    /// Adds a message, or counts it if there is no room.
     pub(crate) fn push(&self, mut message: String) {
         if message.len() > MESSAGE_BYTES_MAX {
             message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
             message.push_str(" …\n");
         }
-        let mut state = self.lock();
-        if state.bytes + message.len() > BYTES_MAX {
-            state.dropped += 1;
+        let mut waiting = self.lock();
+        if waiting.bytes + message.len() > BYTES_MAX {
+            waiting.dropped += 1;
             return;
         }
-        state.bytes += message.len();
-        state.messages.push_back(message);
-        drop(state);
+        waiting.bytes += message.len();
+        waiting.messages.push_back(message);
+        drop(waiting);
         self.changed.notify_all();
     }
 
-    /// Waits for the next message. The writer says [`Queue::written`] when it is done with it.
+    /// Waits for the next message. The writer calls [`Queue::written`] when it is done with it.
     pub(crate) fn next(&self) -> String {
-        let mut state = self.lock();
+        let mut waiting = self.lock();
         loop {
-            if let Some(message) = state.messages.pop_front() {
-                state.bytes -= message.len();
-                state.is_writing = true;
+            if let Some(message) = waiting.messages.pop_front() {
+                waiting.bytes -= message.len();
+                waiting.is_writing = true;
                 return message;
             }
-            if state.dropped > 0 {
-                state.is_writing = true;
-                let count = std::mem::take(&mut state.dropped);
+            if waiting.dropped > 0 {
+                waiting.is_writing = true;
+                let count = std::mem::take(&mut waiting.dropped);
                 return format!("skiff: {count} messages were dropped because nobody read the log\n");
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -69,12 +69,12 @@ impl Queue {
 
     /// Waits until there is nothing left to write, at most for `patience`.
     pub(crate) fn wait_empty(&self, patience: Duration) {
-        let is_busy = |state: &mut State| state.is_writing || state.dropped > 0 || !state.messages.is_empty();
+        let is_busy = |waiting: &mut Waiting| waiting.is_writing || waiting.dropped > 0 || !waiting.messages.is_empty();
         drop(self.changed.wait_timeout_while(self.lock(), patience, is_busy));
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

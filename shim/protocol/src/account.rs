@@ -1,30 +1,44 @@
-//! The account: what the engine tells of its guest's memory, in a page that it shares with whoever holds the file.
+//! The account: what the engine reports about its guest's memory, in a page that it shares with every holder of the file.
 //!
-//! The container's side can write there what it likes: to a reader it is a claim of the container about itself.
+//! The container can write anything there, so a reader must treat it as the container's claim about itself.
 
 use std::fs::File;
 use std::io;
-use std::num::NonZero;
 use std::os::unix::fs::FileExt;
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use serde::{Deserialize, Serialize};
+use skiff_linux::memory::{PAGE_BYTES, shared_words};
 
 /// The name of the file in the container's bundle.
 pub const ACCOUNT_FILE: &str = "account";
 
-const PAGE_BYTES: NonZero<usize> = NonZero::new(4096).unwrap();
+/// The first word of an account, which identifies its release: the last byte is the version.
+const FORM: u64 = u64::from_be_bytes(*b"skiffac2");
 
-/// What an account says.
+/// The words of an account, in order.
+#[derive(Clone, Copy)]
+enum Word {
+    Form,
+    Used,
+    Peak,
+    Refusals,
+    RanOut,
+    /// 0 means no limit.
+    Limit,
+}
+
+/// How many words there are.
+const WORDS: usize = Word::Limit as usize + 1;
+
+/// The values of an account.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Figures {
-    /// What the guest's linear memories, tables and GC heaps take, in bytes.
+    /// The size of the guest's linear memories, tables and GC heaps together, in bytes.
     pub linear_memory_bytes: u64,
-    /// The most that they took at one time, in bytes.
+    /// The largest size that they had at one time, in bytes.
     pub peak_bytes: u64,
     /// How many growths were refused.
     pub refusals: u64,
@@ -34,107 +48,105 @@ pub struct Figures {
     pub limit_bytes: Option<u64>,
 }
 
-/// An account that is kept.
+/// An account as its engine writes it.
 #[derive(Debug)]
-pub struct Account(&'static Page);
-
-#[derive(Debug)]
-#[repr(C)]
-struct Page {
-    used: AtomicU64,
-    peak: AtomicU64,
-    refusals: AtomicU64,
-    ran_out: AtomicU64,
-    /// 0 for none.
-    limit: AtomicU64,
-}
+pub struct Account(&'static [AtomicU64; WORDS]);
 
 impl Account {
-    /// Makes an empty account: a page of memory that nobody who gets the file can make longer or shorter.
+    /// Makes an empty account: a page of memory that no holder of the file can grow or shrink.
     ///
     /// # Errors
     /// Those of `memfd_create(2)`, `ftruncate(2)` and of sealing it.
     pub fn create() -> io::Result<File> {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let file = File::from(memfd_create(c"skiff-account", flags)?);
-        file.set_len(PAGE_BYTES.get() as u64)?;
+        file.set_len(PAGE_BYTES)?;
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
         Ok(file)
     }
 
-    /// Keeps the account in `file`, which [`Account::create`] made, for as long as the process lives.
+    /// Writes the account to `file`, which [`Account::create`] made, as long as the process lives.
     ///
     /// # Errors
-    /// Those of `mmap(2)`; `InvalidInput` for a file that is shorter than an account.
+    /// Those of `mmap(2)`; `InvalidInput` for a file shorter than an account.
     pub fn keep_in(file: &File) -> io::Result<Self> {
-        if file.metadata()?.len() < PAGE_BYTES.get() as u64 {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "this is not an account"));
-        }
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of Rust's.
-        let page: NonNull<Page> = unsafe { mmap(None, PAGE_BYTES, protection, MapFlags::MAP_SHARED, file, 0)? }.cast();
-        // SAFETY: the mapping is a whole page, aligned, never unmapped, and of atomics only, which others may change.
-        Ok(Self(unsafe { page.as_ref() }))
+        let account = Self(shared_words(file)?);
+        account.word(Word::Form).store(FORM, Ordering::Relaxed);
+        Ok(account)
     }
 
-    /// Adds `bytes` to what the guest's memories, tables and heaps take.
+    fn word(&self, word: Word) -> &AtomicU64 {
+        &self.0[word as usize]
+    }
+
+    /// Adds `bytes` to the size of the guest's memories, tables and heaps.
     ///
     /// # Errors
-    /// What they take already, when the sum would be over `max_bytes`: nothing is added then.
+    /// Their present size, when the sum would exceed `max_bytes`. Then nothing is added.
     pub fn take(&self, bytes: u64, max_bytes: u64) -> Result<(), u64> {
         let fits = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= max_bytes);
-        let used = self.0.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)?;
-        self.0.peak.fetch_max(used + bytes, Ordering::Relaxed);
+        let used = self.word(Word::Used).fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)?;
+        self.word(Word::Peak).fetch_max(used + bytes, Ordering::Relaxed);
         Ok(())
     }
 
     /// Subtracts `bytes` that were added before.
     pub fn give_back(&self, bytes: u64) {
-        self.0.used.fetch_sub(bytes, Ordering::Relaxed);
+        self.word(Word::Used).fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// What the guest's memories, tables and heaps take, in bytes.
+    /// The size of the guest's memories, tables and heaps together, in bytes.
     pub fn used_bytes(&self) -> u64 {
-        self.0.used.load(Ordering::Relaxed)
+        self.word(Word::Used).load(Ordering::Relaxed)
     }
 
-    /// Notes a refused growth.
+    /// Counts a refused growth.
     pub fn add_refusal(&self) {
-        self.0.refusals.fetch_add(1, Ordering::Relaxed);
+        self.word(Word::Refusals).fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Notes the container's memory limit.
+    /// Records the container's memory limit.
     pub fn set_limit(&self, limit_bytes: Option<u64>) {
-        self.0.limit.store(limit_bytes.unwrap_or(0), Ordering::Relaxed);
+        self.word(Word::Limit).store(limit_bytes.unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// Notes that the guest gave up for want of memory.
+    /// Records that the guest gave up because it ran out of memory.
     pub fn set_ran_out(&self) {
-        self.0.ran_out.store(1, Ordering::Relaxed);
+        self.word(Word::RanOut).store(1, Ordering::Relaxed);
     }
 }
 
 impl Figures {
-    /// Reads the account in `file`; all is 0 before a guest has been prepared.
+    /// Reads the account in `file`; everything is 0 before a guest has been prepared.
     ///
     /// # Errors
-    /// Those of `pread(2)`.
+    /// Those of `pread(2)`; `InvalidData` for an account of another release of skiff.
     pub fn read(file: &File) -> io::Result<Self> {
-        let mut bytes = [0_u8; size_of::<Page>()];
+        let mut bytes = [0_u8; WORDS * 8];
         let length = file.read_at(&mut bytes, 0)?;
         if length < bytes.len() {
             return Ok(Self::default());
         }
-        let mut words = bytes.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_ne_bytes));
-        let mut word = || words.next().unwrap_or(0);
-        Ok(Self {
-            linear_memory_bytes: word(),
-            peak_bytes: word(),
-            refusals: word(),
-            ran_out: word() != 0,
-            limit_bytes: Some(word()).filter(|bytes| *bytes > 0),
-        })
+        let mut words = [0_u64; WORDS];
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+            *word = bytes.try_into().map_or(0, u64::from_ne_bytes);
+        }
+        let word = |word: Word| words[word as usize];
+        match word(Word::Form) {
+            FORM => Ok(Self {
+                linear_memory_bytes: word(Word::Used),
+                peak_bytes: word(Word::Peak),
+                refusals: word(Word::Refusals),
+                ran_out: word(Word::RanOut) != 0,
+                limit_bytes: Some(word(Word::Limit)).filter(|bytes| *bytes > 0),
+            }),
+            0 => Ok(Self::default()),
+            _ => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the account is one of another release of skiff: use the `skiff` that is beside the pod's shim",
+            )),
+        }
     }
 }
 
@@ -158,6 +170,8 @@ mod tests {
         assert_eq!(Figures::read(&file).unwrap(), expected);
         account.set_ran_out();
         assert!(Figures::read(&file).unwrap().ran_out);
+        file.write_at(b"another ", 0).unwrap();
+        assert!(Figures::read(&file).unwrap_err().to_string().contains("another release"));
         for bytes in [0, 1 << 20] {
             assert_eq!(file.set_len(bytes).unwrap_err().kind(), io::ErrorKind::PermissionDenied, "{bytes}");
         }

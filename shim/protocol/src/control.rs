@@ -1,32 +1,33 @@
-//! What goes to the engine and what comes back: two ways, so that each can be closed as soon as it is not needed.
+//! The messages between the shim and the engine. Each direction has its own channel, which is closed as soon as it is not
+//! needed.
 //!
-//! The shim sends a [`Message`] over the control socket (descriptors only: the plan travels in a file). The engine answers
-//! through a pipe that the message brings, with lines of JSON, each a [`Reply`]: `Loaded`, then `Ready` or `Refused`, or
-//! the latter alone. It closes the socket once the code is loaded; from then on all that it holds of the shim is the pipe's
-//! writing end. After [`Refusal::Incompatible`] it waits for another message instead.
+//! The shim sends a [`Message`] over the control socket (descriptors only: the plan is in a file). The engine replies
+//! through a pipe that comes with the message, in lines of JSON, each a [`Reply`]: `Loaded`, then `Ready` or `Refused`, or
+//! `Refused` alone. It closes the socket once the code is loaded. From then on the pipe's writing end is its only
+//! connection to the shim. After [`Refusal::Incompatible`] it waits for another message instead.
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
+use skiff_linux::descriptors;
 
 use crate::EnginePlan;
 
+/// The version of this protocol. It changes whenever a program of the previous release would misunderstand a message.
+pub const VERSION: u32 = 2;
 /// The most memory limit files that a message carries.
 pub const LIMIT_FILES_MAX: usize = 16;
-/// The plan, the compiled code, the account and the pipe for replies come first.
-const FILES_MAX: usize = 4 + LIMIT_FILES_MAX;
 /// The longest line that is a [`Reply`], in bytes; the kernel's default size of a pipe.
 pub const REPLY_BYTES_MAX: usize = 64 << 10;
-/// Room for most plans, so that they are read at once.
+/// The initial buffer for a plan, in bytes: most plans fit and are read at once.
 const PLAN_BYTES_USUAL: usize = 16 << 10;
 /// The longest plan that is read, in bytes.
 const PLAN_BYTES_MAX: u64 = 16 << 20;
 
-/// What the shim hands to the engine.
+/// What the shim passes to the engine.
 #[derive(Debug)]
 pub struct Message {
     /// The container's plan.
@@ -41,11 +42,11 @@ pub struct Message {
     pub memory_limits: Vec<File>,
 }
 
-/// What the engine answers.
+/// What the engine replies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
-    /// The engine has loaded the compiled code. From here on it may take as long as the guest's own start function.
+    /// The engine has loaded the compiled code. The next reply may take as long as the guest's own start function.
     Loaded,
     /// The guest is instantiated and about to run.
     Ready,
@@ -57,9 +58,10 @@ pub enum Reply {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Refusal {
-    /// The compiled code is of another engine or processor: it has to be compiled again and sent again.
+    /// The compiled code is for another engine or processor: the shim must compile the module again and send another
+    /// message.
     Incompatible(String),
-    /// The guest itself is at fault; one sentence for the pod's owner.
+    /// The guest is at fault; one sentence for the pod's owner.
     Guest(String),
     /// The container or the node is at fault; one sentence for the pod's owner.
     Host(String),
@@ -68,49 +70,29 @@ pub enum Refusal {
 /// Sends `message` over `socket`, which must have room for one byte.
 ///
 /// # Errors
-/// Those of `memfd_create(2)`, `write(2)` and `sendmsg(2)`; more than [`LIMIT_FILES_MAX`] limits are `InvalidInput`.
+/// Those of `memfd_create(2)`, `write(2)` and `sendmsg(2)`; `InvalidInput` for more than [`LIMIT_FILES_MAX`] limits.
 pub fn send_message(socket: impl AsFd, message: &Message) -> io::Result<()> {
     if message.memory_limits.len() > LIMIT_FILES_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many memory limit files"));
     }
     let mut plan = File::from(memfd_create(c"skiff-plan", MFdFlags::MFD_CLOEXEC)?);
-    plan.write_all(&serde_json::to_vec(&message.plan)?)?;
+    plan.write_all(&serde_json::to_vec(&Versioned { version: VERSION, plan: &message.plan })?)?;
     plan.seek(SeekFrom::Start(0))?;
-    let mut fds: Vec<RawFd> =
-        vec![plan.as_raw_fd(), message.code.as_raw_fd(), message.account.as_raw_fd(), message.replies.as_raw_fd()];
-    fds.extend(message.memory_limits.iter().map(AsRawFd::as_raw_fd));
-    sendmsg::<()>(
-        socket.as_fd().as_raw_fd(),
-        &[IoSlice::new(b"P")],
-        &[ControlMessage::ScmRights(&fds)],
-        MsgFlags::MSG_NOSIGNAL,
-        None,
-    )?;
-    Ok(())
+    let mut files = vec![plan.as_fd(), message.code.as_fd(), message.account.as_fd(), message.replies.as_fd()];
+    files.extend(message.memory_limits.iter().map(AsFd::as_fd));
+    descriptors::send(socket, b"P", &files)
 }
 
-/// Waits for a message on `socket`.
+/// Waits for a message on `socket`. A shim of another release gets a refusal through the pipe that came with its message.
 ///
 /// # Errors
-/// `UnexpectedEof` when the shim has closed its end; `InvalidData` for a message that is not of this protocol.
+/// `UnexpectedEof` when the shim has closed its end; `InvalidData` for a message of another protocol.
 pub fn receive_message(socket: impl AsFd) -> io::Result<Message> {
-    let mut byte = [0_u8; 1];
-    let mut space = nix::cmsg_space!([RawFd; FILES_MAX]);
-    let mut iov = [IoSliceMut::new(&mut byte)];
-    let received = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut iov, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
-    let mut files = Vec::new();
-    for control in received.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(fds) = control {
-            for fd in fds {
-                // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
-                files.push(File::from(unsafe { OwnedFd::from_raw_fd(fd) }));
-            }
-        }
-    }
-    if received.bytes == 0 {
+    let (length, files) = descriptors::receive(socket, &mut [0])?;
+    if length == 0 {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the shim is gone"));
     }
-    let mut files = files.into_iter();
+    let mut files = files.into_iter().map(File::from);
     let (Some(plan), Some(code), Some(account), Some(replies)) =
         (files.next(), files.next(), files.next(), files.next())
     else {
@@ -118,11 +100,39 @@ pub fn receive_message(socket: impl AsFd) -> io::Result<Message> {
     };
     let mut text = Vec::with_capacity(PLAN_BYTES_USUAL);
     plan.take(PLAN_BYTES_MAX).read_to_end(&mut text)?;
-    Ok(Message { plan: serde_json::from_slice(&text)?, code, account, replies, memory_limits: files.collect() })
+    if let Some(sentence) = other_release(&text) {
+        Reply::Refused(Refusal::Host(sentence.clone())).write_to(&replies)?;
+        return Err(io::Error::new(io::ErrorKind::InvalidData, sentence));
+    }
+    let Versioned { plan, .. } = serde_json::from_slice(&text)?;
+    Ok(Message { plan, code, account, replies, memory_limits: files.take(LIMIT_FILES_MAX).collect() })
+}
+
+/// A plan as it is sent: with the version of the protocol.
+#[derive(Serialize, Deserialize)]
+struct Versioned<Plan> {
+    version: u32,
+    plan: Plan,
+}
+
+/// The sentence about a plan of another version; `None` if the version is ours.
+fn other_release(text: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Version {
+        #[serde(default)]
+        version: u32,
+    }
+    let Version { version } = serde_json::from_slice(text).ok()?;
+    (version != VERSION).then(|| {
+        format!(
+            "the shim and the engine are of different releases of skiff (protocol {version} and {VERSION}): install the \
+             programs of one release into one directory"
+        )
+    })
 }
 
 impl Reply {
-    /// Writes the reply as one line of at most [`REPLY_BYTES_MAX`] bytes: a longer sentence is cut.
+    /// Writes the reply as one line of at most [`REPLY_BYTES_MAX`] bytes. A longer sentence is cut.
     ///
     /// # Errors
     /// Those of writing to `writer`.
@@ -132,7 +142,8 @@ impl Reply {
         writer.write_all(&line)
     }
 
-    /// The reply with a sentence that fits into a line whatever its characters are: JSON needs at most six bytes for one.
+    /// The reply, its sentence cut so that it fits into a line whatever its characters: JSON needs at most six bytes for
+    /// one.
     fn bounded(&self) -> Self {
         let cut = |text: &String| text[..text.floor_char_boundary(REPLY_BYTES_MAX / 8)].to_owned();
         match self {
@@ -146,7 +157,7 @@ impl Reply {
         }
     }
 
-    /// Reads a reply from the line that [`Reply::write_to`] made.
+    /// Parses the line that [`Reply::write_to`] wrote.
     ///
     /// # Errors
     /// `InvalidData` when the line is not a reply.
@@ -157,6 +168,7 @@ impl Reply {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::BorrowedFd;
     use std::os::unix::net::UnixStream;
 
     use proptest::collection::vec;
@@ -193,6 +205,25 @@ mod tests {
     }
 
     #[test]
+    fn a_plan_of_another_release_is_refused_with_a_sentence() {
+        for (text, number) in [(r#"{"module":"/old.wasm"}"#, 0), (r#"{"version":77,"plan":[]}"#, 77)] {
+            let (shim, engine) = UnixStream::pair().unwrap();
+            let mut plan = File::from(memfd_create(c"plan", MFdFlags::MFD_CLOEXEC).unwrap());
+            plan.write_all(text.as_bytes()).unwrap();
+            plan.rewind().unwrap();
+            let (mut said, replies) = io::pipe().unwrap();
+            let null = File::open("/dev/null").unwrap();
+            descriptors::send(&shim, &[0], &[plan.as_fd(), null.as_fd(), null.as_fd(), replies.as_fd()]).unwrap();
+            drop(replies);
+            let error = receive_message(&engine).unwrap_err();
+            let mut line = String::new();
+            said.read_to_string(&mut line).unwrap();
+            assert!(error.to_string().contains(&format!("(protocol {number} and {VERSION})")), "{error}");
+            assert_eq!(Reply::parse(&line).unwrap(), Reply::Refused(Refusal::Host(error.to_string())));
+        }
+    }
+
+    #[test]
     fn a_reply_reads_back() {
         for reply in [Reply::Loaded, Reply::Ready, Reply::Refused(Refusal::Guest("no `_start`\nhere".into()))] {
             let mut line = Vec::new();
@@ -211,7 +242,7 @@ mod tests {
         }
     }
 
-    /// Bytes of a stranger: any at all, or a valid text with some bytes replaced, put in or cut off.
+    /// A stranger's bytes: random ones, or a valid text with some bytes replaced, inserted or cut off.
     fn bytes_like(valid: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
         let edits = vec((any::<u16>(), any::<u8>(), 0..3_u8), 0..8);
         let mutated = (Just(valid), edits).prop_map(|(mut bytes, edits)| {
@@ -230,7 +261,8 @@ mod tests {
 
     fn valid_plan() -> Vec<u8> {
         let preopens = vec![Preopen { host: "/a".into(), guest: "/".into(), read_only: true }];
-        serde_json::to_vec(&EnginePlan { env: vec!["A=1".into()], preopens, ..EnginePlan::default() }).unwrap()
+        let plan = EnginePlan { env: vec!["A=1".into()], preopens, ..EnginePlan::default() };
+        serde_json::to_vec(&Versioned { version: VERSION, plan }).unwrap()
     }
 
     fn valid_reply() -> Vec<u8> {
@@ -255,10 +287,8 @@ mod tests {
             let mut plan = File::from(memfd_create(c"plan", MFdFlags::MFD_CLOEXEC).unwrap());
             plan.write_all(&text).unwrap();
             plan.rewind().unwrap();
-            let fds = vec![plan.as_raw_fd(); files];
-            let rights = [ControlMessage::ScmRights(&fds)];
-            let sent = if files == 0 { &[] } else { &rights[..] };
-            sendmsg::<()>(shim.as_raw_fd(), &[IoSlice::new(&[0])], sent, MsgFlags::empty(), None).unwrap();
+            let files: Vec<BorrowedFd<'_>> = vec![plan.as_fd(); files];
+            descriptors::send(&shim, &[0], &files).unwrap();
             if let Ok(message) = receive_message(&engine) {
                 prop_assert!(message.memory_limits.len() <= LIMIT_FILES_MAX);
             }

@@ -1,10 +1,10 @@
 //! The exit table: how a guest's end becomes the container's exit code.
 
-/// The guest trapped (the shell's code of a process that aborted: 128 + SIGABRT).
+/// The guest trapped (the shell's code for a process that aborted: 128 + SIGABRT).
 pub const EXIT_TRAP: i32 = 134;
-/// The engine could not start the guest; the reason stands in the reply of Start.
+/// The engine cannot start the guest; the reason is in the reply to Start.
 pub const EXIT_ENGINE: i32 = 125;
-/// The guest ended because its memory limit was reached; Kubernetes shows `OOMKilled`.
+/// The guest ended because it reached its memory limit; Kubernetes shows `OOMKilled`.
 pub const EXIT_OOM: i32 = 137;
 
 /// The exit code of a guest that called `proc_exit(code)` or returned it: `code` modulo 256, as `wait(2)` reports it.

@@ -4,8 +4,6 @@
 use std::error::Error as StdError;
 use std::fmt;
 
-use ttrpc::Code;
-
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What the caller can do about an error.
@@ -87,37 +85,5 @@ pub(crate) trait Context<T> {
 impl<T, E: Into<Box<dyn StdError + Send + Sync>>> Context<T> for std::result::Result<T, E> {
     fn doing(self, what: impl FnOnce() -> String) -> Result<T> {
         self.map_err(|error| Error::host(what(), error))
-    }
-}
-
-impl From<Error> for ttrpc::Error {
-    fn from(error: Error) -> Self {
-        let code = match error.kind {
-            Kind::Invalid => Code::INVALID_ARGUMENT,
-            Kind::NotFound => Code::NOT_FOUND,
-            Kind::Exists => Code::ALREADY_EXISTS,
-            Kind::Conflict => Code::FAILED_PRECONDITION,
-            Kind::Unsupported => Code::UNIMPLEMENTED,
-            Kind::Host => Code::UNKNOWN,
-        };
-        ttrpc::Error::RpcStatus(ttrpc::get_status(code, chain(&error)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_reply_holds_the_whole_chain_once() {
-        let cause = std::io::Error::other("no space left");
-        let error: ttrpc::Error = Error::host("cannot write `a`", cause).into();
-        match error {
-            ttrpc::Error::RpcStatus(status) => {
-                assert_eq!(status.message, "cannot write `a`: no space left");
-                assert_eq!(status.code(), Code::UNKNOWN);
-            }
-            other => panic!("{other}"),
-        }
     }
 }

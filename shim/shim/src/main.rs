@@ -2,10 +2,16 @@
 //!
 //! `start` makes it, `delete` cleans up after one that was killed, and without an action it serves the Task API.
 
+mod code;
 mod containerd;
 mod error;
+mod events;
 mod host;
+mod identity;
+mod image;
+mod launch;
 mod pod;
+mod request;
 mod settings;
 mod spec;
 
@@ -13,10 +19,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match containerd::command::run() {
+    match containerd::cli::run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // containerd shows what `start` and `delete` print; there is nobody else to tell.
+            // containerd shows what `start` and `delete` print; nobody else would see it.
             drop(writeln!(std::io::stderr(), "containerd-shim-skiff-v1: {}", error::chain(&error)));
             ExitCode::FAILURE
         }

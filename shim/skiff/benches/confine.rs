@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How often each way is measured.
+/// How often each variant is measured.
 const ROUNDS: usize = 100;
 const WAYS: [(&str, &[&str]); 3] = [
     ("plain", &["compile"]),

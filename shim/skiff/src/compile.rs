@@ -15,18 +15,18 @@ use crate::error::{Context, Error, Result, with_causes};
 use crate::preamble::{Kind, kind_of};
 use crate::regular::refuse_above_limit;
 
-/// The most threads that compile: memory grows with each, and so many fit the confined process's limit.
+/// The most threads that compile. Memory grows with each of them; this many fit into the confined process's limit.
 pub(crate) const THREADS_MAX: usize = 32;
 
-/// How wasmtime says that a function's body is invalid; its type for that is not public.
+/// How wasmtime reports an invalid function body; its type for that is not public.
 const INVALID: &str = "Invalid input WebAssembly code at offset ";
 
 /// Reads a wasm binary from `input`, compiles it and writes the compiled code to `output`.
 ///
-/// A regular file is read from its start, wherever its offset stands.
+/// A regular file is read from its start, wherever its offset is.
 ///
 /// # Errors
-/// The guest's fault for what is no valid wasm, the host's when reading or writing fails.
+/// The guest's fault if the input is not valid wasm; the host's if reading or writing fails.
 pub(crate) fn compile_stream(input: &mut File, output: &mut File, name: &str) -> Result<()> {
     let bytes = read_all(input, name)?;
     let code = compile(&bytes, name)?;
@@ -41,7 +41,7 @@ pub(crate) fn compile_stream(input: &mut File, output: &mut File, name: &str) ->
 /// Compiles the wasm binary `bytes` for this machine's processor and skiff's engine.
 ///
 /// # Errors
-/// The guest's fault for what is no valid wasm, or what the engine does not support.
+/// The guest's fault if it is not valid wasm, or needs something that the engine does not support.
 pub(crate) fn compile(bytes: &[u8], name: &str) -> Result<Vec<u8>> {
     let kind = kind_of(bytes, name)?;
     let engine = engine()?;
@@ -53,7 +53,7 @@ pub(crate) fn compile(bytes: &[u8], name: &str) -> Result<Vec<u8>> {
         Ok(compiled) => compiled.map_err(|error| explain(&error, name)),
         Err(panic) => {
             let reason = panic_message(panic.as_ref());
-            Err(Error::guest(format!("`{name}` cannot be compiled: the compiler gave up on it: {reason}")))
+            Err(Error::guest(format!("`{name}` cannot be compiled: the compiler panicked: {reason}")))
         }
     }
 }
@@ -63,10 +63,10 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given")
 }
 
-/// The engine of skiff, with its compiler.
+/// skiff's engine, with its compiler.
 ///
 /// # Errors
-/// The host's: a processor without what wasmtime needs.
+/// The host's, if the processor lacks something that wasmtime needs.
 pub(crate) fn engine() -> Result<Engine> {
     let config = skiff_engine_config::engine_config().or_host("cannot configure the engine")?;
     Engine::new(&config).or_host("cannot make the engine")
@@ -75,13 +75,13 @@ pub(crate) fn engine() -> Result<Engine> {
 /// Bounds the threads that wasmtime compiles with. Called once, before the first compilation.
 ///
 /// # Errors
-/// The host's, when threads cannot be made.
+/// The host's, if threads cannot be made.
 pub(crate) fn limit_threads() -> Result<()> {
     let threads = available_parallelism().map_or(1, NonZero::get).min(THREADS_MAX);
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().or_host("cannot start the compiler's threads")
 }
 
-/// The whole of `input`, of which no more is read than may be compiled: a pipe has no size that could be looked at first.
+/// Reads all of `input`, but not more than may be compiled: the size of a pipe cannot be checked first.
 fn read_all(input: &mut File, name: &str) -> Result<Vec<u8>> {
     let reading = || format!("cannot read `{name}`");
     let metadata = input.metadata().or_host(reading())?;
@@ -109,7 +109,7 @@ fn explain(error: &wasmtime::Error, name: &str) -> Error {
     })
 }
 
-/// The sentence for invalid wasm: corrupt, or of a proposal that the engine has switched off.
+/// The sentence for invalid wasm: it is corrupt, or uses a proposal that the engine has switched off.
 pub(crate) fn explain_invalid(message: &str, offset: usize, name: &str) -> String {
     let is_switched_off = message.contains("enabled") || message.contains("disabled");
     let fault = if is_switched_off { "uses a wasm proposal that is off" } else { "is corrupt" };

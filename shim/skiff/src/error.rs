@@ -3,27 +3,7 @@
 use std::fmt::{self, Display};
 use std::process::ExitCode;
 
-/// Who has to do something about an error; it decides the exit code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
-    /// The module, or what the caller asked for: the same call fails everywhere. Exit code 1.
-    Guest,
-    /// The node: the same call may succeed elsewhere or later. Exit code 2.
-    Host,
-    /// A limit on memory, time or size of the output was reached. Exit code 3.
-    Limit,
-}
-
-impl Fault {
-    /// The exit code of a program that ends with this fault.
-    pub(crate) const fn code(self) -> u8 {
-        match self {
-            Self::Guest => 1,
-            Self::Host => 2,
-            Self::Limit => 3,
-        }
-    }
-}
+pub(crate) use skiff_protocol::Fault;
 
 /// One sentence, lower-case, with values in backticks and its causes joined with `: `.
 #[derive(Debug)]
@@ -48,7 +28,7 @@ impl Error {
         Self { fault: Fault::Limit, sentence: sentence.into() }
     }
 
-    /// The same sentence with exit code 1, for commands that tell no faults apart.
+    /// The same sentence with exit code 1, for commands that do not distinguish faults.
     pub(crate) fn plain(self) -> Self {
         Self { fault: Fault::Guest, ..self }
     }
@@ -69,7 +49,7 @@ impl Display for Error {
     }
 }
 
-/// Gives an error of another crate its fault and says what was being done.
+/// Adds the fault, and what was being done, to an error of another crate.
 pub(crate) trait Context<T> {
     /// The node is at fault.
     fn or_host(self, doing: impl Display) -> Result<T>;

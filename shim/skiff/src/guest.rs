@@ -1,6 +1,7 @@
 //! What a wasm binary is, imports and exports: read and validated, neither compiled nor run.
 
 use serde::Serialize;
+use skiff_protocol::interfaces::{is_command, is_server};
 use wasmparser::{
     ComponentExternalKind, ComponentTypeRef, ExternalKind, MemoryType, Parser, Payload, TypeRef, Validator,
 };
@@ -18,7 +19,7 @@ pub(crate) struct Guest {
     pub(crate) imports: Vec<Import>,
     /// What it offers.
     pub(crate) exports: Vec<Export>,
-    /// The linear memories, those of the modules in a component too.
+    /// The linear memories, including those of the modules in a component.
     pub(crate) memories: Vec<Memory>,
 }
 
@@ -55,9 +56,9 @@ pub(crate) struct Memory {
 pub(crate) enum Entry {
     /// It runs from `_start` or `wasi:cli/run` to its end.
     Command,
-    /// It answers HTTP requests.
+    /// It serves HTTP requests.
     Http,
-    /// It has functions to be called by name only.
+    /// Its functions can only be called by name.
     Reactor,
 }
 
@@ -65,7 +66,7 @@ impl Guest {
     /// Reads the wasm binary `bytes`, which messages call `name`.
     ///
     /// # Errors
-    /// The guest's fault for what is no valid wasm.
+    /// The guest's fault if it is not valid wasm.
     pub(crate) fn read(bytes: &[u8], name: &str) -> Result<Self> {
         let kind = kind_of(bytes, name)?;
         let invalid =
@@ -128,13 +129,12 @@ impl Guest {
 
     /// How it is started.
     pub(crate) fn entry(&self) -> Entry {
-        let exports = |start: &str| self.exports.iter().any(|export| export.name.starts_with(start));
+        let exports = |is_it: fn(&str) -> bool| self.exports.iter().any(|export| is_it(&export.name));
         match self.kind {
-            Kind::Module if self.exports.iter().any(|export| export.name == "_start") => Entry::Command,
+            Kind::Module if exports(|name| name == "_start") => Entry::Command,
             Kind::Module => Entry::Reactor,
-            Kind::Component if exports("wasi:http/incoming-handler@0.2") => Entry::Http,
-            Kind::Component if exports("wasi:http/handler@0.3") => Entry::Http,
-            Kind::Component if exports("wasi:cli/run@") => Entry::Command,
+            Kind::Component if exports(is_server) => Entry::Http,
+            Kind::Component if exports(is_command) => Entry::Command,
             Kind::Component => Entry::Reactor,
         }
     }

@@ -27,7 +27,7 @@ use serde::Serialize;
 
 use crate::error::{Context, Error, Result};
 
-/// WebAssembly containers for containerd: compile, pack, look into and check.
+/// WebAssembly containers for containerd: compile, pack, inspect and check.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
@@ -41,37 +41,37 @@ enum Command {
     Compile(CompileArguments),
     /// Make an image of a wasm module or component.
     Pack(pack::Arguments),
-    /// Say what a wasm module or component is, and whether it can be run.
+    /// Show what a wasm module or component is, and whether skiff can run it.
     Inspect(inspect::Arguments),
-    /// Look over this node: what is there, what is missing, what to do.
+    /// Check this node: what is there, what is missing, what to do.
     Doctor(doctor::Arguments),
-    /// Say what the guest of a running container takes of its memory.
+    /// Show how much memory the guest of a running container uses.
     Stats(stats::Arguments),
-    /// Say which wasm layers the image of a container has, as JSON.
+    /// List the wasm layers of a container's image, as JSON.
     Layers(layers::Arguments),
 }
 
 #[derive(Debug, Args)]
 struct CompileArguments {
-    /// What messages call the module.
+    /// The module's name in messages.
     #[arg(long, default_value = "standard input", allow_hyphen_values = true)]
     name: String,
-    /// Compile in a process without privileges, network and files.
+    /// Compile in a process without privileges, network or files.
     #[arg(long)]
     confine: bool,
-    /// The most memory of the confined compiler, in bytes.
+    /// The confined compiler's memory limit, in bytes.
     #[arg(long, default_value_t = 2 << 30, requires = "confine")]
     memory_bytes: u64,
-    /// The most processor time of the confined compiler.
+    /// The confined compiler's processor time limit, in seconds.
     #[arg(long, default_value_t = 300, requires = "confine")]
     cpu_seconds: u64,
-    /// The longest time that the confined compiler may take.
+    /// The confined compiler's time limit, in seconds.
     #[arg(long, default_value_t = 600, requires = "confine")]
     wall_seconds: u64,
-    /// The most compiled code that the confined compiler may write, in bytes.
+    /// The confined compiler's output limit, in bytes.
     #[arg(long, default_value_t = 1 << 30, requires = "confine")]
     output_bytes: u64,
-    /// Give the confined compiler a control group of this name.
+    /// Put the confined compiler into a control group of this name.
     #[arg(long, value_parser = group_name, requires = "confine")]
     cgroup: Option<String>,
 }
@@ -93,7 +93,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nobody is left to be told when standard error is gone.
+            // If standard error is closed, there is nobody to report to.
             drop(writeln!(io::stderr().lock(), "skiff: {error}"));
             error.exit_code()
         }
@@ -117,7 +117,7 @@ fn inspect(arguments: &inspect::Arguments) -> Result<()> {
 }
 
 fn compile(arguments: &CompileArguments) -> Result<()> {
-    // A panic of the compiler becomes a sentence about the module; nothing else may be said on standard error.
+    // A panic of the compiler becomes a sentence about the module; nothing else may be written to standard error.
     panic::set_hook(Box::new(|_| {}));
     let job = || compile_standard_streams(&arguments.name);
     if !arguments.confine {
@@ -144,7 +144,9 @@ fn compile_standard_streams(name: &str) -> Result<()> {
 fn group_name(text: &str) -> Result<String, String> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if text.is_empty() || text.len() > 128 || text.starts_with('.') || !text.chars().all(is_plain) {
-        return Err("a control group's name has letters, digits, `.`, `_` and `-` only".into());
+        return Err(
+            "a control group's name has only letters, digits, `.`, `_` and `-`, and does not begin with a dot".into()
+        );
     }
     Ok(text.into())
 }

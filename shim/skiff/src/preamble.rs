@@ -21,24 +21,24 @@ impl Kind {
     }
 }
 
-const MAGIC: &[u8] = b"\0asm";
+const MAGIC: &[u8] = &skiff_protocol::WASM_MAGIC;
 const MODULE: &[u8] = &[1, 0, 0, 0];
 const COMPONENT: &[u8] = &[0x0d, 0, 1, 0];
 
 /// The kind of the wasm binary `bytes`, which messages call `name`.
 ///
 /// # Errors
-/// Everything that is no wasm binary, by what it is instead; all are the guest's fault.
+/// The guest's fault if it is not a wasm binary; the message says what it is instead.
 pub(crate) fn kind_of(bytes: &[u8], name: &str) -> Result<Kind> {
     if bytes.is_empty() {
         return Err(Error::guest(format!("`{name}` is empty")));
     }
     if bytes.starts_with(b"\x7fELF") {
-        let reason = "is native or precompiled code (ELF), and precompiled code from an image is never run";
+        let reason = "is native or precompiled code (ELF): skiff never runs compiled code from an image";
         return Err(Error::guest(format!("`{name}` {reason}")));
     }
     if is_text(bytes) {
-        return Err(Error::guest(format!("`{name}` is wasm in its text format; only the binary format is run")));
+        return Err(Error::guest(format!("`{name}` is wasm in its text format: skiff runs only the binary format")));
     }
     if !bytes.starts_with(MAGIC) {
         if MAGIC.starts_with(bytes) {
@@ -58,7 +58,7 @@ fn truncated(bytes: &[u8], name: &str) -> Error {
     Error::guest(format!("`{name}` is corrupt: it ends after {} bytes, within the preamble", bytes.len()))
 }
 
-/// Whether `bytes` begin, after white space and line comments, like a `(module` or a `(component`.
+/// Whether `bytes` begin with `(module` or `(component`, after white space and line comments.
 fn is_text(bytes: &[u8]) -> bool {
     let mut rest = bytes.trim_ascii_start();
     while rest.starts_with(b";;") {
@@ -89,11 +89,8 @@ mod tests {
         check(b"\0asm\x01", Err("is corrupt: it ends after 5 bytes, within the preamble"));
         check(b"\0asm\x02\0\0\0", Err("is corrupt: unknown wasm version `[02, 00, 00, 00]`"));
         check(b"#!/bin/sh\n", Err("is not wasm: it does not begin with `\\0asm`"));
-        check(b";; hi\n (module)", Err("is wasm in its text format; only the binary format is run"));
-        check(
-            b"\x7fELF\x02",
-            Err("is native or precompiled code (ELF), and precompiled code from an image is never run"),
-        );
+        check(b";; hi\n (module)", Err("is wasm in its text format: skiff runs only the binary format"));
+        check(b"\x7fELF\x02", Err("is native or precompiled code (ELF): skiff never runs compiled code from an image"));
     }
 
     proptest! {

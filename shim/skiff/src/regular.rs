@@ -9,13 +9,13 @@ use skiff_protocol::MODULE_BYTES_MAX;
 
 use crate::error::{Context, Error, Result};
 
-/// Opens `path` for reading, and tells its size in bytes. Symbolic links are followed.
+/// Opens `path` for reading, and returns it with its size in bytes. Symbolic links are followed.
 ///
 /// # Errors
-/// `InvalidInput` with what it is when it is no regular file; those of `open(2)`.
+/// `InvalidInput`, with what it is, if it is not a regular file; those of `open(2)`.
 pub(crate) fn open(path: &Path) -> io::Result<(File, u64)> {
-    // Looked at before it is opened, since opening a device may already do something. What takes its place in between is
-    // found out afterwards, and cannot keep this process waiting.
+    // Checked before it is opened, because opening a device may have an effect, and again afterwards, because another file may
+    // have taken its place. That one cannot block this process.
     refuse_irregular(&fs::metadata(path)?)?;
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
     let metadata = file.metadata()?;
@@ -38,7 +38,7 @@ fn refuse_irregular(metadata: &Metadata) -> io::Result<()> {
 /// The wasm binary in the file `path`.
 ///
 /// # Errors
-/// The host's when it cannot be read; the caller's when it is bigger than what is compiled.
+/// The host's if it cannot be read; the caller's if it is bigger than what is compiled.
 pub(crate) fn read_module(path: &Path) -> Result<Vec<u8>> {
     let name = path.display();
     let reading = || format!("cannot read `{name}`");
@@ -50,7 +50,7 @@ pub(crate) fn read_module(path: &Path) -> Result<Vec<u8>> {
     Ok(module)
 }
 
-/// Refuses a module of so many bytes, or more than so many, when it is bigger than what is compiled.
+/// Refuses a module of `bytes` bytes, or more, if it is bigger than what is compiled.
 ///
 /// # Errors
 /// The guest's fault.
@@ -58,7 +58,7 @@ pub(crate) fn refuse_above_limit(bytes: u64, name: &str) -> Result<()> {
     if bytes <= MODULE_BYTES_MAX {
         return Ok(());
     }
-    Err(Error::guest(format!("`{name}` is too big: more than the {} MiB that are compiled", MODULE_BYTES_MAX >> 20)))
+    Err(Error::guest(format!("`{name}` is too big: skiff compiles at most {} MiB", MODULE_BYTES_MAX >> 20)))
 }
 
 #[cfg(test)]
@@ -93,9 +93,9 @@ mod tests {
     fn a_file_above_the_limit_is_refused_without_being_read() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("big.wasm");
-        // Nothing of it is on the disk.
+        // A sparse file: it takes no space on the disk.
         File::create(&path).unwrap().set_len(8 << 40).unwrap();
-        let sentence = format!("`{}` is too big: more than the 512 MiB that are compiled", path.display());
+        let sentence = format!("`{}` is too big: skiff compiles at most 512 MiB", path.display());
         assert_eq!(read_module(&path).unwrap_err().to_string(), sentence);
     }
 }

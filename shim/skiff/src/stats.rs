@@ -1,4 +1,4 @@
-//! `skiff stats`: what the engine of a running container says of its guest's memory.
+//! `skiff stats`: what the engine of a running container reports about its guest's memory.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -21,10 +21,10 @@ pub(crate) struct Arguments {
 /// Reads the account in a bundle.
 ///
 /// # Errors
-/// When there is none: the container is no wasm container, or it is gone.
+/// When there is none: the container is not a wasm container, or it is gone.
 pub(crate) fn stats(arguments: &Arguments) -> Result<Figures> {
     let path = arguments.bundle.join(ACCOUNT_FILE);
-    let failed = format!("cannot read `{}`: is it the bundle of a wasm container?", path.display());
+    let failed = format!("cannot read `{}` (is this the bundle of a running wasm container?)", path.display());
     File::open(&path).and_then(|file| Figures::read(&file)).or_host(&failed)
 }
 
@@ -37,7 +37,7 @@ pub(crate) fn print(figures: &Figures) -> Result<()> {
     let limit = limit_bytes.map_or("none".into(), |bytes| format!("{bytes} bytes"));
     let ran_out = if ran_out { "yes" } else { "no" };
     let text = format!(
-        "memories, tables and heaps  {linear_memory_bytes} bytes\nthe most at one time        {peak_bytes} bytes\n\
+        "memories, tables and heaps  {linear_memory_bytes} bytes\npeak                        {peak_bytes} bytes\n\
          refused growths             {refusals}\nran out of memory           {ran_out}\n\
          limit of the container      {limit}"
     );

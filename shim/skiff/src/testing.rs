@@ -5,7 +5,7 @@ use proptest::sample::Index;
 
 /// How many inputs each property is tried with.
 const INPUTS: u32 = 10_000;
-/// What a broken text has at places where nobody expects it.
+/// What a broken text has in unexpected places.
 const TOKENS: &[&[u8]] = &[
     b"null",
     b"[",
@@ -23,7 +23,7 @@ const TOKENS: &[&[u8]] = &[
     b"\0",
 ];
 
-/// Ten thousand inputs, none of which is written down.
+/// Ten thousand inputs. Those that fail are not written to a file.
 pub(crate) fn many() -> ProptestConfig {
     ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(INPUTS) }
 }

@@ -1,4 +1,4 @@
-//! The CRI of a tree: answers `Status` with what `/fake/reported` says, as containerd does.
+//! The CRI of a tree: its `Status` reports what `/fake/reported` contains, in containerd's format.
 
 use std::convert::Infallible;
 use std::fs;
@@ -14,7 +14,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 
-/// Listens on `socket` as long as the test runs.
+/// Listens on `socket` for as long as the test runs.
 pub(crate) fn serve(socket: &Path, reported: PathBuf) {
     fs::create_dir_all(socket.parent().unwrap()).unwrap();
     let listener = UnixListener::bind(socket).unwrap();

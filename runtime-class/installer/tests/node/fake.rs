@@ -1,6 +1,6 @@
-//! What stands in for containerd, systemctl and the programs of skiff in the trees of the tests.
+//! The stand-in for containerd, systemctl and skiff's programs in the trees of the tests.
 //!
-//! It is named after what it stands in for, and does what the files below `/fake` say.
+//! It acts by the name that it is called with, and by the files below `/fake`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -95,7 +95,7 @@ fn dump(config: &Path) -> Result<Table, String> {
         for (name, section) in sections {
             let name = if name == OLD && !is_old { NEW.to_owned() } else { name };
             match plugins.get_mut(&name) {
-                // containerd 1 takes the section of the last file and forgets the others.
+                // containerd 1 takes the section of the last file and ignores the others.
                 Some(Value::Table(old)) if !is_old => merge(old, section.as_table().unwrap().clone()),
                 _ => drop(plugins.insert(name, section)),
             }
@@ -124,7 +124,7 @@ fn with_defaults(plugins: Table, is_old: bool) -> Table {
     defaults
 }
 
-/// The files that a pattern of `imports` names; one without a star is there or an error later.
+/// The files that a pattern of `imports` names. One without a star must exist, or reading it fails later.
 fn matches(parent: &Path, pattern: &str) -> Vec<PathBuf> {
     let path = parent.parent().unwrap().join(pattern);
     let last = path.file_name().unwrap().to_str().unwrap().to_owned();
@@ -145,7 +145,7 @@ fn merge(into: &mut Table, from: Table) {
     }
 }
 
-/// Starts a program that `/fake/pod` names, as a pod would that comes just then.
+/// Starts the program that `/fake/pod` names, like a pod that arrives at this moment.
 #[expect(clippy::zombie_processes, reason = "it outlives this program")]
 fn start_pod() {
     let Some(program) = setting("pod") else { return };
@@ -154,7 +154,7 @@ fn start_pod() {
     fs::write("/fake/pid", pod.id().to_string()).unwrap();
 }
 
-/// Writes the configuration from its template, reads it, and says what the CRI reports from now on.
+/// Generates the configuration from its template, reads it, and writes what the CRI reports from now on.
 fn restart() -> i32 {
     let mut log = OpenOptions::new().create(true).append(true).open("/fake/restarts").unwrap();
     log.write_all(b"restart\n").unwrap();

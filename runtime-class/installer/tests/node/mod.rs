@@ -1,4 +1,4 @@
-//! A tree that looks like a node: files of a distribution, programs that stand in for its own, a CRI that answers.
+//! A tree that looks like a node: files of a distribution, programs that stand in for its own, and a CRI.
 #![allow(dead_code, reason = "each suite uses its own part")]
 
 mod cri;
@@ -12,23 +12,23 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
-/// The places that are not containerd's configuration, and differ with every installation.
+/// The places that do not hold containerd's configuration and differ with every installation.
 const NOT_CONFIGURATION: [&str; 7] = ["fake", "usr", "bin", "run", "opt", "var/lib/skiff", "home"];
 
-/// What a tree needs to know besides its files.
+/// What describes a tree apart from its files.
 #[derive(Clone, Debug)]
 pub(crate) struct Kind {
     pub(crate) version: &'static str,
     pub(crate) unit: &'static str,
     /// The file that containerd reads.
     pub(crate) config: &'static str,
-    /// What the file is made from at each restart.
+    /// What the file is generated from at each restart.
     pub(crate) template: Option<&'static str>,
     pub(crate) socket: &'static str,
     pub(crate) program: &'static str,
 }
 
-/// containerd as its own documents have it.
+/// containerd as its own documents describe it.
 pub(crate) const PLAIN: Kind = Kind {
     version: "2.4.2",
     unit: "containerd",
@@ -38,7 +38,7 @@ pub(crate) const PLAIN: Kind = Kind {
     program: "/usr/bin/containerd",
 };
 
-/// What one run said.
+/// The result of one run.
 #[derive(Debug)]
 pub(crate) struct Said {
     pub(crate) code: Option<i32>,
@@ -46,7 +46,7 @@ pub(crate) struct Said {
     pub(crate) stderr: String,
 }
 
-/// The content of a file: its text, or what it is a link to, with its mode.
+/// The content of a file: its text, or the target of a link, with its mode.
 pub(crate) type Files = BTreeMap<PathBuf, (String, u32)>;
 
 /// A node.
@@ -57,13 +57,13 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// A node with these files, whose containerd runs.
+    /// A node with these files and a running containerd.
     pub(crate) fn new(kind: &Kind, files: &[(&str, &str)]) -> Self {
         let directory = tempfile::Builder::new().prefix("skiff-node-").tempdir().unwrap();
         Self::in_directory(directory, kind, files)
     }
 
-    /// The same in a directory that was made already.
+    /// The same in an existing directory.
     pub(crate) fn in_directory(directory: TempDir, kind: &Kind, files: &[(&str, &str)]) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "the tree is entered with chroot(2): run the tests as root");
         let programs = directory.path().join("fake/programs");
@@ -90,7 +90,7 @@ impl Node {
         node
     }
 
-    /// Lets the CRI report what the configuration says.
+    /// Makes the CRI report what is configured.
     pub(crate) fn start_containerd(&self) {
         fs::create_dir_all(self.path(&self.read("fake/config")[1..]).parent().unwrap()).unwrap();
         let status =
@@ -99,7 +99,7 @@ impl Node {
         fs::remove_file(self.path("fake/restarts")).unwrap();
     }
 
-    /// Puts the containerd that the tests build where the one is that stands in for it.
+    /// Replaces the stand-in for containerd by the one that the tests build.
     pub(crate) fn use_real_containerd(&self, program: &str) {
         let tools = std::env::var_os("SKIFF_TOOLS").expect("SKIFF_TOOLS names what `test/tools/build.sh` makes");
         let real = fs::canonicalize(Path::new(&tools).join("containerd")).unwrap();
@@ -146,7 +146,7 @@ impl Node {
         said(self.command(words).output().unwrap())
     }
 
-    /// Runs the tool; it must end well.
+    /// Runs the tool, which must succeed.
     pub(crate) fn succeed(&self, words: &[&str]) -> String {
         let said = self.run(words);
         assert_eq!(said.code, Some(0), "{words:?}: {}", said.stderr);
@@ -163,19 +163,19 @@ impl Node {
         self.read("fake/reported").lines().any(|line| line.starts_with("skiff "))
     }
 
-    /// What containerd makes of the file `config`; nothing when it refuses it.
+    /// What containerd makes of the file `config`; empty when it refuses the file.
     pub(crate) fn dump(&self, config: &str) -> String {
         let words = ["/usr/bin/containerd", "--config", config, "config", "dump"];
         let output = Command::new("/usr/sbin/chroot").arg(self.directory.path()).args(words).output().unwrap();
         if output.status.success() { String::from_utf8(output.stdout).unwrap() } else { String::new() }
     }
 
-    /// Whether containerd would start now with the runtime of pods that name none.
+    /// Whether containerd would start now with the default runtime.
     pub(crate) fn has_default_runtime(&self) -> bool {
         self.dump(&self.read("fake/config")).contains("runtimes.runc]")
     }
 
-    /// Everything of the tree besides what stands in for the node's programs.
+    /// All files of the tree, except the stand-ins for the node's programs.
     pub(crate) fn all_files(&self) -> Files {
         self.files(&["fake", "usr/bin", "bin", "run"])
     }
@@ -213,7 +213,7 @@ impl Node {
         found
     }
 
-    /// Inode and time of every file: what a run that writes nothing leaves as it is.
+    /// Inode and time of every file, which do not change if nothing is written.
     pub(crate) fn stamps(&self) -> BTreeMap<PathBuf, (u64, i64, i64)> {
         let stamp = |path: &Path| {
             let metadata = fs::symlink_metadata(self.directory.path().join(path)).unwrap();
@@ -223,7 +223,7 @@ impl Node {
     }
 }
 
-/// Another process writes the file: a program cannot be executed while a child that this one is forking has it open.
+/// Another process writes the file: a program cannot be executed while a forking child of this process has it open.
 fn copy_program(from: &Path, to: &Path) {
     assert!(Command::new("cp").arg("--remove-destination").args([from, to]).status().unwrap().success());
 }

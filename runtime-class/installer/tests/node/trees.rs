@@ -16,7 +16,7 @@ pub(crate) fn node(name: &str, kind: &Kind) -> Node {
     let node = Node::new(kind, &[]);
     copy(&trees().join(name).join("before"), node.root());
     if let Some(template) = kind.template.filter(|template| template.ends_with(".tmpl")) {
-        // Without a template k3s writes what is there; with one, what is there is what it was made into.
+        // Without a template, k3s writes the existing file again; with one, the existing file was generated from it.
         if !node.path(&template[1..]).exists() {
             node.write("fake/base", &node.read(&kind.config[1..]));
         } else {

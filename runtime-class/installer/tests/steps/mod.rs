@@ -1,4 +1,4 @@
-//! Runs a program and kills it before one of the system calls by which it changes something, from outside.
+//! Runs a program and kills it from outside, before one of the system calls with which it changes something.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 pub(crate) enum End {
     /// By the signal, before its step.
     Killed,
-    /// By itself, before it came to that step.
+    /// By itself, before that step.
     Done(i32),
 }
 
@@ -48,7 +48,7 @@ pub(crate) fn run_and_kill(mut command: Command, step: usize) -> End {
     }
 }
 
-/// Whether the system call that begins changes a file, starts a program, or asks the CRI.
+/// Whether the system call that begins changes a file, starts a program, or connects to the CRI.
 fn is_change(pid: Pid) -> bool {
     let registers = ptrace::getregs(pid).unwrap();
     match registers.orig_rax.cast_signed() {

@@ -17,7 +17,7 @@ const BACKLOG: i32 = 4096;
 pub(super) enum Address {
     /// On one address.
     One(SocketAddr),
-    /// On all addresses of both families, or of IPv4 where there is no IPv6.
+    /// On all addresses of both families, or of IPv4 if there is no IPv6.
     All(u16),
 }
 
@@ -30,7 +30,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// Reads the address from environment variables; an error is a sentence about the variable.
+/// Reads the address from environment variables. An error is a sentence about the variable.
 pub(super) fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Address, String> {
     if let Some(address) = variable(ADDRESS_VARIABLE) {
         return address.parse().map(Address::One).map_err(|_| {
@@ -46,7 +46,7 @@ pub(super) fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Res
     }
 }
 
-/// Binds a listener that does not block.
+/// Binds a non-blocking listener.
 ///
 /// # Errors
 /// Those of `socket(2)`, `bind(2)` and `listen(2)`.

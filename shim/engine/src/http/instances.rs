@@ -1,51 +1,45 @@
-//! Instances of an HTTP component: how they are made, how many requests each serves, and when it goes.
+//! Instances of an HTTP component: how they are made, how many requests each serves, and what is reported of its end.
 
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context as TaskContext, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use skiff_protocol::Refusal;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Sleep, sleep, timeout_at};
+use tokio::time::{sleep, timeout_at};
 use wasmtime::component::GuestTaskId;
 use wasmtime::{Engine, Error, PoolConcurrencyLimitError, Result, Store, StoreContextMut};
 use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::WasiHttpView;
-use wasmtime_wasi_http::handler::{
-    HandlerState, Instance, Proxy, ProxyPre, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus,
-};
+use wasmtime_wasi_http::handler::{HandlerState, Instance, Proxy, ProxyPre, ShouldAccept, WorkerState};
 
-use crate::http::ticker::{Ticker, Ticking};
-use crate::load::of_engine;
-use crate::report;
-use crate::stdio::Writer;
-use crate::store::{Budget, Denied, Lease, State};
-use crate::wasi::Context;
+use super::expiration::Expiration;
+use super::ticker::{Ticker, Ticking};
+use crate::error::{cannot_start, engine_failed, is_guests_end};
+use crate::memory::budget::{Budget, Lease};
+use crate::memory::denied::Denied;
+use crate::report::Reporter;
+use crate::role::Role;
+use crate::shared::Shared;
+use crate::store::State;
 
 /// An instance of WASI 0.2 serves one request; one of 0.3 is made for more, several at once.
 const P3_REQUESTS_MAX: usize = 128;
 const P3_CONCURRENT_REQUESTS_MAX: usize = 16;
-/// How long an instance without a request is kept.
-const IDLE: Duration = Duration::from_secs(1);
-/// Longer than any process lives.
-const NEVER: Duration = Duration::from_secs(30 * 365 * 86_400);
-/// How long an instance over the time of a request may take to yield.
-const YIELD_GRACE: Duration = Duration::from_millis(50);
 /// How long a request waits for the memory of others.
 const MEMORY_WAIT: Duration = Duration::from_secs(10);
-/// How soon it tries again when none of them is done: the limit may have been raised.
+/// How soon it tries again if none of them is done: the limit may have been raised.
 const MEMORY_RETRY: Duration = Duration::from_millis(250);
 
-/// Said of a request whose instance was ended: why is told already.
+/// Sent to a request whose instance was ended. The reason is already reported.
 pub(super) struct Ended;
 
-/// What goes with a request: whom to tell when its instance is ended.
+/// What goes with a request: whom to notify if its instance is ended.
 pub(super) type RequestData = oneshot::Sender<Ended>;
 
-/// Whether an instance could not be made because others take all there is.
+/// Whether an instance could not be made because others use up all there is.
 pub(super) fn is_shortage(error: &Error) -> bool {
     error.is::<Denied>() || error.is::<PoolConcurrencyLimitError>()
 }
@@ -54,38 +48,42 @@ pub(super) fn is_shortage(error: &Error) -> bool {
 pub(super) struct Instances {
     engine: Engine,
     pre: ProxyPre<State>,
-    context: Context,
+    shared: Shared,
     ticker: Ticker,
     alive: mpsc::Sender<Infallible>,
     ending: watch::Receiver<bool>,
 }
 
 impl Instances {
-    /// Instances of `pre`. Each holds a clone of `alive`, and goes at once when it is idle and the server is ending.
+    /// Instances of `pre`. Each holds a clone of `alive`, and goes at once if it is idle while the server is `ending`.
     ///
     /// # Errors
-    /// When there is no room for a thread.
+    /// If there is no room for a thread.
     pub(super) fn new(
         engine: &Engine,
         pre: ProxyPre<State>,
-        context: Context,
+        shared: Shared,
         alive: mpsc::Sender<Infallible>,
         ending: watch::Receiver<bool>,
     ) -> Result<Self, Refusal> {
-        let ticker = Ticker::start(engine.clone()).map_err(|error| of_engine(&error.into()))?;
-        Ok(Self { engine: engine.clone(), pre, context, ticker, alive, ending })
+        let ticker = Ticker::start(engine.clone()).map_err(|error| engine_failed(&error.into()))?;
+        Ok(Self { engine: engine.clone(), pre, shared, ticker, alive, ending })
     }
 
-    /// Makes one instance and throws it away, so that a component that cannot be instantiated is told at its start.
+    /// Makes one instance and throws it away, so that a component that cannot be instantiated fails at its start.
     ///
     /// # Errors
-    /// [`Refusal::Guest`] when it cannot.
+    /// [`Refusal::Guest`] if it cannot be instantiated.
     pub(super) async fn try_out(&self) -> Result<(), Refusal> {
-        let module = &self.context.plan.module;
         self.make().await.map(drop).map_err(|error| match error.downcast_ref::<Denied>() {
-            Some(denied) => self.context.too_big(denied),
-            None => Refusal::Guest(format!("cannot start `{module}`: {}", report::sentence(&error))),
+            Some(denied) => self.shared.too_big(denied),
+            None => cannot_start(&self.shared.plan.module, &error),
         })
+    }
+
+    /// What all instances have in common.
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// Whether no instance is alive.
@@ -94,11 +92,12 @@ impl Instances {
     }
 
     async fn make(&self) -> Result<(Store<State>, Proxy, Worker)> {
-        let state = self.context.state(Writer::Server).map_err(|refusal| Error::msg(format!("{refusal:?}")))?;
+        let state = self.shared.state(Role::Server).map_err(|refusal| Error::msg(format!("{refusal:?}")))?;
         let worker = Worker {
-            module: self.context.plan.module.clone(),
+            module: self.shared.plan.module.clone(),
+            reporter: Arc::clone(&self.shared.reporter),
             limits: RequestLimits::of(&self.pre),
-            request_time: self.context.plan.limits.request_time,
+            request_time: self.shared.plan.limits.request_time,
             timed_out: Arc::default(),
             requests: Mutex::new(Vec::new()),
             _alive: self.alive.clone(),
@@ -112,7 +111,7 @@ impl Instances {
         match self.pre.instantiate_async(&mut store).await {
             Ok(proxy) => Ok((store, proxy, worker)),
             Err(error) => Err(match store.data().limiter.denied() {
-                Some(denied) if !report::is_of_guest(&error) => Error::from(denied.clone()),
+                Some(denied) if !is_guests_end(&error) => Error::from(denied.clone()),
                 _ => error,
             }),
         }
@@ -124,21 +123,21 @@ impl HandlerState for Instances {
     type WorkerExpiration = Expiration;
     type WorkerState = Worker;
 
-    /// Makes an instance; where the container's memory is all in use, as soon as another instance is gone or the limit was
-    /// raised.
+    /// Makes an instance. If all of the container's memory is in use, it waits until another instance is gone or the limit
+    /// is raised.
     async fn instantiate(&self) -> Result<Instance<State, Expiration, Worker>> {
         let deadline = tokio::time::Instant::now() + MEMORY_WAIT;
         let mut has_waited = false;
         loop {
-            let released = self.context.budget.released();
+            let released = self.shared.budget.released();
             match self.make().await {
                 Ok((store, proxy, mut state)) => {
-                    state.room = Some(Room(Arc::clone(&self.context.budget)));
+                    state.room = Some(Room(Arc::clone(&self.shared.budget)));
                     if has_waited {
-                        // What was released may be enough for the next one, too.
-                        self.context.budget.wake_one();
+                        // What was released may be enough for the next one as well.
+                        self.shared.budget.wake_one();
                     }
-                    let expiration = Expiration::new(&state, self.ending.clone());
+                    let expiration = Expiration::new(state.request_time, &state.timed_out, self.ending.clone());
                     return Ok(Instance { store, proxy, view: WasiHttpView::http, expiration, state });
                 }
                 Err(error) if is_shortage(&error) => {
@@ -154,7 +153,7 @@ impl HandlerState for Instances {
     }
 }
 
-/// The memory of an instance that served: when it is gone, another one may be made in its place.
+/// The memory of an instance that served. When it is gone, another instance may be made in its place.
 struct Room(Arc<Budget>);
 
 impl Drop for Room {
@@ -180,9 +179,11 @@ impl RequestLimits {
 }
 
 /// What the host keeps for an instance besides its store.
-// Invariant: fields are dropped in their order, after the store: first the memory is given back.
+// Invariant: fields are dropped in their order, after the store: first the memory is given back, then a waiting request is
+// woken.
 pub(super) struct Worker {
     module: String,
+    reporter: Arc<Reporter>,
     limits: RequestLimits,
     request_time: Option<Duration>,
     timed_out: Arc<AtomicBool>,
@@ -228,12 +229,13 @@ impl WorkerState for Worker {
         let requests = std::mem::take(&mut *self.requests.lock().unwrap_or_else(PoisonError::into_inner));
         if let Err(error) = result {
             if self.timed_out.load(Ordering::Relaxed) {
-                report::line(&format!("{}: an instance was ended that went on after its request's time", self.module));
+                self.reporter
+                    .line(&format!("{}: an instance was ended that went on after its request's time", self.module));
             } else {
-                tell_end(&self.module, &error, store.data().limiter.denied_just_now());
+                self.report_end(&error, store.data().limiter.denied_just_now());
             }
             for request in requests {
-                // A request that is answered already is not waiting.
+                // A request that already has its answer is not waiting.
                 drop(request.send(Ended));
             }
         }
@@ -241,90 +243,16 @@ impl WorkerState for Worker {
     }
 }
 
-/// Tells on stderr how an instance ended before its time.
-fn tell_end(module: &str, error: &Error, denied: Option<&Denied>) {
-    match error.downcast_ref::<I32Exit>() {
-        Some(exit) => report::line(&format!("{module}: an instance exited with code {} while it served", exit.0)),
-        None => report::trap(module, error),
-    }
-    if let Some(denied) = denied {
-        report::line(&format!("{module}: an instance ran out of memory: {denied}"));
-    }
-}
-
-/// Ends an instance that has been idle for a while, is idle while the server ends, or is over the time of a request and
-/// does not come to itself: the handler ends only requests whose instance yields to it.
-pub(super) struct Expiration {
-    timer: Pin<Box<Sleep>>,
-    ending: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
-    request_time: Option<Duration>,
-    timed_out: Arc<AtomicBool>,
-}
-
-impl Expiration {
-    fn new(worker: &Worker, mut ending: watch::Receiver<bool>) -> Self {
-        Self {
-            timer: Box::pin(sleep(IDLE)),
-            ending: Box::pin(async move {
-                // Without a sender the server has ended.
-                drop(ending.wait_for(|ending| *ending).await);
-            }),
-            request_time: worker.request_time,
-            timed_out: Arc::clone(&worker.timed_out),
+impl Worker {
+    /// Reports on stderr how an instance ended before its time.
+    fn report_end(&self, error: &Error, denied: Option<&Denied>) {
+        let Self { module, reporter, .. } = self;
+        match error.downcast_ref::<I32Exit>() {
+            Some(exit) => reporter.line(&format!("{module}: an instance exited with code {} while it served", exit.0)),
+            None => reporter.trap(module, error),
         }
-    }
-
-    /// Waits until `deadline`. Most deadlines move before they come: the timer is set anew only when it has run out, or
-    /// would run out too late.
-    fn poll_until(&mut self, context: &mut TaskContext<'_>, deadline: tokio::time::Instant) -> Poll<()> {
-        if self.timer.deadline() > deadline {
-            self.timer.as_mut().reset(deadline);
-        }
-        while self.timer.as_mut().poll(context).is_ready() {
-            if self.timer.deadline() >= deadline {
-                return Poll::Ready(());
-            }
-            self.timer.as_mut().reset(deadline);
-        }
-        Poll::Pending
-    }
-}
-
-/// When an instance has gone on for too long after `start`. A time that no clock can show never comes.
-fn deadline(start: Instant, limit: Duration) -> tokio::time::Instant {
-    start.checked_add(limit.saturating_add(YIELD_GRACE)).unwrap_or(start + NEVER).into()
-}
-
-impl WorkerExpiration for Expiration {
-    fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
-        match (status, self.request_time) {
-            (WorkerStatus::Idle, _) => {
-                if self.ending.as_mut().poll(context).is_ready() {
-                    return Poll::Ready(());
-                }
-                self.poll_until(context, (start + IDLE).into())
-            }
-            (WorkerStatus::Requests | WorkerStatus::PostReturn, Some(limit)) => {
-                let expired = self.poll_until(context, deadline(start, limit));
-                self.timed_out.store(expired.is_ready(), Ordering::Relaxed);
-                expired
-            }
-            (WorkerStatus::Requests | WorkerStatus::PostReturn, None) => Poll::Pending,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_limit_is_too_long_for_a_deadline() {
-        let start = Instant::now();
-        for (limit, expected) in
-            [(Duration::ZERO, YIELD_GRACE), (Duration::from_secs(u64::MAX), NEVER), (Duration::MAX, NEVER)]
-        {
-            assert_eq!(deadline(start, limit).into_std() - start, expected, "{limit:?}");
+        if let Some(denied) = denied {
+            reporter.line(&format!("{module}: an instance ran out of memory: {denied}"));
         }
     }
 }

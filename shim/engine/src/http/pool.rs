@@ -1,20 +1,35 @@
 //! The engine of a server with many short-lived instances: memories, tables and stacks are set up once and used again.
-//! A new instance then costs no system call that changes the address space, which all threads would have to wait for.
+//! Then a new instance needs no system call that changes the address space, for which all threads would have to wait.
+
+use std::fs::File;
 
 use skiff_protocol::Limits;
 use wasmtime::component::Component;
 use wasmtime::{Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
-use crate::load::config;
+use super::size::instances_max;
+use crate::load::{Code, config, load};
+use crate::shared::Shared;
 
 /// The most elements of one table. Only address space is taken for them.
 const TABLE_ELEMENTS_MAX: usize = 1 << 20;
 /// How many core instances one component may consist of.
 const CORE_INSTANCES_MAX: u32 = 1000;
 
-/// An engine with room for `instances` instances of `component`. `None` when what it needs is not known before, or the
-/// address space is too small for it: then each instance takes and returns its own memory.
-pub(super) fn engine(component: &Component, instances: u32, limits: &Limits) -> Option<Engine> {
+/// The same component in an engine that keeps the memory of its instances for the next ones. `None` if that is not
+/// possible: then each instance takes and returns its own memory.
+pub(crate) fn pooled(component: &Component, code: &File, shared: &Shared) -> Option<Component> {
+    let instances = instances_max(shared.budget.limit_bytes());
+    let engine = engine(component, instances, &shared.plan.limits)?;
+    match load(&engine, code) {
+        Ok(Code::Component(component)) => Some(component),
+        Ok(Code::Module(_)) | Err(_) => None,
+    }
+}
+
+/// An engine with room for `instances` instances of `component`. `None` if what they need is not known in advance, or the
+/// address space is too small for it.
+fn engine(component: &Component, instances: u32, limits: &Limits) -> Option<Engine> {
     let needed = component.resources_required()?;
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(instances)

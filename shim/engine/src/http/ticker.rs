@@ -1,5 +1,5 @@
 //! The thread that advances the epoch while instances run, so that a guest that spins yields to the others. It sleeps
-//! while there are none.
+//! while no instance runs.
 
 use std::io;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use wasmtime::Engine;
 /// How long a guest may keep a thread to itself.
 const TICK: Duration = Duration::from_millis(10);
 
-/// The ticking thread, and how many want it.
+/// The ticking thread, and how many instances want it to tick.
 pub(super) struct Ticker {
     thread: Thread,
     wanted: Arc<Wanted>,
@@ -31,7 +31,7 @@ impl Ticker {
     /// Starts the thread.
     ///
     /// # Errors
-    /// When there is no room for a thread.
+    /// If there is no room for a thread.
     pub(super) fn start(engine: Engine) -> io::Result<Self> {
         let wanted = Arc::new(Wanted::default());
         let watched = Arc::clone(&wanted);
@@ -39,7 +39,7 @@ impl Ticker {
         Ok(Self { thread, wanted })
     }
 
-    /// Makes the epoch advance until the answer is dropped.
+    /// Makes the epoch advance until the returned value is dropped.
     pub(super) fn tick(&self) -> Ticking {
         self.wanted.count.fetch_add(1, Ordering::SeqCst);
         if self.wanted.asleep.swap(false, Ordering::SeqCst) {
@@ -67,8 +67,8 @@ fn tick(engine: &Engine, wanted: &Wanted) -> ! {
             engine.increment_epoch();
             continue;
         }
-        // Invariant: whoever counts up after this line sees `asleep` and wakes the thread; whoever did so before is
-        // seen by the second look.
+        // Invariant: whoever counts up after this line sees `asleep` and wakes the thread; the second look sees whoever
+        // counted up before it.
         wanted.asleep.store(true, Ordering::SeqCst);
         if wanted.count.load(Ordering::SeqCst) == 0 {
             std::thread::park();

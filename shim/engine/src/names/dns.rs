@@ -1,5 +1,5 @@
 //! Questions to name servers: which server is asked when, and for which names, as glibc does it. The protocol itself is
-//! hickory's, one client for each server.
+//! left to hickory, with one client for each server.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use tokio::time::timeout;
 
-use super::Failure;
+use super::failure::Failure;
 use super::resolv_conf::ResolvConf;
 
 /// The port of name servers.
@@ -28,16 +28,16 @@ pub(super) struct Servers {
     next: AtomicUsize,
 }
 
-/// What one server, or one name, came to.
+/// The result for one server, or for one name.
 enum Answer {
     Addresses(Vec<IpAddr>),
-    /// There is no such name, or no address of the kind.
+    /// There is no such name, or it has no address of this kind.
     None,
     Failed(Failure),
 }
 
 impl Servers {
-    /// The servers of `conf`, at this port.
+    /// The servers of `conf`, on this port.
     pub(super) fn new(conf: Arc<ResolvConf>, port: u16) -> Self {
         let clients = conf.servers.iter().filter_map(|address| client(*address, &conf, port)).collect();
         Self { conf, clients, next: AtomicUsize::new(0) }
@@ -48,19 +48,19 @@ impl Servers {
         Arc::ptr_eq(&self.conf, conf)
     }
 
-    /// The addresses of `name`, with the domains that are searched.
+    /// The addresses of `name`, also in the domains that are searched.
     ///
     /// # Errors
-    /// [`Failure`] when there are none.
+    /// [`Failure`] if there are none.
     pub(super) async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, Failure> {
         let mut failure = Failure::Unknown;
         for candidate in self.conf.candidates(name) {
-            // What is too long with a domain appended does not exist.
+            // A name that is too long with a domain appended does not exist.
             let Ok(candidate) = Name::from_ascii(format!("{candidate}.")) else { continue };
             match self.both_kinds(&candidate).await {
                 Answer::Addresses(addresses) => return Ok(addresses),
                 Answer::None => {}
-                // Whoever does not answer at all will not do so for the next domain either.
+                // Servers that do not answer at all will not answer for the next domain either.
                 Answer::Failed(Failure::Silence) => return Err(Failure::Silence),
                 Answer::Failed(other) => failure = other,
             }
@@ -85,7 +85,7 @@ impl Servers {
         }
     }
 
-    /// Asks one server after the other, each as often as it may be asked, until one knows.
+    /// Asks one server after the other, each as often as allowed, until one knows.
     async fn ask(&self, name: &Name, kind: RecordType) -> Answer {
         let first = if self.conf.rotate { self.next.fetch_add(1, Ordering::Relaxed) } else { 0 };
         let mut failure = Failure::Silence;
@@ -98,7 +98,7 @@ impl Servers {
                             found.answers().iter().filter_map(|one| address(&one.data)).collect();
                         return if addresses.is_empty() { Answer::None } else { Answer::Addresses(addresses) };
                     }
-                    Ok(Err(error)) => match failure_of(&error) {
+                    Ok(Err(error)) => match explain(&error) {
                         None => return Answer::None,
                         Some(other) => failure = other,
                     },
@@ -110,7 +110,7 @@ impl Servers {
     }
 }
 
-/// A client of one server. It makes no connection before it is asked something, keeps no answers and repeats nothing.
+/// A client of one server. It connects only when it is asked something, caches no answers and repeats no question.
 fn client(address: IpAddr, conf: &ResolvConf, port: u16) -> Option<TokioResolver> {
     let mut server = if conf.use_tcp { NameServerConfig::tcp(address) } else { NameServerConfig::udp_and_tcp(address) };
     let at_port = |connection: &mut ConnectionConfig| connection.port = port;
@@ -125,7 +125,7 @@ fn client(address: IpAddr, conf: &ResolvConf, port: u16) -> Option<TokioResolver
     options.use_hosts_file = ResolveHosts::Never;
     options.num_concurrent_reqs = 1;
     options.server_ordering_strategy = ServerOrderingStrategy::UserProvidedOrder;
-    // The kernel chooses ports at random, too, and a port that is taken is no error then.
+    // The kernel also chooses ports at random, and then a port that is in use is not an error.
     options.os_port_selection = true;
     builder.build().ok()
 }
@@ -138,20 +138,20 @@ fn address(data: &RData) -> Option<IpAddr> {
     }
 }
 
-/// What an error of a server means; `None` when it says that there is nothing.
-fn failure_of(error: &NetError) -> Option<Failure> {
+/// What an error of a server means; `None` if it means that there is nothing.
+fn explain(error: &NetError) -> Option<Failure> {
     match error {
         NetError::Dns(DnsError::NoRecordsFound(nothing)) => match nothing.response_code {
             ResponseCode::NoError | ResponseCode::NXDomain => None,
-            code => Some(failure_of_code(code)),
+            code => Some(explain_code(code)),
         },
-        NetError::Dns(DnsError::ResponseCode(code)) => Some(failure_of_code(*code)),
+        NetError::Dns(DnsError::ResponseCode(code)) => Some(explain_code(*code)),
         NetError::Timeout => Some(Failure::Silence),
         _ => Some(Failure::Temporary),
     }
 }
 
-fn failure_of_code(code: ResponseCode) -> Failure {
+fn explain_code(code: ResponseCode) -> Failure {
     match code {
         ResponseCode::ServFail => Failure::Temporary,
         _ => Failure::Permanent,

@@ -1,5 +1,5 @@
-//! A small file of the container that is read again when it has changed. It is opened only when it is a regular file, so
-//! that no fifo and no device of an image is ever waited for or touched, and read with a bound.
+//! A small file of the container that is read again when it has changed. It is opened only if it is a regular file, so that
+//! no fifo or device of an image is ever waited for or touched, and it is read with a bound.
 
 use std::fs::{File, Metadata};
 use std::io::Read;
@@ -14,14 +14,14 @@ use nix::sys::stat::Mode;
 /// The most that is read of a file.
 const BYTES_MAX: u64 = 1 << 20;
 
-/// The file at a path, and what was made of its text.
+/// The file at a path, and its parsed text.
 pub(super) struct Watched<T> {
     path: PathBuf,
     parse: fn(&str) -> T,
     known: Mutex<Option<(Option<Version>, Arc<T>)>>,
 }
 
-/// What tells one content of a file from the next.
+/// What distinguishes one content of a file from the next.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Version {
     place: (u64, u64),
@@ -31,12 +31,12 @@ struct Version {
 }
 
 impl<T> Watched<T> {
-    /// Watches `path`; `parse` makes sense of its text, of an empty one when there is no such regular file.
+    /// Watches `path`. `parse` gets its text, which is empty if there is no such regular file.
     pub(super) fn new(path: &Path, parse: fn(&str) -> T) -> Self {
         Self { path: path.to_owned(), parse, known: Mutex::new(None) }
     }
 
-    /// What the file says now.
+    /// What the file contains now.
     pub(super) fn current(&self) -> Arc<T> {
         let found = find(&self.path);
         let version = found.as_ref().map(|(_, metadata)| Version::of(metadata));

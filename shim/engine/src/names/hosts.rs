@@ -1,13 +1,13 @@
-//! `/etc/hosts`: names that need no question. Pure: a text in, addresses out.
+//! `/etc/hosts`: names that need no server. Pure: a text in, addresses out.
 
 use std::net::IpAddr;
 
-/// What a hosts file says.
+/// The contents of a hosts file.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Hosts(Vec<(IpAddr, Vec<String>)>);
 
 impl Hosts {
-    /// Reads the file's text. Lines that make no sense are left out, as glibc leaves them out.
+    /// Parses the file's text. Lines that make no sense are skipped, as glibc skips them.
     pub(super) fn parse(text: &str) -> Self {
         let lines = text.lines().filter_map(|line| {
             let mut words = line.split('#').next()?.split_ascii_whitespace();
@@ -17,7 +17,7 @@ impl Hosts {
         Self(lines.collect())
     }
 
-    /// The addresses of `name`, in the file's order; none when it is not there.
+    /// The addresses of `name` in the file's order; empty if it is not there.
     pub(super) fn addresses(&self, name: &str) -> Vec<IpAddr> {
         let mut found = Vec::new();
         for (address, names) in &self.0 {

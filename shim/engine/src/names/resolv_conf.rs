@@ -1,7 +1,8 @@
 //! `/etc/resolv.conf`: which servers are asked, for what, and how long. Pure: a text in, a configuration out.
 //!
-//! It is read as glibc reads it, [resolv.conf(5)](https://man7.org/linux/man-pages/man5/resolv.conf.5.html), with its
-//! bounds; the environment's `RES_OPTIONS` and `LOCALDOMAIN` change nothing.
+//! It is read as glibc reads it, with the same bounds: see
+//! [resolv.conf(5)](https://man7.org/linux/man-pages/man5/resolv.conf.5.html). `RES_OPTIONS` and `LOCALDOMAIN` in the
+//! environment change nothing.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -19,9 +20,9 @@ pub(super) struct ResolvConf {
     pub(super) servers: Vec<IpAddr>,
     /// What is appended to a name.
     pub(super) search: Vec<String>,
-    /// A name with so many dots is first asked for as it is.
+    /// A name with at least this many dots is first looked up as it is.
     pub(super) ndots: usize,
-    /// How long one server may take.
+    /// How long one server may take to answer.
     pub(super) timeout: Duration,
     /// How often each server is asked.
     pub(super) attempts: u32,
@@ -34,8 +35,8 @@ pub(super) struct ResolvConf {
 }
 
 impl ResolvConf {
-    /// Reads the file's text; `host_name` is the container's, whose domain is searched where the file names none. Lines
-    /// that make no sense are left out.
+    /// Parses the file's text. If the file names no domain, that of the container's `host_name` is searched. Lines that
+    /// make no sense are skipped.
     pub(super) fn parse(text: &str, host_name: &str) -> Self {
         let mut conf = Self {
             servers: Vec::new(),
@@ -85,7 +86,7 @@ impl ResolvConf {
         }
     }
 
-    /// The names that are asked for in turn when `name` is wanted, each complete.
+    /// The complete names to ask for in turn when `name` is looked up.
     pub(super) fn candidates(&self, name: &str) -> Vec<String> {
         if let Some(complete) = name.strip_suffix('.') {
             return vec![complete.to_owned()];
@@ -114,7 +115,7 @@ fn number<T: std::str::FromStr>(text: &str) -> Option<T> {
     text.parse().ok()
 }
 
-/// An address; a zone (`%eth0`) is not one of the pod's network and makes the line one without sense.
+/// The address of a server. One with a zone (`%eth0`) is not of the pod's network, and its line makes no sense.
 fn server(word: &str) -> Option<IpAddr> {
     word.parse().ok()
 }

@@ -1,5 +1,5 @@
-//! Which system calls stay, and with which arguments. Whatever names another process, makes one, loads or writes code,
-//! changes namespaces or reaches the kernel's newer machineries is not here.
+//! Which system calls stay, and with which arguments. Calls that name or make another process, load or write code, change
+//! namespaces or reach the kernel's newer machinery are not here.
 
 use std::io;
 
@@ -15,11 +15,11 @@ pub(super) struct Call {
 pub(super) enum Rule {
     /// With any.
     Allowed,
-    /// When all conditions of one alternative hold; else the error.
+    /// If all conditions of one alternative hold; else the error.
     When(Vec<Vec<Condition>>, c_int),
 }
 
-/// Argument `argument`, of all its lower 32 bits only those of `mask`, is `value`.
+/// Of the lower 32 bits of argument `argument`, those in `mask` are `value`.
 pub(super) struct Condition {
     pub(super) argument: u8,
     pub(super) mask: u32,
@@ -131,7 +131,7 @@ const NO_THREAD: c_int = libc::CLONE_NEWCGROUP
     | libc::CLONE_PTRACE
     | libc::CLONE_VFORK;
 
-/// What of a socket's type is not a flag.
+/// The part of a socket's type that is not a flag.
 const SOCKET_TYPE: c_int = 0xf;
 const SOCKETS: &[[c_int; 3]] = &[
     [libc::AF_INET, libc::SOCK_STREAM, 0],
@@ -160,9 +160,9 @@ const SOCKET_OPTIONS: &[[c_int; 2]] = &[
 /// What `fcntl` does to a descriptor itself. Those that make the kernel send signals are not here.
 const FCNTL_COMMANDS: &[c_int] =
     &[libc::F_DUPFD, libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL];
-/// Whether a descriptor blocks, is closed at an exec, has bytes, or is a terminal.
+/// Whether a descriptor blocks, is closed by an exec, has bytes, or is a terminal.
 const IOCTL_REQUESTS: &[libc::Ioctl] = &[libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX, libc::FIONCLEX, libc::TCGETS];
-/// `PIDFD_SELF_THREAD_GROUP` of Linux 6.14: with it wasmtime gives back many pages at once, its own.
+/// `PIDFD_SELF_THREAD_GROUP` of Linux 6.14: with it wasmtime gives back many of its own pages at once.
 const THIS_PROCESS: c_int = -10_000;
 
 /// All calls that exist for this process.
@@ -177,7 +177,7 @@ pub(super) fn calls() -> io::Result<Vec<Call>> {
     let no_code = || Rule::When(vec![vec![bits(2, libc::PROT_EXEC, 0)]], libc::EPERM);
     calls.push(call(libc::SYS_mmap, no_code())?);
     calls.push(call(libc::SYS_mprotect, no_code())?);
-    // The flags of clone3 are in memory, out of a filter's sight: without it, libc makes its threads with clone.
+    // The flags of clone3 are in memory, where a filter cannot see them. Without it, libc makes its threads with clone.
     let thread = vec![bits(0, libc::CLONE_THREAD | NO_THREAD, libc::CLONE_THREAD)];
     calls.push(call(libc::SYS_clone, Rule::When(vec![thread], libc::EPERM))?);
     let own = |argument| Rule::When(vec![vec![whole(argument, std::process::id())]], libc::EPERM);
@@ -186,7 +186,7 @@ pub(super) fn calls() -> io::Result<Vec<Call>> {
     calls.push(call(libc::SYS_process_madvise, Rule::When(vec![own_pages], libc::ENOSYS))?);
     let name = vec![whole(0, libc::PR_SET_NAME.cast_unsigned())];
     calls.push(call(libc::SYS_prctl, Rule::When(vec![name], libc::EPERM))?);
-    // It may ask for its own limits, and set none.
+    // It may read its own limits, and set none.
     let asks = vec![whole(0, 0), whole(2, 0)];
     calls.push(call(libc::SYS_prlimit64, Rule::When(vec![asks], libc::EPERM))?);
     let sockets = SOCKETS.iter().map(|[family, kind, protocol]| {

@@ -1,4 +1,4 @@
-//! Capabilities: those stay that make files and low ports reachable, as far as the container has them.
+//! Capabilities: only those stay that make files and low ports reachable, if the container has them.
 
 use std::io;
 
@@ -17,10 +17,10 @@ const KEPT: CapabilitySet = CapabilitySet::DAC_OVERRIDE
 /// Takes all others out of the calling thread's sets.
 ///
 /// # Errors
-/// Those of `capget(2)` and `capset(2)`, which fail in no container.
+/// Those of `capget(2)` and `capset(2)`, which do not fail in a container.
 pub(super) fn drop_unneeded() -> io::Result<()> {
     let held = capabilities(None)?;
-    // Both fail only where there is nothing that an exec could gain by them: without CAP_SETPCAP, and on old kernels.
+    // Both fail only without CAP_SETPCAP and on old kernels, where an exec could gain nothing by them.
     let _cleared = clear_ambient_capability_set();
     if held.effective.contains(CapabilitySet::SETPCAP) {
         for capability in CapabilitySet::all().difference(KEPT).iter() {

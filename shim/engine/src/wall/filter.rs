@@ -1,11 +1,13 @@
 //! The system calls of an engine whose guest runs: what WASI's files, sockets, clocks and threads need. All others do not
-//! exist for it (`ENOSYS`), so that a library that tries a newer call first falls back as on an older kernel.
+//! exist for it (`ENOSYS`), so that a library that tries a newer call first falls back as it does on an older kernel.
 //!
-//! seccompiler compares number after number. The kernel runs such a program once for each call's number when it is
-//! installed, which took 0.3 ms for this list, all that the wall may cost. This program is a search tree, which takes a
-//! tenth of that, and it knows more than one errno.
+//! seccompiler's programs compare one number after the other. The kernel runs such a program once for each call's number
+//! when it is installed. For this list that took 0.3 ms, all that the wall may cost. This program is a search tree, which
+//! takes a tenth of that, and it can return more than one errno.
 
 use std::io;
+
+use skiff_linux::seccomp::install_on_all_threads;
 
 use super::calls::{Call, Rule, calls};
 
@@ -14,7 +16,7 @@ const ARCHITECTURE: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
 const ARCHITECTURE: u32 = 0xc000_00b7;
 
-/// Where the kernel puts what the filter looks at: see `struct seccomp_data`.
+/// Where the kernel puts what the filter inspects: see `struct seccomp_data`.
 const NUMBER_OFFSET: u32 = 0;
 const ARCHITECTURE_OFFSET: u32 = 4;
 const ARGUMENTS_OFFSET: u32 = 16;
@@ -41,31 +43,12 @@ struct Span {
 /// Puts every thread of the process under the filter.
 ///
 /// # Errors
-/// Those of `seccomp(2)`: a kernel without it.
+/// Those of `seccomp(2)`, on a kernel without it.
 pub(super) fn install() -> io::Result<()> {
-    let mut program = program(&spans(calls()?))?;
-    let program =
-        libc::sock_fprog { len: u16::try_from(program.len()).map_err(io::Error::other)?, filter: program.as_mut_ptr() };
-    // Without the second flag kernels before 5.16 slow down everything that the process computes.
-    let all_threads = libc::SECCOMP_FILTER_FLAG_TSYNC;
-    apply(&program, all_threads | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW).or_else(|error| match error.raw_os_error() {
-        Some(libc::EINVAL) => apply(&program, all_threads),
-        _ => Err(error),
-    })
+    install_on_all_threads(&mut program(&spans(calls()?))?)
 }
 
-fn apply(program: &libc::sock_fprog, flags: libc::c_ulong) -> io::Result<()> {
-    // SAFETY: the program is a valid value whose instructions live on; the kernel copies them.
-    let applied =
-        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, std::ptr::from_ref(program)) };
-    match applied {
-        0 => Ok(()),
-        -1 => Err(io::Error::last_os_error()),
-        thread => Err(io::Error::other(format!("thread {thread} stays outside"))),
-    }
-}
-
-/// Puts calls in order, and those with neighbouring numbers and no conditions together.
+/// Sorts calls, and joins those with neighbouring numbers and no conditions.
 fn spans(mut calls: Vec<Call>) -> Vec<Span> {
     calls.sort_by_key(|call| call.number);
     let mut spans: Vec<Span> = Vec::with_capacity(calls.len());
@@ -93,7 +76,7 @@ fn program(spans: &[Span]) -> io::Result<Vec<libc::sock_filter>> {
     Ok(program)
 }
 
-/// Finds the span of the loaded number, by halves.
+/// Finds the span of the loaded number by bisection.
 fn tree(spans: &[Span]) -> io::Result<Vec<libc::sock_filter>> {
     let (left, right) = spans.split_at(spans.len() / 2);
     match (left, right) {
@@ -126,7 +109,7 @@ fn leaf(span: &Span) -> io::Result<Vec<libc::sock_filter>> {
             for conditions in alternatives {
                 let mut checked = vec![allow()];
                 for condition in conditions.iter().rev() {
-                    // Over what follows: the next alternative begins there.
+                    // Jumps over the rest of this alternative, to the next one.
                     let over = u8::try_from(checked.len()).map_err(io::Error::other)?;
                     let offset = ARGUMENTS_OFFSET + ARGUMENT_BYTES * u32::from(condition.argument);
                     checked.splice(

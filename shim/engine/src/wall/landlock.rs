@@ -1,14 +1,14 @@
-//! Landlock: the guest's directories and nothing else of the file system, where the kernel has it. It degrades silently:
-//! the mount namespace and the guest's view hold without it.
+//! Landlock: the guest's directories and nothing else of the file system, if the kernel has it. It degrades silently: the
+//! mount namespace and the guest's view hold without it.
 
 use ::landlock::{
     ABI, Access as _, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreated, RulesetCreatedAttr, RulesetError, Scope,
 };
 
-use super::{Access, View};
+use super::view::{Access, View};
 
-/// The newest kernel interface whose rights are handled; older kernels handle those that they know.
+/// The newest kernel interface whose rights are handled. Older kernels handle those that they know.
 const ABI_MAX: ABI = ABI::V6;
 
 /// What WASI can do with files. It makes no devices, sockets or fifos, executes nothing and controls no device.
@@ -31,13 +31,13 @@ fn rights(access: Access) -> BitFlags<AccessFs> {
 
 /// Restricts the calling thread, and those that it makes, to `view`.
 pub(super) fn restrict(view: &View<'_>) {
-    // On an error there is no rule in force: all that a kernel of its own can make fail here is Landlock itself.
+    // After an error no rule is in force. Only a kernel without Landlock makes this fail.
     let _restricted = ruleset(view).and_then(RulesetCreated::restrict_self);
 }
 
 fn ruleset(view: &View<'_>) -> Result<RulesetCreated, RulesetError> {
     let mut ruleset = Ruleset::default()
-        // Where files cannot be moved between directories (before Linux 5.19) a guest would miss that.
+        // Before Linux 5.19 Landlock forbids moving files between directories, which a guest would miss.
         .set_compatibility(CompatLevel::HardRequirement)
         .handle_access(AccessFs::Refer)?
         .set_compatibility(CompatLevel::BestEffort)

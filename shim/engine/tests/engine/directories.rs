@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use crate::driver::Guest;
-use crate::http::Server;
+use crate::server::Server;
 
 fn is_root() -> bool {
     let is_root = nix::unistd::geteuid().is_root();

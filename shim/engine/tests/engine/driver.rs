@@ -1,27 +1,28 @@
 //! Runs the engine as the shim does: a socket pair, a plan, code that `skiff compile` made, and a pipe for the replies.
 
-use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io::{BufRead, BufReader, PipeReader, Read, Write};
+use std::io::{BufRead, BufReader, PipeReader, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::OnceLock;
+use std::time::Instant;
 
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use skiff_protocol::{
     Account, CONTROL_FD, ENGINE_FD, EnginePlan, Limits, Message, Preopen, Refusal, Reply, send_message,
 };
 
-const ENGINE: &str = env!("CARGO_BIN_EXE_skiff-engine");
-/// Longer than anything takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::collected::Collected;
+use crate::compiled::{ENGINE, compile, guests_folder};
+use crate::watch::{PATIENCE, pause, wait_for};
 
 /// A container to be: what the shim would have made of a pod.
 pub(crate) struct Guest {
@@ -259,7 +260,7 @@ impl Guest {
         running.end()
     }
 
-    /// Runs a guest that is expected not to start; answers why.
+    /// Runs a guest that is expected not to start, and returns why.
     pub(crate) fn refused(self) -> Refusal {
         let mut running = self.start();
         match running.reply() {
@@ -273,7 +274,7 @@ impl Guest {
         }
     }
 
-    /// Runs a guest that is at fault itself; answers the sentence for the pod's owner.
+    /// Runs a guest that is at fault itself, and returns the sentence for the pod's owner.
     pub(crate) fn refused_as_guest(self) -> String {
         match self.refused() {
             Refusal::Guest(sentence) => {
@@ -292,7 +293,7 @@ impl Running {
         self.replies = Some(BufReader::new(heard));
     }
 
-    /// Hears nothing any more, as a shim that has waited long enough.
+    /// Hears nothing any more, like a shim that has waited long enough.
     pub(crate) fn hang_up(&mut self) {
         self.replies = None;
     }
@@ -304,7 +305,7 @@ impl Running {
         rest.is_empty()
     }
 
-    /// The engine's next reply, but for that the guest is loaded.
+    /// The engine's next reply after the one that the guest is loaded.
     pub(crate) fn reply(&mut self) -> Reply {
         loop {
             match self.next_reply() {
@@ -336,8 +337,8 @@ impl Running {
     }
 
     pub(crate) fn signal(&self, signal: libc::c_int) {
-        // SAFETY: the process is a child of this one and not yet waited for.
-        assert_eq!(unsafe { libc::kill(libc::pid_t::try_from(self.child.id()).unwrap(), signal) }, 0);
+        let process = Pid::from_raw(self.child.id().try_into().unwrap());
+        kill(process, Signal::try_from(signal).unwrap()).unwrap();
     }
 
     pub(crate) fn stdout(&self) -> String {
@@ -387,83 +388,6 @@ fn code_of(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| panic!("a signal ended the engine itself: {status}"))
 }
 
-/// What a stream has said so far, read by a thread.
-struct Collected {
-    bytes: Arc<Mutex<Vec<u8>>>,
-    thread: std::thread::JoinHandle<()>,
-}
-
-impl Collected {
-    fn of(mut stream: impl Read + Send + 'static) -> Self {
-        let bytes = Arc::new(Mutex::new(Vec::new()));
-        let sink = Arc::clone(&bytes);
-        let thread = std::thread::spawn(move || {
-            let mut block = [0; 4096];
-            while let Ok(length @ 1..) = stream.read(&mut block) {
-                sink.lock().unwrap().extend_from_slice(&block[..length]);
-            }
-        });
-        Self { bytes, thread }
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.bytes.lock().unwrap()).into_owned()
-    }
-
-    fn whole(self) -> String {
-        self.thread.join().unwrap();
-        let bytes = self.bytes.lock().unwrap();
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-}
-
-/// Waits for a condition.
-pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain for: {what}");
-        pause();
-    }
-}
-
-/// Lets others run between two looks at a condition.
-pub(crate) fn pause() {
-    std::thread::park_timeout(Duration::from_millis(2));
-}
-
-/// A file that holds a memory limit.
-pub(crate) fn limit_file(bytes: u64) -> tempfile::NamedTempFile {
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    writeln!(file, "{bytes}").unwrap();
-    file
-}
-
-/// Puts another limit into a file of [`limit_file`].
-pub(crate) fn set_limit(file: &tempfile::NamedTempFile, text: &str) {
-    // As long as what was there, so that no reader sees half a number.
-    std::fs::write(file.path(), format!("{text:<10}\n")).unwrap();
-}
-
-/// A port that was free a moment ago.
-pub(crate) fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// What the kernel says of a process, by the name of the line.
-pub(crate) fn status_of(process: u32, line: &str) -> String {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let value = status.lines().find_map(|known| known.strip_prefix(line)).unwrap_or_default();
-    value.trim().to_owned()
-}
-
-/// How many bytes wait in a pipe.
-pub(crate) fn waiting_bytes(reader: &std::io::PipeReader) -> usize {
-    let mut count: libc::c_int = 0;
-    // SAFETY: the descriptor is open, and the call writes one number to a local.
-    assert_eq!(unsafe { libc::ioctl(reader.as_raw_fd(), libc::FIONREAD, &raw mut count) }, 0);
-    usize::try_from(count).unwrap()
-}
-
 /// Keeps the numbers 3 and 4 from being given to anything that this process opens.
 fn reserve_descriptors() {
     static RESERVED: OnceLock<Vec<File>> = OnceLock::new();
@@ -474,38 +398,4 @@ fn reserve_descriptors() {
         }
         files
     });
-}
-
-/// Compiles with the `skiff` beside the engine, each guest once; `None` when the compiler refuses it.
-fn compile(wasm: &[u8]) -> Option<PathBuf> {
-    type Known = Mutex<HashMap<Vec<u8>, Option<PathBuf>>>;
-    static CODE: OnceLock<(tempfile::TempDir, Known)> = OnceLock::new();
-    let (folder, known) = CODE.get_or_init(|| (tempfile::tempdir().unwrap(), Mutex::default()));
-    let mut known = known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let path = folder.path().join(format!("{}.cwasm", known.len()));
-    known.entry(wasm.to_vec()).or_insert_with(|| compile_to(wasm, &path).then_some(path)).clone()
-}
-
-fn compile_to(wasm: &[u8], path: &Path) -> bool {
-    let skiff = Path::new(ENGINE).with_file_name("skiff");
-    assert!(skiff.exists(), "these tests compile with `{}`: build the package `skiff` first", skiff.display());
-    let mut child =
-        Command::new(skiff).arg("compile").stdin(Stdio::piped()).stdout(File::create(path).unwrap()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(wasm).unwrap();
-    child.wait().unwrap().success()
-}
-
-/// The folder of the guest `name`, built by the toolchain of its language.
-fn guests_folder(name: &str) -> PathBuf {
-    static FOLDERS: OnceLock<Mutex<HashMap<String, PathBuf>>> = OnceLock::new();
-    let language = name.split('-').next().unwrap().to_owned();
-    let mut folders = FOLDERS.get_or_init(Mutex::default).lock().unwrap();
-    folders.entry(language.clone()).or_insert_with(|| build_guests(&language)).clone()
-}
-
-fn build_guests(language: &str) -> PathBuf {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../test/guests/build.sh");
-    let output = Command::new("bash").arg(script).arg(language).stderr(Stdio::inherit()).output().unwrap();
-    assert!(output.status.success(), "the guests in `{language}` cannot be built");
-    PathBuf::from(String::from_utf8(output.stdout).unwrap().lines().last().unwrap())
 }

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use skiff_protocol::{Figures, Limits};
 
-use crate::driver::{Ended, Guest, limit_file, set_limit, wait_for};
+use crate::driver::{Ended, Guest};
+use crate::watch::{limit_file, set_limit, wait_for};
 
 const MIB: u64 = 1 << 20;
 const AGE: Duration = Duration::from_millis(50);

@@ -1,7 +1,11 @@
 //! The engine as its users see it: real guests, compiled by `skiff`, in real processes.
 
 #[cfg(test)]
+mod collected;
+#[cfg(test)]
 mod command;
+#[cfg(test)]
+mod compiled;
 #[cfg(test)]
 mod directories;
 #[cfg(test)]
@@ -11,4 +15,24 @@ mod features;
 #[cfg(test)]
 mod http;
 #[cfg(test)]
+mod http_end;
+#[cfg(test)]
+mod http_output;
+#[cfg(test)]
 mod limits;
+#[cfg(test)]
+mod memory;
+#[cfg(test)]
+mod names;
+#[cfg(test)]
+mod refusals;
+#[cfg(test)]
+mod server;
+#[cfg(test)]
+mod signals;
+#[cfg(test)]
+mod start;
+#[cfg(test)]
+mod view;
+#[cfg(test)]
+mod watch;

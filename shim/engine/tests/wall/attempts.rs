@@ -1,4 +1,4 @@
-//! What must fail behind the wall, one by one.
+//! What must fail behind the wall, one attempt after the other.
 
 use std::io::Error;
 
@@ -13,10 +13,10 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    /// Tries it on this thread and prints what became of it.
+    /// Tries it on this thread and prints the result.
     pub(crate) fn report(&self, thread: &str) {
         let [a, b, c, d, e, f] = self.arguments;
-        // SAFETY: the call is refused; done all the same, it would get numbers or nulls where the kernel wants memory.
+        // SAFETY: the call is refused. If it is not, it gets numbers or nulls where the kernel wants memory.
         let answer = unsafe { libc::syscall(self.number, a, b, c, d, e, f) };
         let errno = Error::last_os_error().raw_os_error();
         let outcome = match (answer, errno) {

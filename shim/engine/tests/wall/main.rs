@@ -1,5 +1,5 @@
-//! The wall of the engine, tried from behind: this program raises the very same wall, and then tries each thing that must
-//! not be possible any more. It has no harness, because the wall is raised around the only thread of a process.
+//! The wall of the engine, tried from behind: this program raises the same wall, and then tries each thing that must no
+//! longer be possible. It has no harness, because the wall is raised around the only thread of a process.
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "this program is its own harness")]
 
@@ -17,7 +17,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::attempts::{Attempt, attempts};
-use crate::wall::{Access, View};
+use crate::wall::view::{Access, View};
 
 const BEHIND: &str = "--behind-the-wall";
 const FOLDER: &str = "WALL_TEST_FOLDER";
@@ -65,7 +65,7 @@ fn main() {
     std::process::exit(i32::from(failed > 0));
 }
 
-/// The other process: raises the wall, and does as it is told.
+/// The other process: raises the wall, and then does what the argument says.
 fn behind_the_wall(what: &str) {
     if what == "user" {
         nix::unistd::setuid(nix::unistd::Uid::from_raw(1000)).unwrap();
@@ -126,7 +126,7 @@ fn output(what: &str, folder: &Path) -> (ExitStatus, String) {
     (output.status, String::from_utf8(output.stdout).unwrap())
 }
 
-/// Runs `look` while a process waits behind the wall; answers what the wall cost.
+/// Runs `look` while a process waits behind the wall, and returns what the wall cost.
 fn while_it_waits(what: &str, look: impl Fn(u32)) -> Duration {
     let mut child = start(what, Path::new("/tmp"));
     let mut line = String::new();
@@ -190,8 +190,7 @@ fn the_process_is_hidden_from_its_own_user() {
 }
 
 fn only_the_view_is_reachable_where_the_kernel_has_landlock() {
-    // SAFETY: with these arguments the call only answers a number.
-    let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<()>(), 0, 1) };
+    let abi = skiff_linux::probe::landlock_version();
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("in"), "").unwrap();
     let (status, output) = output("files", folder.path());

@@ -19,27 +19,27 @@ const INPUT_MAX: u64 = 10 << 20;
 
 /// Which of the two ways containerd used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Protocol {
+pub(super) enum Protocol {
     Bootstrap,
     Legacy,
 }
 
 /// The environment that the legacy way uses.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Environment {
-    pub(crate) ttrpc_address: String,
-    pub(crate) grpc_address: String,
+pub(super) struct Environment {
+    pub(super) ttrpc_address: String,
+    pub(super) grpc_address: String,
 }
 
 impl Environment {
-    pub(crate) fn of_process() -> Self {
+    pub(super) fn of_process() -> Self {
         let variable = |name| std::env::var(name).unwrap_or_default();
         Self { ttrpc_address: variable("TTRPC_ADDRESS"), grpc_address: variable("GRPC_ADDRESS") }
     }
 }
 
 /// Reads what containerd has written to standard input.
-pub(crate) fn read_input() -> Result<Vec<u8>> {
+pub(super) fn read_input() -> Result<Vec<u8>> {
     let mut input = Vec::new();
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {
@@ -48,11 +48,11 @@ pub(crate) fn read_input() -> Result<Vec<u8>> {
     Ok(input)
 }
 
-/// Makes one thing of both ways.
+/// Turns both ways into one form.
 ///
 /// # Errors
 /// `Invalid` when the parameters are another shim's, or name no socket to publish events to.
-pub(crate) fn parse(input: &[u8], flags: &Flags, env: Environment) -> Result<(BootstrapParams, Protocol)> {
+pub(super) fn parse(input: &[u8], flags: &Flags, env: Environment) -> Result<(BootstrapParams, Protocol)> {
     let (params, protocol) = match bootstrap_params(input, flags)? {
         Some(params) => (params, Protocol::Bootstrap),
         None => (legacy_params(input, flags, env), Protocol::Legacy),
@@ -105,7 +105,7 @@ fn legacy_params(input: &[u8], flags: &Flags, env: Environment) -> BootstrapPara
 }
 
 /// The answer to `start`: where the shim listens.
-pub(crate) fn answer(address: &str, protocol: Protocol) -> Result<Vec<u8>> {
+pub(super) fn answer(address: &str, protocol: Protocol) -> Result<Vec<u8>> {
     match protocol {
         Protocol::Legacy => Ok(serde_json::json!({
             "version": TASK_API_VERSION, "address": address, "protocol": "ttrpc",

@@ -1,8 +1,15 @@
-//! containerd's side: how it starts the shim, what it asks, and what it is told.
+//! containerd's side: how it starts the shim, what it asks for, and what it hears. Its messages go no further than this folder.
 
-pub(crate) mod bootstrap;
-pub(crate) mod command;
-pub(crate) mod layers;
-pub(crate) mod publisher;
-pub(crate) mod service;
-pub(crate) mod time;
+pub(crate) mod cli;
+
+mod bootstrap;
+mod cleanup;
+mod events;
+mod metrics;
+mod options;
+mod publisher;
+mod server;
+mod socket;
+mod start;
+mod task;
+mod wire;

@@ -27,21 +27,21 @@ enum Item {
 
 /// The sending end of the queue.
 #[derive(Clone)]
-pub(crate) struct Publisher {
+pub(super) struct Publisher {
     namespace: String,
     queue: mpsc::UnboundedSender<Item>,
 }
 
 impl Publisher {
     /// Starts the queue; it connects to `address` (containerd's ttrpc socket) with the first event.
-    pub(crate) fn start(address: String, namespace: String) -> Self {
+    pub(super) fn start(address: String, namespace: String) -> Self {
         let (queue, items) = mpsc::unbounded_channel();
         tokio::spawn(forward_all(address, items));
         Self { namespace, queue }
     }
 
     /// Queues `event`.
-    pub(crate) fn publish(&self, event: impl Event) {
+    pub(super) fn publish(&self, event: impl Event) {
         let topic = event.topic();
         let message: &dyn MessageDyn = &event;
         let Ok(value) = message.write_to_bytes_dyn() else {
@@ -62,7 +62,7 @@ impl Publisher {
     }
 
     /// Waits until all that was queued before has been sent, at most `limit`.
-    pub(crate) async fn flush(&self, limit: Duration) {
+    pub(super) async fn flush(&self, limit: Duration) {
         let (done, sent) = oneshot::channel();
         if self.queue.send(Item::Flush(done)).is_ok() && tokio::time::timeout(limit, sent).await.is_err() {
             log::warn!("some events cannot be sent before the shim ended");

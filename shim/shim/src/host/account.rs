@@ -1,4 +1,4 @@
-//! The account of a guest's memory: in memory that belongs to no file system, and shown in the bundle by a link.
+//! The account of a guest's memory: a file in memory, to which a link in the bundle leads.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use skiff_protocol::ACCOUNT_FILE;
 
-/// Makes the account findable in `bundle`, for as long as this process holds it.
+/// Links the account from `bundle`. The link works as long as this process holds the account.
 ///
 /// # Errors
 /// Those of making the link.

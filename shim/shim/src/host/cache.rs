@@ -1,13 +1,13 @@
 //! The cache of compiled code: each guest is compiled once per node and engine, by one process at a time.
 //!
-//! An entry is `DIR/CODE_ID/SHA256.cwasm`: the artefact as the compiler wrote it, then a [`trailer`] that binds it to
-//! its key, its owner and its own hash; wasmtime maps the whole file and does not mind what follows the artefact. Beside
-//! it, `SHA256.tmp` is the lock of the key as well as the file that becomes the entry: whoever holds its lock may compile,
-//! and renaming it publishes the entry. So there is nothing to tidy up but a `.tmp` that nobody holds. `SHA256.failed` is a
-//! sentence: why the guest was compiled in vain a short time ago. The directories `DIR/slot.N` are
-//! the locks of those who compile at once.
+//! An entry is `DIR/CODE_ID/SHA256.cwasm`: the artefact as the compiler wrote it, then a [`trailer`] that binds it to its
+//! key, its owner and its own hash. wasmtime maps the whole file and ignores what follows the artefact. `SHA256.tmp` beside
+//! it is both the lock of the key and the file that becomes the entry: the holder of the lock may compile, and renaming the
+//! file publishes the entry. So the only thing to clean up is a `.tmp` that nobody holds. `SHA256.failed` contains the
+//! sentence with which the guest recently failed to compile. The directories `DIR/slot.N` are locks that limit how many
+//! guests are compiled at once.
 //!
-//! It knows neither how code is compiled nor whether an engine accepts it.
+//! The cache does not know how code is compiled or whether an engine accepts it.
 
 mod failures;
 mod room;
@@ -19,7 +19,7 @@ mod trust;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -32,8 +32,6 @@ use super::read_only;
 const ENTRY: &str = "cwasm";
 /// The file name extension of a lock, which becomes the entry.
 const PENDING: &str = "tmp";
-/// How many bytes are read and hashed at a time: they stay in the processor's cache.
-const CHUNK_BYTES: usize = 128 << 10;
 
 /// The node's cache of compiled code.
 #[derive(Clone, Debug)]
@@ -42,12 +40,12 @@ pub(crate) struct Cache {
     max_bytes: u64,
 }
 
-/// What is wanted of the cache, and for whom.
+/// A request to the cache, and on whose behalf it is made.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted<'a> {
     /// The sha256 of the guest, lower-case hexadecimal.
     pub(crate) digest: &'a str,
-    /// Whose entry it becomes: the pod's namespace. When the cache is full, the owner of most of it gives way.
+    /// The owner of the entry: the pod's namespace. When the cache is full, the owner of most of it loses entries first.
     pub(crate) owner: &'a str,
     /// The pod, which compiles one guest at a time and takes turns with others.
     pub(crate) pod: &'a str,
@@ -57,16 +55,16 @@ pub(crate) struct Wanted<'a> {
 #[derive(Debug)]
 pub(crate) struct Failure<E> {
     pub(crate) error: E,
-    /// What would fail again; `None` when it might not.
+    /// The bytes that would fail again; `None` when another attempt might succeed.
     pub(crate) lasting: Option<Lasting>,
 }
 
 /// Bytes that cannot be compiled.
 #[derive(Debug)]
 pub(crate) struct Lasting {
-    /// Their sha256: a guest is not to be blamed for what was read of another.
+    /// Their sha256, so that a guest is not blamed for bytes that came from another one.
     pub(crate) digest: String,
-    /// Why, for whoever wants them compiled.
+    /// The reason, for everyone who wants them compiled.
     pub(crate) sentence: String,
 }
 
@@ -75,9 +73,9 @@ pub(crate) struct Lasting {
 pub(crate) enum CacheError<E> {
     /// The caller's compilation failed.
     Compile(E),
-    /// The same guest was compiled in vain a short time ago; why.
+    /// The same guest recently failed to compile, for this reason.
     Remembered(String),
-    /// What was compiled is not what the key says.
+    /// The bytes that were compiled do not match the key.
     Changed,
     /// The cache itself failed; a sentence with the path.
     Host(io::Error),
@@ -90,12 +88,12 @@ impl<E> From<io::Error> for CacheError<E> {
 }
 
 impl Cache {
-    /// Opens the cache in the directory `dir`, which is made if it is missing (mode 0700). `max_bytes` bounds the sum
-    /// of its entries; the newest one stays whatever its size.
+    /// Opens the cache in the directory `dir`, which is made if it is missing (mode 0700). `max_bytes` limits the total
+    /// size of its entries; the newest one stays whatever its size.
     ///
     /// # Errors
-    /// `PermissionDenied` when somebody else than root or this user could change what the path means or holds;
-    /// `InvalidInput` when it is not absolute; those of making the directory.
+    /// `PermissionDenied` when anybody but root and this user can change what the path means or contains; `InvalidInput`
+    /// when it is not absolute; those of making the directory.
     pub(crate) fn open(dir: &Path, max_bytes: u64) -> io::Result<Self> {
         if !dir.is_absolute() {
             return Err(io::Error::new(
@@ -112,8 +110,8 @@ impl Cache {
         Ok(Self { dir: dir.to_owned(), max_bytes })
     }
 
-    /// The compiled code of the guest whose sha256 is `digest` (lower-case hexadecimal), verified, and open so that nobody
-    /// can write to it through the descriptor. An entry that does not verify is removed and is a miss.
+    /// Returns the verified code of the guest whose sha256 is `digest` (lower-case hexadecimal), opened so that nobody can
+    /// write to it through the descriptor. An entry that fails verification is removed and counts as a miss.
     ///
     /// # Errors
     /// `InvalidInput` for a malformed digest; those of opening the entry, or of removing a bad one.
@@ -128,7 +126,7 @@ impl Cache {
         match checked {
             Ok(file) => {
                 touch(&file, &path);
-                // None when somebody has compiled it again at this moment, or removed it for want of room.
+                // `None` when the entry has just been replaced or evicted.
                 self.open_read_only(&path, &file)
             }
             Err(reason) => {
@@ -139,15 +137,15 @@ impl Cache {
         }
     }
 
-    /// Like [`Cache::lookup`], but a miss is compiled: `compile` writes the artefact to the file it is given (in
-    /// memory, empty, not the entry itself, so that no compiler ever holds a published file) and answers the sha256 of what
-    /// it compiled. Of several processes and threads that miss the same key one compiles and the others wait for it, without
-    /// a time limit of their own: the compilation has one.
+    /// Like [`Cache::lookup`], but compiles on a miss. `compile` writes the artefact to the empty file in memory that it is
+    /// given and returns the sha256 of what it compiled. That file is not the entry itself, so a compiler never holds a
+    /// published file. If several processes and threads miss the same key, one compiles and the others wait, without a time
+    /// limit of their own because the compilation has one.
     ///
     /// # Errors
-    /// [`CacheError::Compile`] is what `compile` answered. A full disk is [`ErrorKind::StorageFull`], after old entries
-    /// were removed for the new one in vain.
-    // Invariant: nothing is published under a digest that is not that of exactly the bytes that were compiled.
+    /// [`CacheError::Compile`] is the error of `compile`. [`ErrorKind::StorageFull`] when the disk is still full after old
+    /// entries were removed.
+    // Invariant: an entry is published only under the digest of exactly the bytes that were compiled.
     pub(crate) fn get_or_compile<E>(
         &self,
         wanted: Wanted<'_>,
@@ -169,10 +167,10 @@ impl Cache {
         self.compile_into(pending, wanted, compile)
     }
 
-    /// Compiles a guest whose entry the engine refused, and replaces the entry; one that cannot be replaced stays.
+    /// Compiles a guest whose entry the engine refused, and replaces the entry. An entry that cannot be replaced stays.
     ///
     /// # Errors
-    /// As of [`Cache::get_or_compile`].
+    /// Those of [`Cache::get_or_compile`].
     pub(crate) fn recompile<E>(
         &self,
         wanted: Wanted<'_>,
@@ -204,8 +202,8 @@ impl Cache {
         }
     }
 
-    /// Opens the entry once more, so that nobody can write to it through the descriptor; none when it is not the `verified`
-    /// one any more.
+    /// Opens the entry again, so that nobody can write to it through the descriptor. Returns `None` when it is no longer
+    /// the `verified` one.
     fn open_read_only(&self, path: &Path, verified: &File) -> io::Result<Option<File>> {
         let opened = match read_only::open(&self.dir, path.strip_prefix(&self.dir).unwrap_or(path)) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -227,7 +225,7 @@ impl Cache {
         let path = self.path(digest, PENDING)?;
         loop {
             let file = match open_pending(&path) {
-                // Not made yet, or the last entry was evicted and its directory with it.
+                // The directory has not been made yet, or was removed with its last entry.
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     make_private_dir(&self.dir.join(CODE_ID))?;
                     continue;
@@ -238,14 +236,14 @@ impl Cache {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 locked => locked.map_err(|error| at("lock", &path, &error))?,
             }
-            // Whoever had the lock before has renamed or removed the file: then this lock locks nothing.
+            // If the previous holder renamed or removed the file, this lock protects nothing.
             if is_named(&file, &path) {
                 return Ok(Pending { file, path, published: false });
             }
         }
     }
 
-    /// Makes the entry of what is wanted from what the compiler wrote, and brings the cache back to its size.
+    /// Turns what the compiler wrote into the wanted entry, and brings the cache back to its size.
     fn publish(&self, wanted: Wanted<'_>, mut pending: Pending, output: &File) -> io::Result<File> {
         let bytes = output.metadata()?.len();
         let entry = self.path(wanted.digest, ENTRY)?;
@@ -258,7 +256,7 @@ impl Cache {
     }
 }
 
-/// The held lock of a key. Dropped, it takes its file along, unless that has become the entry.
+/// The held lock of a key. Dropping it removes its file, unless that has become the entry.
 struct Pending {
     file: File,
     path: PathBuf,
@@ -266,11 +264,10 @@ struct Pending {
 }
 
 impl Pending {
-    /// Writes `output` and its trailer to stable storage and renames the whole to `entry`. May be called again when it
-    /// has failed.
+    /// Writes `output` and its trailer to stable storage and renames the file to `entry`. May be called again if it fails.
     fn publish(&mut self, entry: &Path, wanted: Wanted<'_>, output: &File, cache: &Path) -> io::Result<File> {
-        trailer::write(output, wanted, &self.file).map_err(|error| at("write", entry, &error))?;
-        // The engine opens its descriptor once more as the container's user; the directory keeps everybody else out.
+        trailer::write(output, wanted.digest, wanted.owner, &self.file).map_err(|error| at("write", entry, &error))?;
+        // The engine opens its descriptor again as the container's user; the directory keeps everybody else out.
         self.file.set_permissions(Permissions::from_mode(0o444))?;
         self.file.sync_all().map_err(|error| at("write", entry, &error))?;
         let readable = read_only::open(cache, self.path.strip_prefix(cache).unwrap_or(&self.path))?;
@@ -288,37 +285,18 @@ impl Drop for Pending {
         if self.published {
             return;
         }
-        // Processes that are just being started may hold the file open a little longer; its blocks are free now.
+        // Truncating frees the blocks now: a process that is being started may hold the file open a little longer.
         if let Err(error) = self.file.set_len(0).and_then(|()| remove_file(&self.path)) {
             log::warn!("{error}");
         }
     }
 }
 
-/// Calls `work` with the next piece of the file's first `limit_bytes` bytes until they end; their number.
-fn for_each_chunk(file: &File, limit_bytes: u64, mut work: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<u64> {
-    let mut buffer = vec![0; CHUNK_BYTES];
-    let mut done_bytes = 0;
-    while done_bytes < limit_bytes {
-        let wanted = usize::try_from(limit_bytes - done_bytes).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
-        match file.read_at(&mut buffer[..wanted], done_bytes) {
-            Ok(0) => break,
-            Ok(read) => {
-                work(&buffer[..read])?;
-                done_bytes += read as u64;
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(done_bytes)
-}
-
 fn is_digest(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Opens what lies in an entry's place; a fifo there does not block.
+/// Opens whatever is in an entry's place, without blocking on a fifo.
 fn open_entry(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
 }
@@ -342,7 +320,7 @@ fn is_named(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Marks an entry as used now. A cache that cannot be written to still serves.
+/// Marks an entry as used now. A failure is only logged, because a cache that cannot be written to is still useful.
 fn touch(file: &File, path: &Path) {
     if let Err(error) = file.set_times(fs::FileTimes::new().set_modified(SystemTime::now())) {
         log::debug!("cannot mark `{}` as used: {error}", path.display());
@@ -367,7 +345,7 @@ fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
-/// A sentence about `path`, of the same kind as `error`.
+/// An error of the same kind that names `path`.
 fn at(doing: &str, path: &Path, error: &io::Error) -> io::Error {
     let path = path.display();
     let sentence = if is_full(error) {

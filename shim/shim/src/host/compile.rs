@@ -10,6 +10,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use skiff_protocol::Fault;
+use skiff_protocol::names::SKIFF;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStderr, ChildStdin, Command};
 use tokio::sync::{mpsc, watch};
@@ -21,28 +23,26 @@ use crate::host::engine::beside_the_shim;
 use crate::host::module::{Digester, Source};
 use crate::host::process::{OomScore, wait_within, work_for_a_pod};
 
-/// Stands for the module's name in what is remembered of a failure: another tenant who has the same module learns nothing of
-/// this one's names.
+/// Replaces the module's name in a remembered failure, so that another tenant with the same module does not learn this
+/// tenant's names.
 pub(crate) const NAME: &str = "\0";
-/// The exit code of `skiff compile` when the node, not the module, is at fault.
-const NODE_AT_FAULT: i32 = 2;
-/// How long the whole module may take to be read once more: meanwhile nobody else compiles in this pod's slot, nor the same
+/// How long reading the whole module again may take: meanwhile nobody else can use this pod's slot or compile the same
 /// module.
 const FEED_LIMIT: Duration = Duration::from_secs(30);
-/// More than the compiler gives itself.
+/// Longer than the compiler's own limit.
 const LIMIT: Duration = Duration::from_secs(660);
-/// How long the compiler's supervisor may take to end it and to remove its cgroup.
+/// How long the compiler's supervisor may take to end the compiler and remove its cgroup.
 const END_WITHIN: Duration = Duration::from_secs(5);
-/// The most that is read of what the compiler says, in bytes.
+/// The most that is read from the compiler's stderr, in bytes.
 const SAID_BYTES_MAX: u64 = 64 << 10;
 
 /// Whether a compilation is still wanted.
 pub(crate) struct Want<'a> {
-    /// Cancelled when the container is not wanted any more.
+    /// Cancelled when the container is no longer wanted.
     unwanted: &'a CancellationToken,
     /// Whether others wait for the same code.
     is_awaited: &'a dyn Fn() -> bool,
-    /// Set once it goes on only for others, until their code is in the cache.
+    /// Set once the compilation goes on only for others, until their code is in the cache.
     for_others: Cell<Option<ForOthers>>,
 }
 
@@ -52,10 +52,10 @@ impl<'a> Want<'a> {
     }
 }
 
-/// The compilations that go on only for others.
+/// How many compilations go on only for others.
 static FOR_OTHERS: LazyLock<watch::Sender<usize>> = LazyLock::new(watch::Sender::default);
 
-/// One of them.
+/// One compilation that goes on only for others.
 struct ForOthers;
 
 impl ForOthers {
@@ -71,7 +71,7 @@ impl Drop for ForOthers {
     }
 }
 
-/// Waits until nothing is compiled for others any more, which has its limit.
+/// Waits until no compilation for others is left, at most as long as one may take.
 pub(crate) async fn finish_for_others() {
     let mut count = FOR_OTHERS.subscribe();
     if tokio::time::timeout(LIMIT, count.wait_for(|count| *count == 0)).await.is_err() {
@@ -79,8 +79,8 @@ pub(crate) async fn finish_for_others() {
     }
 }
 
-/// Compiles the module of `source` (named `name` in messages) into `code` and answers the sha256 of the bytes that it
-/// compiled. Blocks, in the context of a runtime, until the end or until nobody wants it any more.
+/// Compiles the module of `source` (named `name` in messages) into `code` and returns the sha256 of the bytes that it
+/// compiled. Blocks, in the context of a runtime, until the compiler ends or nobody wants the code any more.
 ///
 /// # Errors
 /// `Invalid` with the compiler's sentence when the module is at fault or does not fit the compiler's limits.
@@ -100,11 +100,11 @@ pub(crate) fn compile(
     let sentence = said.lines().last().unwrap_or_default().trim().trim_start_matches("skiff: ");
     let sentence =
         if sentence.is_empty() { format!("compiling `{name}` ended with {status}") } else { sentence.to_owned() };
-    Err(match status.code() {
-        None | Some(NODE_AT_FAULT) => {
+    Err(match Fault::of_exit(status.code()) {
+        None | Some(Fault::Host) => {
             passing(Error::host(format!("cannot compile `{name}`"), io::Error::other(sentence)))
         }
-        Some(_) => {
+        Some(Fault::Guest | Fault::Limit) => {
             let remembered = sentence.replace(&format!("`{name}`"), NAME);
             let lasting = digest.map(|digest| Lasting { digest, sentence: remembered });
             Failure { error: Error::invalid(sentence), lasting }
@@ -112,7 +112,7 @@ pub(crate) fn compile(
     })
 }
 
-/// What the compiler was given, if that was the whole module; its end; and what it said.
+/// The digest of the module, if the compiler was given all of it; how the compiler ended; and what it wrote to stderr.
 type Ran = (Option<String>, ExitStatus, String);
 
 async fn run(source: &Source, name: &str, code: &File, want: &Want<'_>) -> Result<Ran> {
@@ -120,7 +120,7 @@ async fn run(source: &Source, name: &str, code: &File, want: &Want<'_>) -> Resul
     let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
     let fed = tokio::select! {
         fed = tokio::time::timeout(FEED_LIMIT, feed(source, stdin)) => fed.unwrap_or_else(|_| Err(too_slow())),
-        // It has not taken all, and its exit code says why; whoever is not waited for would be taken for an orphan.
+        // The compiler ended early, and its exit code says why. Without this wait it would be reaped as an orphan.
         _ended = child.wait() => Ok(None),
         () = want.unwanted.cancelled() => Err(io::Error::other("its container is not wanted any more")),
     };
@@ -146,7 +146,7 @@ fn too_slow() -> io::Error {
     io::Error::new(ErrorKind::TimedOut, format!("it did not come within {} s", FEED_LIMIT.as_secs()))
 }
 
-/// Waits for the compiler, which has all that it needs; none when nobody wants its code any more.
+/// Waits for the compiler, which has its whole input. Returns `None` when nobody wants its code any more.
 async fn wait_while_wanted(child: &mut Child, want: &Want<'_>) -> io::Result<Option<ExitStatus>> {
     tokio::select! {
         ended = wait_within(child, LIMIT) => return ended.map(Some),
@@ -160,9 +160,9 @@ async fn wait_while_wanted(child: &mut Child, want: &Want<'_>) -> io::Result<Opt
 }
 
 fn spawn(name: &str, code: &File) -> Result<Child> {
-    let program = beside_the_shim("skiff").doing(|| "cannot find the compiler".into())?;
+    let program = beside_the_shim(SKIFF).doing(|| "cannot find the compiler".into())?;
     let mut command = Command::new(&program);
-    // The compiler's supervisor then ends the compiler and takes its cgroup away.
+    // On SIGTERM the compiler's supervisor ends the compiler and removes its cgroup.
     work_for_a_pod(command.as_std_mut(), libc::SIGTERM, OomScore::First);
     let code = code.try_clone().doing(|| "cannot pass a file to the compiler".into())?;
     let arguments = ["compile", "--confine", "--cgroup", "skiff-compile", "--name", name];
@@ -170,12 +170,12 @@ fn spawn(name: &str, code: &File) -> Result<Child> {
     command.spawn().doing(|| format!("cannot run the compiler `{}`", program.display()))
 }
 
-/// Gives the compiler the module, once, and answers the digest of what it was given; none when it did not take all.
+/// Writes the module to the compiler and returns the digest of what was written; `None` when it did not read everything.
 async fn feed(source: &Source, stdin: Option<ChildStdin>) -> io::Result<Option<String>> {
     let mut stdin = stdin.ok_or_else(|| io::Error::other("the compiler has no input"))?;
     let read = source.pieces()?;
     let (sender, mut pieces) = mpsc::channel(1);
-    // The reader knows no runtime.
+    // The reader does not run on the runtime.
     drop(tokio::task::spawn_blocking(move || read.iter().all(|piece| sender.blocking_send(piece).is_ok())));
     let mut digester = Digester::default();
     while let Some(piece) = pieces.recv().await {
@@ -200,7 +200,7 @@ async fn said(stderr: Option<ChildStderr>) -> String {
     String::from_utf8_lossy(&said).into_owned()
 }
 
-/// Asks the supervisor to end the compiler; one that does not is killed.
+/// Asks the supervisor to end the compiler, and kills it if it does not.
 async fn end(child: &mut Child) -> io::Result<()> {
     if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
         match kill(Pid::from_raw(pid), Signal::SIGTERM) {

@@ -1,18 +1,17 @@
-//! Terminals: the socket over which the OCI runtime sends one, and its size.
+//! Terminals: the socket over which the OCI runtime sends one, and the size of one.
 
 use std::fs::File;
-use std::io::{self, IoSliceMut};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use rustix::termios::{Winsize, tcsetwinsize};
+use skiff_linux::descriptors::receive;
+use skiff_protocol::names::TERMINALS;
 use tokio::io::Interest;
 use tokio::net::UnixListener;
 
-/// Where sockets lie while a process is being made: paths of sockets must be short.
-const DIRECTORY: &str = "/run/skiff";
-
-/// A socket that waits for one terminal; its file is removed when it is dropped.
+/// A socket that waits for one terminal. Dropping it removes its file.
 #[derive(Debug)]
 pub(crate) struct ConsoleSocket {
     listener: UnixListener,
@@ -20,10 +19,10 @@ pub(crate) struct ConsoleSocket {
 }
 
 impl ConsoleSocket {
-    /// Listens at a path that nobody else has, made from the process id and `serial`.
+    /// Listens at a unique path, made from the process id and `serial`, that is short enough for a socket.
     pub(crate) fn listen(serial: u64) -> io::Result<Self> {
-        std::fs::create_dir_all(DIRECTORY)?;
-        let path = Path::new(DIRECTORY).join(format!("tty-{}-{serial}", std::process::id()));
+        std::fs::create_dir_all(TERMINALS)?;
+        let path = Path::new(TERMINALS).join(format!("tty-{}-{serial}", std::process::id()));
         Ok(Self { listener: UnixListener::bind(&path)?, path })
     }
 
@@ -36,7 +35,7 @@ impl ConsoleSocket {
         let (stream, _) = self.listener.accept().await?;
         loop {
             stream.readable().await?;
-            match stream.try_io(Interest::READABLE, || receive_descriptor(stream.as_raw_fd())) {
+            match stream.try_io(Interest::READABLE, || receive_descriptor(stream.as_fd())) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return result,
             }
@@ -52,9 +51,9 @@ impl Drop for ConsoleSocket {
     }
 }
 
-/// Removes the sockets that a shim that was killed has left.
+/// Removes the sockets that a killed shim left.
 pub(crate) fn remove_sockets_of(shim_pid: u32) -> io::Result<()> {
-    let entries = match std::fs::read_dir(DIRECTORY) {
+    let entries = match std::fs::read_dir(TERMINALS) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         read => read?,
     };
@@ -68,27 +67,17 @@ pub(crate) fn remove_sockets_of(shim_pid: u32) -> io::Result<()> {
     Ok(())
 }
 
-fn receive_descriptor(socket: RawFd) -> io::Result<File> {
-    let mut name = [0_u8; 4096];
-    let mut space = nix::cmsg_space!(RawFd);
-    let mut iov = [IoSliceMut::new(&mut name)];
-    let received = recvmsg::<()>(socket, &mut iov, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
-    for control in received.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(descriptors) = control
-            && let Some(descriptor) = descriptors.first()
-        {
-            // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
-            return Ok(File::from(unsafe { OwnedFd::from_raw_fd(*descriptor) }));
-        }
-    }
-    Err(io::Error::new(io::ErrorKind::InvalidData, "the OCI runtime sent no terminal"))
+fn receive_descriptor(socket: BorrowedFd<'_>) -> io::Result<File> {
+    // The bytes are the terminal's name, which nobody needs.
+    let (_, files) = receive(socket, &mut [0; 4096])?;
+    let terminal = files.into_iter().next();
+    terminal
+        .map(File::from)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the OCI runtime sent no terminal"))
 }
 
 /// Sets the size of a terminal, in characters.
 pub(crate) fn resize(terminal: BorrowedFd<'_>, width: u16, height: u16) -> io::Result<()> {
-    let size = libc::winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: TIOCSWINSZ reads a winsize, which lives through the call.
-    let set = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
-    nix::errno::Errno::result(set)?;
-    Ok(())
+    let size = Winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
+    Ok(tcsetwinsize(terminal, size)?)
 }

@@ -1,52 +1,46 @@
-//! Root file systems of pods with a user namespace: the owners of the image's files are mapped to the pod's range of
-//! users, without changing the files.
+//! Root file systems of pods with a user namespace: the owners of the image's files are mapped to the pod's range of users,
+//! without changing the files.
 //!
-//! containerd asks for it by the options `uidmap=` and `gidmap=`, which no file system knows. An overlay is mounted over
-//! mapped copies of the mounts of its lower directories; what is mounted otherwise is mapped where it stands.
+//! containerd requests this with the mount options `uidmap=` and `gidmap=`, which no file system knows. An overlay is
+//! mounted over mapped copies of the mounts of its lower directories. Any other mount is mapped in place.
 //! Source: containerd's `core/mount/mount_linux.go`.
 
-use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use containerd_shim::protos::types::mount::Mount;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
-use nix::sched::{CloneFlags, clone};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
-use nix::sys::wait::{WaitPidFlag, waitpid};
-use nix::unistd::{Pid, getpid, getppid, pause};
+use skiff_linux::mounts::{self, Attributes, Depth};
+use skiff_linux::namespaces::UserNamespaceChild;
+
+use crate::request::RootfsMount;
 
 const LOWER: &str = "lowerdir=";
-/// Of the child that holds the user namespace, in bytes.
-const STACK_BYTES: usize = 64 << 10;
-/// `AT_RECURSIVE` of `open_tree(2)`, which the libc crate lacks here.
-const AT_RECURSIVE: libc::c_uint = 0x8000;
 /// `MS_PRIVATE` as `mount_setattr(2)` takes it.
 const PRIVATE: u64 = 1 << 18;
 
-/// What a mount with mapped owners needs. Dropping it takes the copies of lower directories away, which an overlay that
-/// is mounted does without.
+/// What a mount with mapped owners needs. Dropping it removes the copies of lower directories, which an overlay no longer
+/// needs once it is mounted.
 #[derive(Debug)]
 pub(crate) struct Idmapped {
     options: Vec<String>,
-    /// Absent when the mount consists of mapped lower directories.
+    /// `None` when the lower directories are mapped instead.
     rest: Option<Mapping>,
     _lower: Option<Lower>,
 }
 
-/// Prepares `mount` when it asks for mapped owners. `scratch`, which must not exist, is a directory for the meantime.
+/// Prepares `mount` if it asks for mapped owners. `scratch` is a temporary directory, which must not exist yet.
 ///
 /// Blocks; call it on a thread that lives until it has returned.
 ///
 /// # Errors
-/// `InvalidInput` for options that say no mapping; the kernel's error where it or a file system cannot map owners.
-pub(crate) fn prepare(mount: &Mount, scratch: &Path) -> io::Result<Option<Idmapped>> {
+/// `InvalidInput` for options that are not a mapping; the kernel's error if it or a file system cannot map owners.
+pub(crate) fn prepare(mount: &RootfsMount, scratch: &Path) -> io::Result<Option<Idmapped>> {
     let Some((mapping, mut options)) = split(&mount.options)? else { return Ok(None) };
-    if mount.type_ != "overlay" {
+    if mount.kind != "overlay" {
         return Ok(Some(Idmapped { options, rest: Some(mapping), _lower: None }));
     }
     let place = options.iter().position(|option| option.starts_with(LOWER));
@@ -62,10 +56,11 @@ impl Idmapped {
         &self.options
     }
 
-    /// Does what remains once the file system is mounted at `target`. To be undone by unmounting `target` wholly.
+    /// Does the rest once the file system is mounted at `target`. Unmounting everything at `target` undoes it.
     pub(crate) fn finish(self, target: &Path) -> io::Result<()> {
         let Some(mapping) = &self.rest else { return Ok(()) };
-        // A snapshot without layers: containerd has given the empty directory to the pod's root, which no mapping knows.
+        // A snapshot without layers: containerd has given the empty directory to the pod's root, which the mapping does not
+        // know.
         if mapping.root() == Some(fs::metadata(target)?.uid()) {
             return Ok(());
         }
@@ -73,7 +68,7 @@ impl Idmapped {
     }
 }
 
-/// Which users and groups of the host those of the container are.
+/// How the users and groups of the container map to those of the host.
 #[derive(Debug, PartialEq, Eq)]
 struct Mapping {
     users: Vec<Range>,
@@ -98,7 +93,7 @@ fn invalid(what: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, what)
 }
 
-/// The mapping that the options ask for, and the options without it.
+/// The mapping that the options ask for, and the remaining options.
 fn split(options: &[String]) -> io::Result<Option<(Mapping, Vec<String>)>> {
     let (mut users, mut groups, mut rest) = (None, None, Vec::new());
     for option in options {
@@ -117,7 +112,7 @@ fn split(options: &[String]) -> io::Result<Option<(Mapping, Vec<String>)>> {
     }
 }
 
-/// Reads `container:host:size`, several of them separated by commas.
+/// Parses a list of `container:host:size`, separated by commas.
 fn parse(ranges: &str) -> io::Result<Vec<Range>> {
     let wrong = || invalid(format!("`{ranges}` is not a mapping such as `0:100000:65536`"));
     let parse_one = |range: &str| {
@@ -128,7 +123,7 @@ fn parse(ranges: &str) -> io::Result<Vec<Range>> {
     ranges.split(',').map(|range| parse_one(range).ok_or_else(wrong)).collect()
 }
 
-/// Mapped copies of an overlay's lower directories, mounted at `0`, `1`, ... in a directory of their own.
+/// Mapped copies of an overlay's lower directories, mounted at `0`, `1`, ... in a separate directory.
 #[derive(Debug)]
 struct Lower {
     scratch: PathBuf,
@@ -158,7 +153,7 @@ impl Drop for Lower {
     fn drop(&mut self) {
         for path in &self.mounted {
             match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-                // The copy that failed was not mounted yet.
+                // The copy that failed was not mounted.
                 Ok(()) | Err(Errno::EINVAL) => {}
                 Err(error) => log::error!("cannot unmount `{}`: {error}", path.display()),
             }
@@ -176,120 +171,33 @@ fn make_directory(path: &Path) -> io::Result<()> {
         .map_err(|error| io::Error::new(error.kind(), format!("cannot make `{}`: {error}", path.display())))
 }
 
-/// Mounts what is mounted at `source`, its owners mapped as in the user namespace, at `target`, which may be the same.
+/// Mounts a copy of the mount at `source`, with owners mapped as in the user namespace `users`, at `target`, which may be
+/// the same.
 fn attach_mapped(source: &Path, target: &Path, users: &File, attributes: u64) -> io::Result<()> {
     let during = |what: &str, path: &Path| {
         let what = format!("cannot {what} `{}`", path.display());
         move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"))
     };
-    let tree = clone_tree(&c_path(source)?).map_err(during("copy the mount of", source))?;
-    map_owners(&tree, users, attributes).map_err(during("map the owners of files in", source))?;
-    move_mount(&tree, &c_path(target)?).map_err(during("mount at", target))
+    let tree = mounts::clone_tree(source).map_err(during("copy the mount of", source))?;
+    let attributes = Attributes { set: attributes, propagation: PRIVATE, user_namespace: Some(users.as_fd()) };
+    let mapped = mounts::set_attributes(&tree, Depth::WithSubmounts, attributes);
+    mapped.map_err(during("map the owners of files in", source))?;
+    mounts::attach(&tree, target).map_err(during("mount at", target))
 }
 
-fn c_path(path: &Path) -> io::Result<CString> {
-    Ok(CString::new(path.as_os_str().as_encoded_bytes())?)
-}
-
-fn clone_tree(path: &CStr) -> io::Result<OwnedFd> {
-    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | AT_RECURSIVE;
-    // SAFETY: the path is a C string that lives through the call; the result is a new descriptor or an error.
-    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
-    let fd = i32::try_from(Errno::result(fd)?).map_err(io::Error::other)?;
-    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn map_owners(tree: &OwnedFd, users: &File, attributes: u64) -> io::Result<()> {
-    let namespace = u64::try_from(users.as_raw_fd()).map_err(io::Error::other)?;
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP | attributes,
-        attr_clr: 0,
-        propagation: PRIVATE,
-        userns_fd: namespace,
-    };
-    // SAFETY: the empty path and the structure live through the call, and the size is the structure's.
-    let set = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH.cast_unsigned() | AT_RECURSIVE,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    Errno::result(set)?;
-    Ok(())
-}
-
-fn move_mount(tree: &OwnedFd, target: &CStr) -> io::Result<()> {
-    // SAFETY: the descriptor is open and both paths are C strings that live through the call.
-    let moved = unsafe {
-        libc::syscall(
-            libc::SYS_move_mount,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_FDCWD,
-            target.as_ptr(),
-            libc::MOVE_MOUNT_F_EMPTY_PATH,
-        )
-    };
-    Errno::result(moved)?;
-    Ok(())
-}
-
-/// A user namespace with the mapping. It lasts as long as the file is open: no process stays in it.
+/// Makes a user namespace with the mapping. No process stays in it, so it exists as long as the file is open.
 fn user_namespace(mapping: &Mapping) -> io::Result<File> {
     let during = |what: &'static str| move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
-    let child = Paused::start().map_err(during("cannot make a user namespace"))?;
-    let proc = PathBuf::from(format!("/proc/{}", child.0));
+    let child = UserNamespaceChild::start().map_err(during("cannot make a user namespace"))?;
+    let proc = PathBuf::from(format!("/proc/{}", child.pid()));
     fs::write(proc.join("uid_map"), table(&mapping.users)).map_err(during("cannot map users"))?;
     fs::write(proc.join("gid_map"), table(&mapping.groups)).map_err(during("cannot map groups"))?;
     File::open(proc.join("ns/user")).map_err(during("cannot open the user namespace"))
 }
 
-/// The ranges as the kernel reads them: `user_namespaces(7)`.
+/// Formats the ranges for the kernel: `user_namespaces(7)`.
 fn table(ranges: &[Range]) -> String {
     ranges.iter().map(|Range { container, host, size }| format!("{container} {host} {size}\n")).collect()
-}
-
-/// A child in a new user namespace that does nothing; it ends when this is dropped, or with the calling thread.
-struct Paused(Pid);
-
-impl Paused {
-    fn start() -> io::Result<Self> {
-        let parent = getpid();
-        let child = move || {
-            // SAFETY: prctl with integers; async-signal-safe.
-            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-            // A parent that ended before that sends no signal.
-            while getppid() == parent {
-                pause();
-            }
-            0
-        };
-        let mut stack = vec![0_u8; STACK_BYTES];
-        // Sharing the descriptors keeps the child from holding the other end of somebody's pipe open.
-        let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_FILES;
-        // No signal handler of the shim runs in the child. The one signal that ends it cannot be blocked.
-        let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
-        // SAFETY: the child has a copy of the memory, and of it the stack; it makes system calls only and allocates nothing.
-        let started = unsafe { clone(Box::new(child), &mut stack, flags, None) }.map(Self);
-        mask.thread_set_mask()?;
-        Ok(started?)
-    }
-}
-
-impl Drop for Paused {
-    fn drop(&mut self) {
-        if let Err(error) = kill(self.0, Signal::SIGKILL) {
-            log::error!("cannot end the process `{}` in a user namespace: {error}", self.0);
-            return;
-        }
-        // It ends without a signal, so that nobody else who waits for any child is given it.
-        while waitpid(self.0, Some(WaitPidFlag::__WALL)) == Err(Errno::EINTR) {}
-    }
 }
 
 #[cfg(test)]
@@ -297,6 +205,7 @@ mod tests {
     use std::os::unix::fs::{chown, lchown, symlink};
 
     use containerd_shim::mount::{mount_rootfs, umount_recursive};
+    use nix::sys::signal::{SigSet, Signal};
 
     use super::*;
 
@@ -312,8 +221,8 @@ mod tests {
         all
     }
 
-    fn mount_of(type_: &str, source: &Path, options: Vec<String>) -> Mount {
-        Mount { type_: type_.into(), source: source.to_string_lossy().into(), options, ..Mount::default() }
+    fn mount_of(kind: &str, source: &Path, options: Vec<String>) -> RootfsMount {
+        RootfsMount { kind: kind.into(), source: source.to_string_lossy().into(), options, ..RootfsMount::default() }
     }
 
     fn owner(path: &Path) -> (u32, u32) {
@@ -327,7 +236,7 @@ mod tests {
         points.filter(|point| Path::new(point).starts_with(path)).map(str::to_owned).collect()
     }
 
-    /// A directory with `rootfs` in it, whose mounts end with the test.
+    /// A directory that contains `rootfs`; its mounts end with the test.
     struct Node(tempfile::TempDir);
 
     impl Node {
@@ -348,7 +257,7 @@ mod tests {
             layer
         }
 
-        fn overlay(&self, lower: &[PathBuf]) -> Mount {
+        fn overlay(&self, lower: &[PathBuf]) -> RootfsMount {
             for name in ["upper", "work"] {
                 fs::create_dir(self.path(name)).unwrap();
             }
@@ -360,13 +269,13 @@ mod tests {
             mount_of("overlay", Path::new("overlay"), mapped(&[&work, &upper, &lower, "index=off"]))
         }
 
-        fn mount(&self, mount: &Mount) -> io::Result<()> {
+        fn mount(&self, mount: &RootfsMount) -> io::Result<()> {
             let idmapped = prepare(mount, &self.path("scratch"))?.unwrap();
             let rootfs = self.path("rootfs");
             // Mounting many layers changes the thread's directory.
             std::thread::scope(|scope| {
                 let mounting = || {
-                    mount_rootfs(Some(&mount.type_), Some(&mount.source), idmapped.options(), &rootfs).unwrap();
+                    mount_rootfs(Some(&mount.kind), Some(&mount.source), idmapped.options(), &rootfs).unwrap();
                 };
                 scope.spawn(mounting).join().unwrap();
             });
@@ -444,10 +353,10 @@ mod tests {
     #[test]
     fn no_process_stays_in_the_user_namespace() {
         let (mapping, _) = split(&mapped(&[])).unwrap().unwrap();
-        let child = Paused::start().unwrap();
-        let pid = child.0;
+        let child = UserNamespaceChild::start().unwrap();
+        let pid = nix::unistd::Pid::from_raw(child.pid());
         drop(child);
-        assert_eq!(kill(pid, None), Err(Errno::ESRCH));
+        assert_eq!(nix::sys::signal::kill(pid, None), Err(Errno::ESRCH));
         let namespace = user_namespace(&mapping).unwrap();
         assert_ne!(namespace.metadata().unwrap().ino(), fs::metadata("/proc/self/ns/user").unwrap().ino());
         assert!(!SigSet::thread_get_mask().unwrap().contains(Signal::SIGTERM), "signals are blocked no longer");

@@ -1,4 +1,5 @@
-//! Which directories of the node show the kernel rather than files: who can write to `/proc/PID/mem` writes native code.
+//! Which directories of the node show the kernel instead of files. Write access to `/proc/PID/mem`, for example, lets a
+//! guest inject native code.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -7,11 +8,11 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use skiff_protocol::unescape_mount;
+use skiff_linux::mounts::unescape;
 
 use crate::spec::wasm::{DEVICES, Shown, is_kernels};
 
-/// The mounts of the node, as far as they matter here.
+/// What the shim needs to know about the mounts of the node.
 #[derive(Debug)]
 pub(crate) struct KernelFiles {
     /// The kind of each mount, by its id.
@@ -21,7 +22,7 @@ pub(crate) struct KernelFiles {
 }
 
 impl KernelFiles {
-    /// Looks at the mounts of the node.
+    /// Reads the mounts of the node.
     ///
     /// # Errors
     /// Those of reading `/proc/self/mountinfo`.
@@ -39,17 +40,17 @@ impl KernelFiles {
                 continue;
             };
             if is_kernels(kind) {
-                found.points.push(unescape_mount(point));
+                found.points.push(unescape(point));
             }
             found.kinds.insert(id, kind.to_owned());
         }
         found
     }
 
-    /// What a bind mount of `source`, with all that is mounted below it, would show. Blocks for as long as the file system
-    /// there does.
+    /// What a bind mount of `source`, with everything mounted below it, would show. Blocks as long as the file system there
+    /// does.
     pub(crate) fn shown_by(&self, source: &Path) -> Shown {
-        // What is not there cannot be bound: the OCI runtime says so.
+        // A missing source cannot be bound, and the OCI runtime reports that.
         let Ok(file) = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(source) else {
             return Shown::Files;
         };
@@ -64,7 +65,7 @@ impl KernelFiles {
     }
 }
 
-/// The id of the mount that an open file lies on (proc_pid_fdinfo(5)).
+/// The id of the mount that an open file is on (proc_pid_fdinfo(5)).
 fn mount_id(file: &File) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", file.as_raw_fd())).ok()?;
     text.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().parse().ok()

@@ -1,4 +1,4 @@
-//! Logging programs (`binary://` addresses): containerd's users have them take a container's output.
+//! Logging programs (`binary://` addresses), which take a container's output instead of containerd.
 //!
 //! The program gets the container's output as descriptors 3 and 4 and closes descriptor 5 when it is ready.
 //! <https://github.com/containerd/containerd/blob/main/core/runtime/v2/README.md#logging>
@@ -12,16 +12,28 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::process::Command;
 
 use crate::host::process::{OomScore, pass_descriptors, work_for_a_pod};
-use crate::host::stdio::Owner;
 
-/// How addresses of logging programs begin.
-pub(crate) const SCHEME: &str = "binary://";
+/// The prefix of addresses of logging programs.
+const SCHEME: &str = "binary://";
 
 /// How long a program may take to be ready, in milliseconds.
 const READY_WITHIN_MS: u16 = 10_000;
 
-/// Starts the program of `address` and gives the ends that the container writes its output and its errors to. Blocks until
-/// the program is ready; it ends when the container has closed both.
+/// The container whose output a logging program takes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Owner {
+    pub(crate) container: String,
+    /// The namespace in containerd.
+    pub(crate) namespace: String,
+}
+
+/// Whether `address` names a logging program.
+pub(crate) fn is_address(address: &str) -> bool {
+    address.starts_with(SCHEME)
+}
+
+/// Starts the program of `address` and returns the pipe ends for the container's stdout and stderr. Blocks until the
+/// program is ready. The program ends when the container has closed both.
 ///
 /// # Errors
 /// `TimedOut` for a program that is not ready in time, which is killed; those of starting it.
@@ -36,14 +48,14 @@ pub(crate) fn start(address: &str, owner: &Owner) -> io::Result<(File, File)> {
     pass_descriptors(command.as_std_mut(), vec![stdout.into(), stderr.into(), ready_end.into()]);
     work_for_a_pod(command.as_std_mut(), 0, OomScore::Ordinary);
     let mut child = command.spawn()?;
-    // The command holds the other ends, too.
+    // The command also holds the program's ends open.
     drop(command);
     if poll(&mut [PollFd::new(ready.as_fd(), PollFlags::POLLIN)], PollTimeout::from(READY_WITHIN_MS))? == 0 {
         child.start_kill()?;
         let limit = READY_WITHIN_MS / 1000;
         return Err(io::Error::new(io::ErrorKind::TimedOut, format!("the program was not ready within {limit} s")));
     }
-    // tokio reaps what nobody waits for.
+    // tokio reaps dropped children.
     drop(child);
     let file = |end| File::from(OwnedFd::from(end));
     Ok((file(stdout_end), file(stderr_end)))

@@ -1,4 +1,4 @@
-//! Files of a container, seen from the node before its process is there: nothing leaves the root file system.
+//! Finds files of a container from the node, before its process exists, without leaving the root file system.
 
 use std::fs::{File, FileType};
 use std::io;
@@ -9,39 +9,41 @@ use std::path::{Component, Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
-use oci_spec::runtime::Mount;
 
-/// As many symbolic links as are followed on a way; the OCI runtime follows 255.
+use crate::spec::config::Mount;
+
+/// The most symbolic links that are followed in a path; the OCI runtime follows 255.
 const LINKS_MAX: u32 = 255;
 
-/// How often a look-up is tried that the kernel is unsure about.
+/// How often a look-up is tried if the kernel asks for another try.
 const TRIES_MAX: u32 = 64;
 
-/// What a file is by its first bytes.
+/// What a file is, judged by its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FileKind {
     /// A WebAssembly module or component in the binary format.
     Wasm,
-    /// Anything else; the kernel knows what to do with it, or says why not.
+    /// Anything else; the kernel can execute it or reports why not.
     Native,
 }
 
-/// Tells what `file` is by its magic number; its offset stays where it is.
+/// Finds out what `file` is by its magic number. Its offset does not change.
 pub(crate) fn kind_of(file: &File) -> io::Result<FileKind> {
     let mut magic = [0; 4];
     match file.read_exact_at(&mut magic, 0) {
-        Ok(()) if &magic == b"\0asm" => Ok(FileKind::Wasm),
+        Ok(()) if magic == skiff_protocol::WASM_MAGIC => Ok(FileKind::Wasm),
         Ok(()) => Ok(FileKind::Native),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(FileKind::Native),
         Err(error) => Err(error),
     }
 }
 
-/// Opens `path` as the container will see it: in the last bind mount that covers it, else in the root file system.
-/// Symbolic links are resolved as if the directory were the root. `None` when there is no such file, or a directory.
+/// Opens `path` as the container will see it: in the last bind mount that covers it, otherwise in the root file system.
+/// Symbolic links are resolved as if that directory were the root. Returns `None` when there is no such file or it is a
+/// directory.
 ///
-/// Whatever lies there is the tenant's: it is opened only once it is known to be a regular file. A device would be opened
-/// with the shim's privileges, and a fifo waited for.
+/// The file comes from a tenant, so it is opened only once it is known to be a regular file: opening a device would use the
+/// shim's privileges, and opening a fifo would block.
 ///
 /// # Errors
 /// `InvalidInput` for a device, a fifo or a socket, with its path; those of opening.
@@ -60,7 +62,7 @@ pub(crate) fn open_file(rootfs: &Path, mounts: &[Mount], path: &Path) -> io::Res
         let sentence = format!("`{}` is {}, and not a program", path.display(), name_of(kind));
         return Err(io::Error::new(io::ErrorKind::InvalidInput, sentence));
     }
-    // The very file that was looked at, whatever has its name by now; this thread may have a file table of its own.
+    // Opens exactly the file that was checked, whatever has its name by now. This thread may have its own file table.
     File::open(format!("/proc/thread-self/fd/{}", found.as_raw_fd())).map(Some)
 }
 
@@ -74,8 +76,8 @@ fn name_of(kind: FileType) -> &'static str {
     }
 }
 
-/// The path that `path` has in the root file system once symbolic links in it are resolved, as the OCI runtime resolves
-/// them: below the root, and also where they lead to nothing that exists yet.
+/// Resolves the symbolic links of `path` in the root file system as the OCI runtime does: below the root, and even if the
+/// target does not exist yet.
 pub(crate) fn resolve(rootfs: &Path, path: &Path) -> PathBuf {
     let mut resolved = PathBuf::from("/");
     let mut rest: Vec<PathBuf> = path.components().rev().map(|part| PathBuf::from(part.as_os_str())).collect();
@@ -86,7 +88,7 @@ pub(crate) fn resolve(rootfs: &Path, path: &Path) -> PathBuf {
             Some(Component::ParentDir) => drop(resolved.pop()),
             Some(Component::Normal(name)) => {
                 let next = resolved.join(name);
-                // What is resolved has no link in it any more: nothing leads out of the root.
+                // The resolved part contains no links, so nothing leads out of the root.
                 match std::fs::read_link(rootfs.join(next.strip_prefix("/").unwrap_or(&next))) {
                     Ok(target) if links_left > 0 => {
                         links_left -= 1;
@@ -102,8 +104,8 @@ pub(crate) fn resolve(rootfs: &Path, path: &Path) -> PathBuf {
 }
 
 fn locate(rootfs: &Path, mounts: &[Mount], path: &Path) -> (PathBuf, PathBuf) {
-    let covering = mounts.iter().rev().find(|mount| path.starts_with(mount.destination()));
-    match covering.and_then(|mount| Some((mount.source().as_ref()?, mount.destination()))) {
+    let covering = mounts.iter().rev().find(|mount| path.starts_with(&mount.destination));
+    match covering.and_then(|mount| Some((mount.source.as_ref()?, &mount.destination))) {
         Some((source, destination)) if source.is_absolute() => {
             (source.clone(), path.strip_prefix(destination).unwrap_or(path).to_path_buf())
         }
@@ -111,7 +113,7 @@ fn locate(rootfs: &Path, mounts: &[Mount], path: &Path) -> (PathBuf, PathBuf) {
     }
 }
 
-/// Opens, with `O_PATH` only, what `path` means below `root`.
+/// Opens `path` below `root` with `O_PATH` only.
 fn open_beneath(root: &Path, path: &Path) -> io::Result<File> {
     let root = nix::fcntl::open(root, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
     if path.as_os_str().is_empty() {
@@ -120,7 +122,7 @@ fn open_beneath(root: &Path, path: &Path) -> io::Result<File> {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    // A mount or a rename anywhere on the node may make the kernel unsure about a `..` (openat2(2)).
+    // A mount or rename anywhere on the node may keep the kernel from checking a `..`: then it returns EAGAIN (openat2(2)).
     let mut tries_left = TRIES_MAX;
     loop {
         match openat2(root.as_fd(), path, how) {
@@ -138,8 +140,6 @@ fn is_absent(error: &io::Error) -> bool {
 mod tests {
     use std::os::unix::fs::symlink;
 
-    use oci_spec::runtime::MountBuilder;
-
     use super::*;
 
     fn content(rootfs: &Path, mounts: &[Mount], path: &str) -> Option<String> {
@@ -156,7 +156,7 @@ mod tests {
         symlink("/etc/passwd", root.path().join("escape")).unwrap();
         symlink("../../../../etc/passwd", root.path().join("climb")).unwrap();
         std::fs::write(volume.path().join("app"), "volume").unwrap();
-        let mounts = [MountBuilder::default().destination("/data").source(volume.path()).typ("bind").build().unwrap()];
+        let mounts = [Mount::bind("/data".into(), volume.path(), &["bind"])];
         for (path, expected) in [
             ("/bin/app", Some("inside")),
             ("/usr/../bin/app", Some("inside")),
@@ -176,18 +176,18 @@ mod tests {
         let fifo = root.path().join("fifo");
         nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(root.path().join("socket")).unwrap();
-        // Of a driver that is not there: opening it would fail otherwise than with the sentence.
+        // Its driver does not exist, so opening it would fail with another error than the sentence.
         let device = nix::sys::stat::makedev(10, 200);
         let kind = nix::sys::stat::SFlag::S_IFCHR;
         nix::sys::stat::mknod(&root.path().join("device"), kind, Mode::S_IRWXU, device).unwrap();
-        let volume = MountBuilder::default().destination("/app.wasm").source(&fifo).typ("bind").build().unwrap();
+        let volume = Mount::bind("/app.wasm".into(), &fifo, &["bind"]);
         for (mounts, path, expected) in [
             (&[][..], "/fifo", "`/fifo` is a fifo, and not a program"),
             (&[], "/socket", "`/socket` is a socket, and not a program"),
             (&[], "/device", "`/device` is a character device, and not a program"),
             (&[volume], "/app.wasm", "`/app.wasm` is a fifo, and not a program"),
         ] {
-            // A fifo without a writer would be waited for.
+            // Opening a fifo without a writer would block.
             assert_eq!(open_file(root.path(), mounts, Path::new(path)).unwrap_err().to_string(), expected);
         }
     }

@@ -1,9 +1,7 @@
-//! The node: processes, files, mounts, cgroups and the OCI runtime. All system calls of the shim live here.
+//! The node: processes, files, mounts and cgroups. All system calls of the shim are made here.
 
 pub(crate) mod account;
 pub(crate) mod cache;
-pub(crate) mod cgroup;
-mod checkpoint;
 pub(crate) mod compile;
 pub(crate) mod console;
 pub(crate) mod engine;
@@ -11,15 +9,15 @@ pub(crate) mod idmap;
 pub(crate) mod kernel_files;
 pub(crate) mod logging_program;
 pub(crate) mod lookup;
-pub(crate) mod metrics;
+pub(crate) mod memory_limits;
 pub(crate) mod module;
 pub(crate) mod namespaces;
 pub(crate) mod orphans;
 pub(crate) mod pid_namespace;
 pub(crate) mod process;
 pub(crate) mod read_only;
+pub(crate) mod reader;
 pub(crate) mod record;
 pub(crate) mod rootfs;
-pub(crate) mod runtime;
 pub(crate) mod shim_log;
 pub(crate) mod stdio;

@@ -1,9 +1,9 @@
-//! Reading a module, which is a stranger's file: opened where it can do no harm, read piece by piece, hashed on its way, and
-//! never more than a module may have.
+//! Reads a module, which is a stranger's file: it is opened where it cannot do harm, read piece by piece up to the size
+//! limit of a module, and hashed while it is read.
 //!
-//! A file of a volume is open in no file table but that of the thread that reads it. Whatever the shim starts inherits a copy
-//! of the shim's table, and closes it when it executes: for a file of a server that does not answer (FUSE, NFS) that waits
-//! for ever.
+//! A file of a volume is open only in the file table of the thread that reads it. A process that the shim starts inherits a
+//! copy of the shim's table and closes it on exec. If that table contained a file of a server that does not respond (FUSE,
+//! NFS), closing it would block for ever.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -12,25 +12,25 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 
-use nix::errno::Errno;
 use nix::sys::signal::SigSet;
-use oci_spec::runtime::Mount;
 use sha2::{Digest, Sha256};
+use skiff_linux::descriptors::leave_table;
 use skiff_protocol::MODULE_BYTES_MAX;
 
 use super::lookup::open_file;
+use crate::spec::config::Mount;
 
-/// How many bytes are read and hashed at a time: they stay in the processor's cache.
+/// How many bytes are read and hashed at a time: few enough to stay in the processor's cache.
 const PIECE_BYTES: usize = 128 << 10;
 
 /// Where a module is read from.
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
-    /// A file as the container sees it.
+    /// A file that the container sees.
     Container {
         /// The mounted root file system.
         rootfs: PathBuf,
-        /// What the container has mounted.
+        /// The container's mounts.
         mounts: Vec<Mount>,
         /// Its path in the container.
         path: PathBuf,
@@ -40,15 +40,15 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    /// The digest of the module; for a thread with a file table of its own. `is_unwanted` is asked between the pieces.
+    /// The digest of the module. Call it on a thread with its own file table. Calls `is_unwanted` between the pieces.
     ///
     /// # Errors
-    /// As of [`read_pieces`]; those of opening.
+    /// Those of [`read_pieces`] and of opening.
     pub(crate) fn digest(&self, is_unwanted: &dyn Fn() -> bool) -> io::Result<String> {
         digest_of(&self.open()?, is_unwanted)
     }
 
-    /// The pieces of the module, one after the other, read by a thread of their own; the last may be an error.
+    /// The pieces of the module in order, read by a separate thread. The last one may be an error.
     ///
     /// # Errors
     /// Those of making the thread.
@@ -60,7 +60,7 @@ impl Source {
                 let gone = |_| ErrorKind::BrokenPipe.into();
                 read_pieces(&file, |piece| sender.send(Ok(piece.to_vec())).map_err(gone))
             });
-            // Whoever asked may have gone.
+            // The caller may be gone.
             read.or_else(|error| sender.send(Err(error)).or(Ok(())))
         })?;
         Ok(receiver)
@@ -76,11 +76,11 @@ impl Source {
     }
 }
 
-/// How many threads read tenants' files at once: a volume that does not answer keeps one.
+/// How many threads read tenants' files at once. A volume that does not respond keeps its thread.
 const READERS_MAX: usize = 32;
 static READERS: AtomicUsize = AtomicUsize::new(0);
 
-/// The place of a reader, given back by the reader itself, whoever has given it up.
+/// The place of a reader. The reader itself gives it back, even if its caller no longer waits.
 struct Place;
 
 impl Place {
@@ -99,11 +99,11 @@ impl Drop for Place {
     }
 }
 
-/// Does `work` on a thread whose file table has nothing in it but the standard streams, and gives what it answers, once. The
-/// work must use no descriptor of the shim: no log, no runtime.
+/// Does `work` on a thread whose file table contains only the standard streams, and sends its result once. The work must
+/// not use the shim's descriptors, and so neither the log nor the runtime.
 ///
 /// # Errors
-/// Those of making the thread; when too many are at work already.
+/// Those of making the thread; an error when too many threads are at work already.
 pub(crate) fn apart<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<Receiver<io::Result<T>>> {
@@ -113,25 +113,22 @@ pub(crate) fn apart<T: Send + 'static>(
     thread.spawn(move || {
         let answer = leave_the_file_table().and_then(|()| work());
         drop(place);
-        // Whoever asked may have gone.
+        // The caller may be gone.
         drop(sender.send(answer));
     })?;
     Ok(receiver)
 }
 
 fn leave_the_file_table() -> io::Result<()> {
-    // A handler would write to the descriptor that the runtime has in the other table.
+    // A signal handler would write to a descriptor of the runtime, which is not in this table.
     SigSet::all().thread_block()?;
-    let flags = libc::CLOSE_RANGE_UNSHARE;
-    // SAFETY: from here on this thread has a table of its own, and uses none of the descriptors that are closed in it.
-    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, flags) })?;
-    Ok(())
+    leave_table(3)
 }
 
 /// The sha256 of an open module, in lower-case hexadecimal.
 ///
 /// # Errors
-/// As of [`read_pieces`].
+/// Those of [`read_pieces`].
 pub(crate) fn digest_of(file: &File, is_unwanted: &dyn Fn() -> bool) -> io::Result<String> {
     let mut digester = Digester::default();
     read_pieces(file, |piece| {
@@ -141,11 +138,11 @@ pub(crate) fn digest_of(file: &File, is_unwanted: &dyn Fn() -> bool) -> io::Resu
     Ok(digester.finish())
 }
 
-/// Hands each piece of `file` on, from its beginning to its end; the file's own offset stays where it is.
+/// Calls `each` with every piece of `file` in order. The file's own offset does not change.
 ///
 /// # Errors
-/// `FileTooLarge` for more than [`MODULE_BYTES_MAX`] bytes, before anything is read where its size says so; those of
-/// `pread(2)` and of `each`.
+/// `FileTooLarge` for more than [`MODULE_BYTES_MAX`] bytes, before reading anything if the file's size already exceeds
+/// that; those of `pread(2)` and of `each`.
 fn read_pieces(file: &File, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
     check_size(file.metadata()?.len())?;
     let mut buffer = vec![0; PIECE_BYTES];
@@ -180,7 +177,7 @@ impl Digester {
         self.0.update(piece);
     }
 
-    /// In lower-case hexadecimal.
+    /// The digest in lower-case hexadecimal.
     pub(crate) fn finish(self) -> String {
         use std::fmt::Write as _;
         self.0.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {

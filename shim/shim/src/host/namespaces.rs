@@ -1,7 +1,7 @@
 //! The pod's namespaces, held by the shim's main thread instead of a pause process.
 //!
-//! `/proc/PID/ns/*` and `/proc/PID/net` of a process are its main thread's. The main thread does nothing else than join
-//! and leave namespaces as it is told; everything else runs on other threads, in the node's namespaces.
+//! `/proc/PID/ns/*` and `/proc/PID/net` of a process are those of its main thread. So the main thread only joins and leaves
+//! namespaces on request. Everything else runs on other threads, in the node's namespaces.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,7 +18,7 @@ enum Job {
     Leave(oneshot::Sender<io::Result<()>>),
 }
 
-/// Tells the main thread what to do.
+/// Sends jobs to the main thread.
 #[derive(Clone, Debug)]
 pub(crate) struct Holder {
     jobs: Sender<Job>,
@@ -27,7 +27,7 @@ pub(crate) struct Holder {
 /// The main thread's end.
 pub(crate) struct Jobs(Receiver<Job>);
 
-/// A holder and the main thread's end of it.
+/// Makes a holder and the main thread's end of it.
 pub(crate) fn holder() -> (Holder, Jobs) {
     let (jobs, receiver) = channel();
     (Holder { jobs }, Jobs(receiver))
@@ -39,7 +39,7 @@ impl Holder {
         self.run(|done| Job::Enter(namespaces, done)).await
     }
 
-    /// Makes the main thread go back to the node's namespaces, which ends the sandbox's own.
+    /// Makes the main thread return to the node's namespaces, which ends the sandbox's own.
     pub(crate) async fn leave(&self) -> io::Result<()> {
         self.run(Job::Leave).await
     }
@@ -61,13 +61,13 @@ impl Jobs {
                 Job::Enter(namespaces, done) => (enter(&namespaces, &mut origin), done),
                 Job::Leave(done) => (leave(&mut origin), done),
             };
-            // Whoever asked may have gone; the namespaces are as asked all the same.
+            // The caller may be gone; the job is done anyway.
             drop(done.send(result));
         }
     }
 }
 
-/// The node's namespaces, to go back to.
+/// The node's namespaces, to which the thread returns.
 struct Origin {
     network: File,
     ipc: File,

@@ -1,5 +1,5 @@
-//! Reaping what nobody waits for: the shim is the subreaper of its containers, so that orphans become its children, those of
-//! containers in the node's pid namespace, say. Without this they would stay zombies for as long as the pod lives.
+//! Reaps children that nobody waits for. The shim is the subreaper of its containers, so orphans become its children, for
+//! example those of containers in the node's pid namespace. Without this they would stay zombies as long as the pod lives.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,10 +11,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::process::is_owned;
 
-/// How long an owner may take to wait for a child that has ended; much longer than any does.
+/// How long an owner may take to reap a child that has ended; much longer than any owner needs.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Reaps orphans, for ever. It looks only after children have ended, and twice before it takes one for an orphan.
+/// Reaps orphans for ever. It only looks after a child has ended, and a zombie counts as an orphan when it is seen twice.
 pub(crate) async fn reap() {
     let Ok(mut ended) = signal(SignalKind::child()) else {
         log::error!("cannot wait for the signal of children: orphans will not be reaped");
@@ -26,7 +26,7 @@ pub(crate) async fn reap() {
             tokio::time::sleep(GRACE).await;
             let zombies = zombies();
             for pid in zombies.intersection(&seen) {
-                // Somebody else may have reaped it just now: then there is nothing to do.
+                // Fails if somebody else has just reaped it: then there is nothing to do.
                 let _reaped = waitpid(Pid::from_raw(*pid), Some(WaitPidFlag::WNOHANG));
             }
             seen = zombies.difference(&seen).copied().collect();
@@ -48,7 +48,7 @@ fn zombies() -> BTreeSet<i32> {
 
 fn is_zombie(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name before it may hold anything.
+    // The process's name before it may contain anything.
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
 }
 

@@ -1,40 +1,26 @@
-//! Files that are handed to containers to be read only: opened through a read-only mount of their own.
+//! Opens files that containers may only read, through separate read-only mounts.
 //!
-//! The mode that a descriptor was opened with binds nobody: through `/proc/PID/fd` and `/proc/PID/exe` whoever may write to
-//! the file opens it once more for writing. What was opened through a read-only mount cannot be opened for writing there,
+//! The mode of a descriptor is not enough: a process that may write to the file can open it again for writing through
+//! `/proc/PID/fd` or `/proc/PID/exe`. A file that was opened through a read-only mount cannot be opened for writing there,
 //! whatever the file's mode and the process's user and capabilities (open(2): `EROFS`).
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 
-use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use skiff_linux::mounts::{self, Attributes, Depth};
 
-const OPEN_TREE_CLONE: libc::c_uint = 1;
-const OPEN_TREE_CLOEXEC: libc::c_uint = libc::O_CLOEXEC as libc::c_uint;
-const AT_EMPTY_PATH: libc::c_uint = libc::AT_EMPTY_PATH as libc::c_uint;
-const MOUNT_ATTR_RDONLY: u64 = 1;
-
-/// `struct mount_attr` of `mount_setattr(2)`.
-#[repr(C)]
-struct MountAttributes {
-    set: u64,
-    clear: u64,
-    propagation: u64,
-    user_namespace: u64,
-}
-
-/// The directories that files were opened in. Closing such a mount waits for the kernel's readers of mounts (some
-/// milliseconds on a busy node), which no start has to do.
+/// The directories in which files were opened. They stay open, because closing such a mount waits for the kernel's readers
+/// of mounts: some milliseconds on a busy node, which would delay a start.
 static TREES: Mutex<BTreeMap<PathBuf, Arc<Tree>>> = Mutex::new(BTreeMap::new());
 
-/// Opens the file `inside` the directory `dir` so that nobody can write to it through the descriptor. Neither `..` nor a
-/// symbolic link leads to it.
+/// Opens the file `inside` the directory `dir` so that nobody can write to it through the descriptor. The path must not
+/// lead out of `dir` by `..` or contain symbolic links.
 ///
 /// # Errors
 /// Those of making the mount and of opening, with the path.
@@ -48,7 +34,7 @@ fn tree_of(dir: &Path) -> io::Result<Arc<Tree>> {
     let root = File::open(dir)?;
     let identity = identity_of(&root)?;
     let mut trees = TREES.lock().unwrap_or_else(PoisonError::into_inner);
-    // Something else may lie or be mounted there by now.
+    // Something else may be there or be mounted there by now.
     if let Some(tree) = trees.get(dir).filter(|tree| tree.identity == identity) {
         return Ok(tree.clone());
     }
@@ -61,12 +47,12 @@ fn tree_of(dir: &Path) -> io::Result<Arc<Tree>> {
     Ok(tree)
 }
 
-/// Tells one directory from another: the file system and the inode.
+/// Identifies a directory by its file system and inode.
 fn identity_of(file: &File) -> io::Result<(u64, u64)> {
     file.metadata().map(|meta| (meta.dev(), meta.ino()))
 }
 
-/// A directory on a read-only mount of its own, with what lies in it, without what is mounted there.
+/// A directory on a separate read-only mount, with its files but without the mounts below it.
 #[derive(Debug)]
 struct Tree {
     root: OwnedFd,
@@ -84,29 +70,13 @@ impl Tree {
 
 /// A detached read-only mount (Linux 5.12) whose root is `file`.
 fn mount_of(file: &File) -> io::Result<OwnedFd> {
-    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH;
-    // SAFETY: the empty path is a C string; the descriptor is open; the result is a new descriptor or an error.
-    let fd = unsafe { libc::syscall(libc::SYS_open_tree, file.as_raw_fd(), c"".as_ptr(), flags) };
-    let fd = i32::try_from(Errno::result(fd)?).map_err(io::Error::other)?;
-    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
-    let mount = unsafe { OwnedFd::from_raw_fd(fd) };
-    let attributes = MountAttributes { set: MOUNT_ATTR_RDONLY, clear: 0, propagation: 0, user_namespace: 0 };
-    // SAFETY: the empty path and the structure live through the call, and the size is the structure's.
-    let set = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const attributes,
-            size_of::<MountAttributes>(),
-        )
-    };
-    Errno::result(set)?;
+    let mount = mounts::clone_at(file)?;
+    let attributes = Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() };
+    mounts::set_attributes(&mount, Depth::Alone, attributes)?;
     Ok(mount)
 }
 
-/// Whether the kernel is too old, which is said once.
+/// Whether the kernel is too old, which is logged once.
 fn is_unsupported(error: &io::Error) -> bool {
     static SAID: Once = Once::new();
     let is_unsupported = error.raw_os_error() == Some(libc::ENOSYS);
@@ -120,6 +90,8 @@ fn is_unsupported(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
 
     fn refusal(file: &File) -> Option<i32> {
@@ -156,7 +128,7 @@ mod tests {
             std::fs::create_dir(&place).unwrap();
             std::fs::write(place.join("file"), content).unwrap();
             assert_eq!(io::read_to_string(open(&place, Path::new("file")).unwrap()).unwrap(), content);
-            // It stays, so that its inode's number is not given again.
+            // The first directory stays, so that its inode number is not reused.
             std::fs::rename(&place, parent.path().join(content)).unwrap();
         }
     }

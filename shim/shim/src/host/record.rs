@@ -5,20 +5,30 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use skiff_linux::cgroup::Cgroup;
 
 use crate::settings::Settings;
 
 const FILE: &str = "skiff.json";
 
-/// The record of a container, in its bundle from before anything is made until all is gone.
-#[derive(Debug, Default, Serialize, Deserialize)]
+/// What made the processes of a container and can end them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LauncherName {
+    /// The node's OCI runtime.
+    OciRuntime,
+}
+
+/// The record of a container. It is in the bundle before anything is made and until everything is gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
     /// The options that the container was made with.
     pub(crate) settings: Settings,
     /// The namespace in containerd, which is part of the OCI runtime's state directory.
     pub(crate) namespace: String,
-    /// Whether the OCI runtime knows the container; a pod's sandbox without a process it does not.
-    pub(crate) in_runtime: bool,
+    /// The launcher that made the container; `None` for a pod's sandbox without a process.
+    #[serde(default)]
+    pub(crate) launcher: Option<LauncherName>,
     /// The container's cgroup: the specification's `cgroupsPath`.
     pub(crate) cgroups_path: Option<String>,
     /// The socket of the shim that serves the container.
@@ -27,8 +37,17 @@ pub(crate) struct Record {
     pub(crate) shim_pid: u32,
 }
 
+/// A record as it is stored, possibly by a release that knew only one launcher.
+#[derive(Deserialize)]
+struct Stored {
+    #[serde(flatten)]
+    record: Record,
+    #[serde(default)]
+    in_runtime: bool,
+}
+
 impl Record {
-    /// Writes the record into `bundle`, whole or not at all.
+    /// Writes the record into `bundle`, completely or not at all.
     pub(crate) fn save(&self, bundle: &Path) -> io::Result<()> {
         let temporary = bundle.join(".skiff.json");
         let mut file = fs::File::create(&temporary)?;
@@ -37,12 +56,52 @@ impl Record {
         fs::rename(temporary, bundle.join(FILE))
     }
 
-    /// Reads the record of `bundle`; none when the shim had not come so far.
+    /// Reads the record of `bundle`; `None` when the shim did not get far enough to write one.
     pub(crate) fn load(bundle: &Path) -> io::Result<Option<Self>> {
-        match fs::read(bundle.join(FILE)) {
-            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+        let text = match fs::read(bundle.join(FILE)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            read => read?,
+        };
+        let Stored { mut record, in_runtime } = serde_json::from_slice(&text)?;
+        record.launcher = record.launcher.or(in_runtime.then_some(LauncherName::OciRuntime));
+        Ok(Some(record))
+    }
+
+    /// The cgroup that the specification of the container `id` names, if any.
+    pub(crate) fn cgroup(&self, id: &str) -> io::Result<Option<Cgroup>> {
+        let path = self.cgroups_path.as_deref();
+        path.map(|path| Cgroup::from_spec(path, self.settings.systemd_cgroup, id)).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        Record { namespace: "k8s.io".into(), shim_pid: 7, ..Record::default() }
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let bundle = tempfile::tempdir().unwrap();
+        assert_eq!(Record::load(bundle.path()).unwrap(), None);
+        for launcher in [None, Some(LauncherName::OciRuntime)] {
+            let record = Record { launcher, ..record() };
+            record.save(bundle.path()).unwrap();
+            assert_eq!(Record::load(bundle.path()).unwrap(), Some(record));
+        }
+    }
+
+    #[test]
+    fn the_record_of_an_earlier_release_names_its_launcher() {
+        let bundle = tempfile::tempdir().unwrap();
+        for (in_runtime, launcher) in [(false, None), (true, Some(LauncherName::OciRuntime))] {
+            let mut old = serde_json::to_value(record()).unwrap();
+            old.as_object_mut().unwrap().remove("launcher");
+            old["in_runtime"] = in_runtime.into();
+            fs::write(bundle.path().join(FILE), old.to_string()).unwrap();
+            assert_eq!(Record::load(bundle.path()).unwrap().unwrap(), Record { launcher, ..record() });
         }
     }
 }

@@ -1,31 +1,31 @@
-//! The root file system of a container: mounted at `rootfs` in its bundle, and taken away again.
+//! Mounts the root file system of a container at `rootfs` in its bundle, and unmounts it.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use containerd_shim::mount::{mount_rootfs, umount_recursive};
-use containerd_shim::protos::types::mount::Mount;
 use nix::mount::MntFlags;
 
 use super::idmap::{self, Idmapped};
 use crate::error::{Context, Error, Result};
+use crate::request::RootfsMount;
 
-/// A mounted root file system; dropping it takes the mounts away.
+/// A mounted root file system; dropping it unmounts it.
 #[derive(Debug)]
 pub(crate) struct Rootfs {
     path: PathBuf,
-    /// Somebody else's directory, with whatever is mounted in it, is left as it is.
+    /// Whether the shim mounted it. Somebody else's directory, with its mounts, is left alone.
     is_ours: bool,
 }
 
 impl Rootfs {
-    /// Mounts what containerd sent, in order, at `path`. Without mounts the directory is used as it is.
+    /// Mounts containerd's `mounts` in order at `path`. Without mounts the directory is used as it is.
     ///
-    /// Blocks; the thread's working directory may change: call it on a thread of its own.
+    /// Blocks, and may change the thread's working directory: call it on a separate thread.
     ///
     /// # Errors
     /// `Invalid` when there is neither a mount nor anything in the directory.
-    pub(crate) fn mount(path: PathBuf, mounts: &[Mount]) -> Result<Self> {
+    pub(crate) fn mount(path: PathBuf, mounts: &[RootfsMount]) -> Result<Self> {
         if mounts.is_empty() && std::fs::read_dir(&path).map_or(true, |mut entries| entries.next().is_none()) {
             return Err(Error::invalid(format!(
                 "the container has no root file system: `{}` is empty",
@@ -42,15 +42,11 @@ impl Rootfs {
         Ok(rootfs)
     }
 
-    fn add(&self, mount: &Mount) -> io::Result<()> {
+    fn add(&self, mount: &RootfsMount) -> io::Result<()> {
         let idmapped = idmap::prepare(mount, &scratch_of(&self.path))?;
         let options = idmapped.as_ref().map_or(&mount.options[..], Idmapped::options);
-        mount_rootfs(Some(&mount.type_), Some(&mount.source), options, &self.path).map_err(reason)?;
+        mount_rootfs(Some(&mount.kind), Some(&mount.source), options, &self.path).map_err(reason)?;
         idmapped.map_or(Ok(()), |idmapped| idmapped.finish(&self.path))
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
     }
 }
 
@@ -64,7 +60,7 @@ impl Drop for Rootfs {
     }
 }
 
-/// The kernel's reason, without the library's words around it.
+/// The kernel's error, without the library's wording around it.
 fn reason(error: containerd_shim::Error) -> io::Error {
     match error {
         containerd_shim::Error::MountError { err, .. } => err.into(),
@@ -72,12 +68,12 @@ fn reason(error: containerd_shim::Error) -> io::Error {
     }
 }
 
-/// Where a root file system is prepared before it is mounted at `path`.
+/// The directory in which a root file system is prepared before it is mounted at `path`.
 fn scratch_of(path: &Path) -> PathBuf {
     path.with_extension("idmapped")
 }
 
-/// Takes away every mount at or below `path`, and what a shim that was killed while it mounted left beside it.
+/// Removes every mount at or below `path`, and what a shim left beside it if it was killed while mounting.
 pub(crate) fn unmount(path: &Path) -> io::Result<()> {
     let scratch = scratch_of(path);
     if scratch.exists() {

@@ -1,8 +1,8 @@
-//! Standard streams of a process: the container gets containerd's fifos themselves, nothing is copied.
+//! Standard streams of a process. The container gets containerd's fifos themselves; nothing is copied.
 //!
-//! The shim only holds them open: a reader of each output, so that a guest that writes while containerd is restarted
-//! waits instead of failing, and nothing that it wrote is lost; a writer of the input, until containerd says that the
-//! input is closed. The outputs end for containerd when the last process that writes them has ended.
+//! The shim only holds them open. It holds a reader of each output, so that a guest that writes while containerd restarts
+//! waits instead of failing, and nothing that it wrote is lost. It holds a writer of the input until containerd reports
+//! that the input is closed. containerd sees the end of an output when the last process that writes to it has ended.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -13,30 +13,18 @@ use std::sync::{Mutex, PoisonError};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::host::logging_program;
+use crate::host::logging_program::{self, Owner};
+use crate::request::StdioPaths;
 
-/// Where containerd wants the streams of a process: paths of fifos, `file://` or
-/// `binary://` addresses, or empty.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct StdioPaths {
-    pub(crate) stdin: String,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
-    /// The process has a terminal, and containerd's end of it is `stdin` and `stdout`.
-    pub(crate) terminal: bool,
+/// Whether a logging program takes the output of `paths`; then opening them waits for it.
+pub(crate) fn has_program(paths: &StdioPaths) -> bool {
+    logging_program::is_address(&paths.stdout)
 }
 
-impl StdioPaths {
-    /// Whether a logging program takes the output: it is waited for.
-    pub(crate) fn has_program(&self) -> bool {
-        self.stdout.starts_with(logging_program::SCHEME)
-    }
-}
-
-/// Writes a message of the shim's own to a process's `stderr`. Never waits for a reader.
+/// Writes a message of the shim to a process's `stderr`. Never waits for a reader.
 ///
 /// # Errors
-/// Those of writing; `WouldBlock` when there is no room for it.
+/// Those of writing; `WouldBlock` when there is no room for the message.
 pub(crate) fn say(mut stderr: &File, text: &str) -> io::Result<()> {
     let mut polled = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
     if poll(&mut polled, PollTimeout::ZERO)? == 0 {
@@ -45,7 +33,7 @@ pub(crate) fn say(mut stderr: &File, text: &str) -> io::Result<()> {
     stderr.write_all(text.as_bytes())
 }
 
-/// The ends that the process gets.
+/// The ends of the streams that the process gets.
 #[derive(Debug)]
 pub(crate) struct ChildStdio {
     pub(crate) stdin: File,
@@ -53,7 +41,7 @@ pub(crate) struct ChildStdio {
     pub(crate) stderr: File,
 }
 
-/// The ends that the shim holds; all are closed when it is dropped.
+/// The ends of the streams that the shim holds. Dropping this closes them.
 #[derive(Debug, Default)]
 pub(crate) struct Holds {
     stdin: Mutex<Option<File>>,
@@ -61,28 +49,20 @@ pub(crate) struct Holds {
 }
 
 impl Holds {
-    /// Lets go of the input: the process reads its end once containerd has closed it too.
+    /// Closes the shim's end of the input: the process reads end of file once containerd has closed it too.
     pub(crate) fn close_stdin(&self) {
         self.stdin.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 
-/// Whose output a logging program takes.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Owner {
-    pub(crate) container: String,
-    /// The namespace in containerd.
-    pub(crate) namespace: String,
-}
-
-/// Opens the streams of a process without a terminal. Never waits for containerd's end; a logging program is waited for
-/// until it is ready.
+/// Opens the streams of a process without a terminal. Never waits for containerd, but waits until a logging program is
+/// ready.
 ///
 /// # Errors
-/// `Unsupported` for a kind of address that is not known; those of opening, with the address.
+/// `Unsupported` for an unknown kind of address; those of opening, with the address.
 pub(crate) fn open(paths: &StdioPaths, owner: &Owner) -> io::Result<(ChildStdio, Holds)> {
     let (stdin, hold) = open_input(&paths.stdin).map_err(|error| named(&paths.stdin, &error))?;
-    if paths.has_program() {
+    if has_program(paths) {
         let (stdout, stderr) =
             logging_program::start(&paths.stdout, owner).map_err(|error| named(&paths.stdout, &error))?;
         return Ok((ChildStdio { stdin, stdout, stderr }, Holds { stdin: Mutex::new(hold), _outputs: Vec::new() }));
@@ -108,7 +88,7 @@ fn open_input(path: &str) -> io::Result<(File, Option<File>)> {
     if path.is_empty() {
         return Ok((File::open("/dev/null")?, None));
     }
-    // A fifo opened for both neither waits nor ends; it is there until the two ends proper are.
+    // Opening a fifo for both reading and writing does not block. It is held until the two real ends are open.
     let bridge = OpenOptions::new().read(true).write(true).open(path)?;
     let child = File::open(path)?;
     let hold =

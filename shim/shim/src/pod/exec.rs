@@ -1,141 +1,60 @@
-//! Further processes in native containers.
+//! Further processes in containers.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use containerd_shim::protos::events::task::{TaskDelete, TaskExecAdded, TaskExecStarted};
 use oci_spec::runtime::Process as ProcessSpec;
 
-use crate::error::{Context, Error, Kind, Result};
-use crate::host::process::Process;
-use crate::host::runtime::Attachment;
-use crate::host::stdio::{self, Owner, StdioPaths};
-use crate::pod::container::{Body, Container, Made, unsigned};
-use crate::pod::member::Attached;
-use crate::pod::state::{Exit, State};
-use crate::pod::terminal::{self, Terminal};
-use crate::pod::{Deleted, Member};
+use crate::error::{Error, Kind, Result};
+use crate::events::Exit;
+use crate::pod::container::{Container, Deleted};
+use crate::pod::native::Connected;
+use crate::pod::process::Process;
+use crate::pod::state::State;
+use crate::request::StdioPaths;
 
 impl Container {
     /// Takes down the description of a further process.
-    pub(crate) fn add_exec(&self, exec_id: &str, stdio: StdioPaths, process: ProcessSpec) -> Result<()> {
+    pub(crate) fn add_exec(&self, exec_id: &str, stdio: StdioPaths, spec: ProcessSpec) -> Result<()> {
         self.native("exec")?;
         let mut execs = self.execs();
         if execs.contains_key(exec_id) {
             return Err(Error::new(Kind::Exists, format!("process `{exec_id}` exists already")));
         }
-        execs.insert(exec_id.into(), Arc::new(Member::described(exec_id, stdio, process)));
+        execs.insert(exec_id.into(), Arc::new(Process::described(exec_id, stdio, spec)));
         drop(execs);
-        self.events.publish(TaskExecAdded {
-            container_id: self.id.clone(),
-            exec_id: exec_id.into(),
-            ..TaskExecAdded::default()
-        });
+        self.events.exec_added(&self.id, exec_id);
         Ok(())
     }
 
     /// Starts the process that was described as `exec_id`.
     pub(crate) async fn start_exec(self: &Arc<Self>, exec_id: &str) -> Result<i32> {
-        let made = self.native("exec")?;
-        let member = self.member(exec_id)?;
+        let native = self.native("exec")?;
+        let process = self.process(exec_id)?;
         let _changing = self.changing.lock().await;
         self.init.state().check_exec()?;
-        member.state().check_start()?;
-        let spec = member.spec().ok_or_else(|| Error::new(Kind::Conflict, "the process has no description"))?;
-        let (process, attached) = match run(made, self, &member, spec).await {
-            Ok(made) => made,
+        process.state().check_start()?;
+        let spec = process.spec().ok_or_else(|| Error::new(Kind::Conflict, "the process has no description"))?;
+        match native.exec(&process, spec).await {
+            Ok(Connected { child, attached }) => process.attach(child, attached),
             Err(error) => {
-                member.set_state(State::Stopped(Exit {
-                    code: skiff_protocol::EXIT_ENGINE,
-                    at: std::time::SystemTime::now(),
-                }));
+                let exit = Exit { code: skiff_protocol::EXIT_ENGINE, at: SystemTime::now() };
+                process.set_state(State::Stopped(exit));
                 return Err(error);
             }
-        };
-        member.attach(process, attached);
-        member.set_state(State::Running);
-        let pid = member.pid();
-        self.events.publish(TaskExecStarted {
-            container_id: self.id.clone(),
-            exec_id: exec_id.into(),
-            pid: unsigned(pid),
-            ..TaskExecStarted::default()
-        });
-        self.supervise(member);
+        }
+        process.set_state(State::Running);
+        let pid = process.pid();
+        self.events.exec_started(&self.id, exec_id, pid);
+        self.supervise(process);
         Ok(pid)
     }
 
     /// Forgets a further process that has ended or was never started.
-    pub(super) async fn delete_exec(&self, exec_id: &str, member: &Member) -> Result<Deleted> {
-        let never = Exit { code: 0, at: std::time::SystemTime::now() };
-        member.detach().await;
+    pub(super) async fn delete_exec(&self, exec_id: &str, process: &Process) -> Result<Deleted> {
+        let never = Exit { code: 0, at: SystemTime::now() };
+        process.detach().await;
         self.execs().remove(exec_id);
-        Ok(Deleted { pid: member.pid(), exit: member.state().exit().unwrap_or(never) })
-    }
-
-    fn native(&self, verb: &str) -> Result<&Made> {
-        match &self.body {
-            Body::Native(made) => Ok(made),
-            Body::Wasm(..) => Err(self.unsupported(verb, "a wasm container")),
-            Body::Sandbox(_) => Err(self.unsupported(verb, "the sandbox of a pod")),
-        }
-    }
-}
-
-async fn run(made: &Made, container: &Container, member: &Member, spec: &ProcessSpec) -> Result<(Process, Attached)> {
-    let (attachment, pending) = attachment_for(&member.stdio, &container.owner).await?;
-    let pid = made.launcher.exec(spec, attachment, &member.exec_id).await?;
-    let process = Process::of_child(pid).doing(|| "cannot watch the process".into())?;
-    match pending.complete(&member.stdio).await {
-        Ok(attached) => Ok((process, attached)),
-        Err(error) => {
-            // It runs, but nobody would know of it.
-            process.end().await;
-            Err(error)
-        }
-    }
-}
-
-/// The shim's side of streams, until the process is there.
-pub(super) enum Pending {
-    Files(stdio::Holds),
-    Terminal(crate::host::console::ConsoleSocket),
-}
-
-/// Opens the streams that `paths` describe, for a process that is about to be made.
-pub(super) async fn attachment_for(paths: &StdioPaths, owner: &Owner) -> Result<(Attachment, Pending)> {
-    if paths.terminal {
-        let socket = terminal::listen()?;
-        return Ok((Attachment::Console(socket.path().into()), Pending::Terminal(socket)));
-    }
-    let opened = if paths.has_program() {
-        let (paths, owner) = (paths.clone(), owner.clone());
-        tokio::task::spawn_blocking(move || stdio::open(&paths, &owner)).await.map_err(std::io::Error::other).flatten()
-    } else {
-        stdio::open(paths, owner)
-    };
-    let (child, holds) = opened.doing(|| "cannot open the streams".into())?;
-    Ok((Attachment::Files(child), Pending::Files(holds)))
-}
-
-impl Pending {
-    pub(super) async fn complete(self, paths: &StdioPaths) -> Result<Attached> {
-        match self {
-            Pending::Files(holds) => Ok(Attached::Files(holds)),
-            Pending::Terminal(socket) => Terminal::receive(socket, paths).await.map(Attached::Terminal),
-        }
-    }
-}
-
-impl Deleted {
-    /// The event of the deletion.
-    pub(super) fn event(&self, id: &str, exec_id: &str) -> TaskDelete {
-        TaskDelete {
-            container_id: id.into(),
-            id: exec_id.into(),
-            pid: unsigned(self.pid),
-            exit_status: unsigned(self.exit.code),
-            exited_at: Some(crate::containerd::time::timestamp(self.exit.at)).into(),
-            ..TaskDelete::default()
-        }
+        Ok(Deleted { pid: process.pid(), exit: process.state().exit().unwrap_or(never) })
     }
 }

@@ -10,33 +10,30 @@ use tokio::task::JoinHandle;
 
 use crate::error::{Context, Result};
 use crate::host::pid_namespace;
-use crate::host::process::Process;
-use crate::pod::Pod;
+use crate::host::process::Child;
 
 /// How long the first process may take to be confined.
 const CONFINED_WITHIN: Duration = Duration::from_secs(10);
 
 /// A shared pid namespace.
 pub(super) struct SharedPids {
-    init: Arc<Process>,
+    init: Arc<Child>,
     watch: JoinHandle<()>,
 }
 
 impl SharedPids {
-    /// Makes one, whose end is told to `pod`. Nobody can join it before its first process is confined.
-    pub(super) async fn start(pod: &Arc<Pod>) -> Result<Self> {
+    /// Makes one, and does `at_the_end` when it has ended. Nobody can join it before its first process is confined.
+    pub(super) async fn start(at_the_end: impl Future<Output = ()> + Send + 'static) -> Result<Self> {
         let making = || "cannot make a pid namespace for the pod".into();
         let (pid, confined) = pid_namespace::start_init().doing(making)?;
-        let starting = Starting(Some(Arc::new(Process::of_child(pid).doing(making)?)));
+        let starting = Starting(Some(Arc::new(Child::of_child(pid).doing(making)?)));
         wait_until(confined).await.doing(making)?;
         let init = starting.confined().doing(making)?;
-        let (pod, awaited) = (Arc::downgrade(pod), init.clone());
+        let awaited = init.clone();
         let watch = tokio::spawn(async move {
             let ended = awaited.wait().await;
-            if let Some(pod) = pod.upgrade() {
-                log::info!("the first process of the pod's pid namespace has ended: {ended:?}");
-                pod.shared_pids_ended().await;
-            }
+            log::info!("the first process of the pod's pid namespace has ended: {ended:?}");
+            at_the_end.await;
         });
         Ok(Self { init, watch })
     }
@@ -55,10 +52,10 @@ impl SharedPids {
 }
 
 /// A first process that is not confined yet; it is killed when nobody waits for that any more, and then reaped as an orphan.
-struct Starting(Option<Arc<Process>>);
+struct Starting(Option<Arc<Child>>);
 
 impl Starting {
-    fn confined(mut self) -> io::Result<Arc<Process>> {
+    fn confined(mut self) -> io::Result<Arc<Child>> {
         self.0.take().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }

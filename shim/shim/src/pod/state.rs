@@ -1,15 +1,7 @@
 //! The states of a process of a container, and what may happen in each.
 
-use std::time::SystemTime;
-
 use crate::error::{Error, Kind, Result};
-
-/// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Exit {
-    pub(crate) code: i32,
-    pub(crate) at: SystemTime,
-}
+use crate::events::Exit;
 
 /// The state of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +79,8 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
 
     #[test]

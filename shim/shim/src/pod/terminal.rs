@@ -7,7 +7,7 @@ use containerd_shim::asynchronous::io::{IoTasks, Pty};
 
 use crate::error::{Context, Result};
 use crate::host::console::ConsoleSocket;
-use crate::host::stdio::StdioPaths;
+use crate::request::StdioPaths;
 
 /// A terminal with its copies to and from containerd's fifos.
 pub(crate) struct Terminal {

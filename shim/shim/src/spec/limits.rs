@@ -1,14 +1,14 @@
 //! The limits that a pod's annotations set for its wasm containers.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde_json::Value;
 use skiff_protocol::Limits;
+use skiff_protocol::names::LIMITS_DOMAIN;
 
 use crate::error::{Error, Result};
 
-/// What the annotations are called: `PREFIX/NAME` for all containers of the pod, `CONTAINER.PREFIX/NAME` for one.
-const PREFIX: &str = "limits.skiff.dev";
+/// What the annotations are called: `LIMITS_DOMAIN/NAME` for all containers of the pod, `CONTAINER.LIMITS_DOMAIN/NAME` for one.
 const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
 /// The longest time, a year: no sum of times can overflow.
 const TIME_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
@@ -21,13 +21,12 @@ const STACK_BYTES_MIN: u64 = 16 << 10;
 ///
 /// # Errors
 /// `Invalid` with the annotation's key when its name or its value is not understood.
-pub(crate) fn from_annotations(annotations: &Value) -> Result<Limits> {
-    let own_prefix = annotations[CONTAINER_NAME].as_str().map(|name| format!("{name}.{PREFIX}"));
+pub(crate) fn from_annotations(annotations: &BTreeMap<String, String>) -> Result<Limits> {
+    let own_prefix = annotations.get(CONTAINER_NAME).map(|name| format!("{name}.{LIMITS_DOMAIN}"));
     let mut limits = Limits::default();
-    for prefix in [Some(PREFIX.to_owned()), own_prefix].into_iter().flatten() {
-        for (key, value) in annotations.as_object().into_iter().flatten() {
+    for prefix in [Some(LIMITS_DOMAIN.to_owned()), own_prefix].into_iter().flatten() {
+        for (key, value) in annotations {
             let Some(name) = key.strip_prefix(&prefix).and_then(|rest| rest.strip_prefix('/')) else { continue };
-            let value = value.as_str().unwrap_or_default();
             set(&mut limits, name, value)
                 .map_err(|wanted| Error::invalid(format!("the annotation `{key}` is `{value}`, but {wanted}")))?;
         }
@@ -101,29 +100,32 @@ fn stack(value: &str) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
 
     use super::*;
 
-    fn limits(annotations: Value) -> Limits {
-        from_annotations(&annotations).unwrap()
+    fn annotations<const N: usize>(all: [(&str, &str); N]) -> BTreeMap<String, String> {
+        all.into_iter().map(|(key, value)| (key.into(), value.into())).collect()
+    }
+
+    fn limits<const N: usize>(all: [(&str, &str); N]) -> Limits {
+        from_annotations(&annotations(all)).unwrap()
     }
 
     #[test]
     fn each_annotation_sets_its_limit() {
-        let all = limits(json!({
-            "limits.skiff.dev/run-time": "1h30m",
-            "limits.skiff.dev/request-time": "500ms",
-            "limits.skiff.dev/memory-pages": "16",
-            "limits.skiff.dev/instances": "2",
-            "limits.skiff.dev/memories": "3",
-            "limits.skiff.dev/tables": "4",
-            "limits.skiff.dev/table-elements": "5000",
-            "limits.skiff.dev/concurrent-requests": "64",
-            "limits.skiff.dev/stack": "1Mi",
-            "limits.skiff.dev/output-per-second": "64k",
-            "example.org/run-time": "never",
-        }));
+        let all = limits([
+            ("limits.skiff.dev/run-time", "1h30m"),
+            ("limits.skiff.dev/request-time", "500ms"),
+            ("limits.skiff.dev/memory-pages", "16"),
+            ("limits.skiff.dev/instances", "2"),
+            ("limits.skiff.dev/memories", "3"),
+            ("limits.skiff.dev/tables", "4"),
+            ("limits.skiff.dev/table-elements", "5000"),
+            ("limits.skiff.dev/concurrent-requests", "64"),
+            ("limits.skiff.dev/stack", "1Mi"),
+            ("limits.skiff.dev/output-per-second", "64k"),
+            ("example.org/run-time", "never"),
+        ]);
         let expected = Limits {
             run_time: Some(Duration::from_secs(5400)),
             request_time: Some(Duration::from_millis(500)),
@@ -137,17 +139,19 @@ mod tests {
             output_bytes_per_second: Some(64_000),
         };
         assert_eq!(all, expected);
-        assert_eq!(limits(Value::Null), Limits::default());
+        assert_eq!(limits([]), Limits::default());
     }
 
     #[test]
     fn a_containers_own_value_wins() {
-        let annotations = |name| {
-            json!({"io.kubernetes.cri.container-name": name, "limits.skiff.dev/tables": "9",
-                "web.limits.skiff.dev/tables": "3", "aaa.limits.skiff.dev/tables": "4"})
-        };
         for (name, expected) in [("web", 3), ("aaa", 4), ("other", 9)] {
-            assert_eq!(limits(annotations(name)).tables, expected, "{name}");
+            let all = limits([
+                ("io.kubernetes.cri.container-name", name),
+                ("limits.skiff.dev/tables", "9"),
+                ("web.limits.skiff.dev/tables", "3"),
+                ("aaa.limits.skiff.dev/tables", "4"),
+            ]);
+            assert_eq!(all.tables, expected, "{name}");
         }
     }
 
@@ -170,7 +174,7 @@ mod tests {
             ("limits.skiff.dev/stack", "1Gi", "from `16Ki` to `64Mi`"),
             ("web.limits.skiff.dev/stack", "big", "from `16Ki` to `64Mi`"),
         ] {
-            let annotations = json!({"io.kubernetes.cri.container-name": "web", key: value});
+            let annotations = annotations([("io.kubernetes.cri.container-name", "web"), (key, value)]);
             let error = from_annotations(&annotations).unwrap_err().to_string();
             assert!(error.contains(&format!("`{key}` is `{value}`")) && error.contains(part), "{error}");
         }
@@ -183,7 +187,7 @@ mod tests {
             name in "(run-time|request-time|memory-pages|instances|tables|stack|output-per-second|[a-z-]{0,9})",
             value in prop_oneof!["[0-9]{1,22}(ns|ms|s|m|h|d|w|y|Ki|Mi|Gi|k|M|G)?", ".{0,40}", "[0-9 .a-zA-Z-]{0,30}"],
         ) {
-            match from_annotations(&json!({format!("{PREFIX}/{name}"): value})) {
+            match from_annotations(&annotations([(&format!("{LIMITS_DOMAIN}/{name}"), &value)])) {
                 Ok(limits) => {
                     prop_assert!(limits.run_time.into_iter().chain(limits.request_time).all(|time| time <= TIME_MAX));
                     prop_assert!(limits.stack_bytes <= 64 << 20);

@@ -1,5 +1,6 @@
 //! What the shim decides, without doing it: no system calls, clocks, locks or async here.
 
+pub(crate) mod config;
 pub(crate) mod entrypoint;
 pub(crate) mod limits;
 pub(crate) mod sandbox;

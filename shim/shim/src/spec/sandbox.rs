@@ -1,15 +1,12 @@
 //! Which container is a pod's sandbox, and what its namespaces shall be.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
-use serde_json::Value;
+use oci_spec::runtime::LinuxNamespaceType;
+
+use crate::spec::config::{Config, Namespace};
 
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
-const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
-/// The annotation with the pod's namespace in Kubernetes.
-pub(crate) const SANDBOX_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
 
 /// The namespaces of a pod's sandbox.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,74 +23,57 @@ pub(crate) struct SandboxNamespaces {
     pub(crate) sysctls: Vec<(String, String)>,
 }
 
-/// The pod that a container belongs to: containers of one pod share a shim.
-pub(crate) fn pod_of(annotations: Option<&HashMap<String, String>>) -> Option<&str> {
-    annotations?.get(SANDBOX_ID).map(String::as_str).filter(|id| !id.is_empty())
+/// Whether `config` is that of a pod's sandbox.
+pub(crate) fn is_sandbox(config: &Config) -> bool {
+    config.annotations.get(CONTAINER_TYPE).is_some_and(|kind| kind == "sandbox")
 }
 
-/// Whether `spec` is that of a pod's sandbox.
-pub(crate) fn is_sandbox(spec: &Spec) -> bool {
-    let annotations = spec.annotations().as_ref();
-    annotations.and_then(|all| all.get(CONTAINER_TYPE)).is_some_and(|kind| kind == "sandbox")
-}
-
-/// The namespaces of the pod that `spec` is the sandbox of, where the shim can hold them without a process.
+/// The namespaces of the pod that `config` is the sandbox of, where the shim can hold them without a process.
 ///
 /// `None` for an ordinary container, and for a sandbox with a user namespace, which needs a process to live in.
-pub(crate) fn held_by_the_shim(spec: &Spec) -> Option<SandboxNamespaces> {
-    if !is_sandbox(spec) {
+pub(crate) fn held_by_the_shim(config: &Config) -> Option<SandboxNamespaces> {
+    if !is_sandbox(config) || config.namespace(LinuxNamespaceType::User).is_some() {
         return None;
     }
-    let linux = spec.linux().as_ref()?;
-    let namespaces = linux.namespaces().as_deref().unwrap_or_default();
-    let find = |kind| namespaces.iter().find(|namespace| namespace.typ() == kind);
-    if find(LinuxNamespaceType::User).is_some() {
+    // A namespace to join is given by its path; for a sandbox that is only ever the network's.
+    let new = |kind| config.namespace(kind).is_some_and(|namespace| namespace.path.is_none());
+    if new(LinuxNamespaceType::Network) {
         return None;
     }
-    // A namespace to join is given by its path; only the network's ever is for a sandbox.
-    let new = |kind| find(kind).is_some_and(|namespace| namespace.path().is_none());
-    let network = find(LinuxNamespaceType::Network);
-    if network.is_some_and(|namespace| namespace.path().is_none()) {
-        return None;
-    }
-    let mut sysctls: Vec<_> = linux.sysctl().clone().unwrap_or_default().into_iter().collect();
-    sysctls.sort();
+    let network = config.namespace(LinuxNamespaceType::Network);
     Some(SandboxNamespaces {
-        network: network.and_then(|namespace| namespace.path().clone()),
+        network: network.and_then(|namespace| namespace.path.clone()),
         new_ipc: new(LinuxNamespaceType::Ipc),
         new_uts: new(LinuxNamespaceType::Uts),
-        hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
-        sysctls,
+        hostname: config.hostname.clone().filter(|name| !name.is_empty()),
+        sysctls: config.linux.sysctl.clone().into_iter().collect(),
     })
 }
 
 /// Whether every process of the container ends with its first one because they have a pid namespace of their own.
-pub(crate) fn has_own_pids(spec: &Spec) -> bool {
-    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
-    namespaces
-        .into_iter()
-        .flatten()
-        .any(|namespace| namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none())
+pub(crate) fn has_own_pids(config: &Config) -> bool {
+    let namespaces = &config.linux.namespaces;
+    namespaces.iter().any(|namespace| namespace.kind == LinuxNamespaceType::Pid && namespace.path.is_none())
 }
 
-/// The pid namespace in `spec` (a parsed `config.json`) if it is the pod's, for its `path` to be set to the real one.
+/// The pid namespace in `config` if it is the pod's, for its `path` to be set to the real one.
 ///
 /// containerd takes the sandbox's pid for a process of the pod and names `/proc/PID/ns/pid`; here that is the shim, which
 /// is in the node's pid namespace.
-pub(crate) fn shared_pids(spec: &mut Value, sandbox_pid: u32) -> Option<&mut Value> {
-    let shared = format!("/proc/{sandbox_pid}/ns/pid");
-    let mut namespaces = spec["linux"]["namespaces"].as_array_mut().into_iter().flatten();
-    namespaces.find(|namespace| namespace["type"] == "pid" && namespace["path"] == shared)
+pub(crate) fn shared_pids(config: &mut Config, sandbox_pid: u32) -> Option<&mut Namespace> {
+    let shared = PathBuf::from(format!("/proc/{sandbox_pid}/ns/pid"));
+    let mut namespaces = config.linux.namespaces.iter_mut();
+    namespaces.find(|namespace| namespace.kind == LinuxNamespaceType::Pid && namespace.path.as_ref() == Some(&shared))
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use std::path::Path;
 
     use super::*;
 
-    fn spec(json: &str) -> Spec {
-        serde_json::from_str(json).unwrap()
+    fn spec(json: &str) -> Config {
+        Config::parse(json.as_bytes(), Path::new("/bundle")).unwrap()
     }
 
     const POD: &str = r#"{"ociVersion":"1.1.0","hostname":"pod-1","annotations":{"io.kubernetes.cri.container-type":"sandbox",
@@ -103,7 +83,7 @@ mod tests {
     #[test]
     fn an_ordinary_pod_needs_no_process() {
         let spec = spec(POD);
-        assert_eq!(pod_of(spec.annotations().as_ref()), Some("s1"));
+        assert_eq!(spec.pod(), Some("s1"));
         assert_eq!(
             held_by_the_shim(&spec),
             Some(SandboxNamespaces {
@@ -124,11 +104,11 @@ mod tests {
 
     #[test]
     fn a_shared_pid_namespace_is_the_pods_and_not_the_nodes() {
-        let mut spec = json!({"linux": {"namespaces": [{"type": "pid", "path": "/proc/7/ns/pid"}, {"type": "mount"}]}});
+        let mut spec = spec(r#"{"linux":{"namespaces":[{"type":"pid","path":"/proc/7/ns/pid"},{"type":"mount"}]}}"#);
         assert!(shared_pids(&mut spec, 8).is_none());
-        shared_pids(&mut spec, 7).unwrap()["path"] = json!("/proc/9/ns/pid");
+        shared_pids(&mut spec, 7).unwrap().path = Some("/proc/9/ns/pid".into());
         assert!(shared_pids(&mut spec, 7).is_none());
-        assert_eq!(spec["linux"]["namespaces"][0]["path"], "/proc/9/ns/pid");
+        assert_eq!(spec.linux.namespaces[0].path.as_deref(), Some(Path::new("/proc/9/ns/pid")));
     }
 
     #[test]

@@ -4,32 +4,35 @@
 //! files than the engine: the root file system and the pod's volumes, bound a second time below [`VIEW`], but neither
 //! `/proc` nor `/sys` nor the rest of `/dev`, through which it could reach the engine's memory.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use oci_spec::runtime::LinuxNamespaceType;
 use skiff_protocol::{ENGINE_FD, EnginePlan, KERNEL_FILE_SYSTEMS, Preopen};
 
 use crate::error::{Error, Result};
+use crate::spec::config::{Config, Device, Mount};
 use crate::spec::limits;
 
-/// Where the guest's files are bound in the container: on the container's own `/dev`, which is no image's and no volume.
+/// Where the guest's files are bound in the container: on the container's own `/dev`, which belongs to neither an image nor a
+/// volume.
 const VIEW: &str = "/dev/.skiff";
 /// The devices that a guest finds in its `/dev`: name and minor number of the memory devices (major 1).
-const MEMORY_DEVICE_NODES: [(&str, u32); 5] = [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)];
-const MEMORY_DEVICES: u32 = 1;
+const MEMORY_DEVICE_NODES: [(&str, i64); 5] = [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)];
+const MEMORY_DEVICES: i64 = 1;
 /// The file system whose directories show all of the node's devices; a single file of it is a device that is bound by itself.
 pub(crate) const DEVICES: &str = "devtmpfs";
 
-/// The guest, as it was found.
+/// What a wasm container runs, as it was found.
 #[derive(Clone, Debug)]
-pub(crate) struct Guest<'a> {
+pub(crate) struct Entrypoint<'a> {
     /// The module's name in messages.
     pub(crate) module: &'a str,
     /// The export to run instead of the default entry point.
     pub(crate) function: Option<&'a str>,
 }
 
-/// What a directory of the node shows to whom it is bound.
+/// What a directory of the node shows to the container that it is bound into.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Shown {
     /// Files.
@@ -40,106 +43,103 @@ pub(crate) enum Shown {
     Kernel(String),
 }
 
-/// What has to be looked at on the node.
+/// What the rewriting has to look at on the node.
 pub(crate) struct Node<'a> {
-    /// The mounted root file system.
-    pub(crate) rootfs: &'a Path,
     /// The path of a mount point in the root file system once symbolic links in it are resolved.
     pub(crate) resolve: &'a dyn Fn(&Path) -> PathBuf,
     /// What the source of a bind mount shows.
     pub(crate) shown_by: &'a dyn Fn(&Path) -> Shown,
 }
 
-/// Rewrites `spec` (a parsed `config.json`) for the engine.
+/// Rewrites `config` for the engine.
 ///
 /// # Errors
-/// `Invalid` when the specification lacks what the engine needs, shows the guest a file system of the kernel, or an
-/// annotation sets a limit that is none.
-pub(crate) fn for_engine(spec: &Value, guest: &Guest<'_>, node: &Node<'_>) -> Result<(Value, EnginePlan)> {
-    let is_object = |value: &Value| value.is_object() || value.is_null();
-    if !spec.is_object() || !["process", "root", "linux"].iter().all(|part| is_object(&spec[part])) {
-        return Err(Error::invalid("the specification is not one of OCI's"));
+/// `Invalid` when the specification lacks what the engine needs, shows the guest a file system of the kernel, or has an
+/// annotation that does not set a limit.
+pub(crate) fn for_engine(
+    mut config: Config,
+    entrypoint: &Entrypoint<'_>,
+    node: &Node<'_>,
+) -> Result<(Config, EnginePlan)> {
+    check_mounts(&config.mounts)?;
+    let (mut view, preopens) = view_of(&config, node)?;
+    let limits = limits::from_annotations(&config.annotations)?;
+    let mut devices = devices_of(&config.linux.devices);
+    if config.namespace(LinuxNamespaceType::User).is_some() {
+        // Nobody makes devices in a user namespace: the OCI runtime binds the node's, which it looks for at the same path.
+        view.extend(devices.drain(..).filter_map(|device| bind_of(&device)));
     }
-    let mut spec = spec.clone();
-    let args = strings(&spec["process"]["args"]);
-    let cwd = spec["process"]["cwd"].as_str().filter(|cwd| cwd.starts_with('/')).unwrap_or("/").to_string();
-    let mounts = spec["mounts"].as_array().cloned().unwrap_or_default();
-    let has =
-        |place: &str, kind: &str| mounts.iter().any(|mount| mount["destination"] == place && mount["type"] == kind);
+    config.mounts.extend(view);
+    config.linux.devices.extend(devices);
+    config.is_rewritten = true;
+
+    let memory_limit_bytes = config.memory_limit_bytes();
+    let process = config.process.as_mut().ok_or_else(|| Error::invalid("the specification is not one of OCI's"))?;
+    let mut engine_args = vec![format!("/proc/self/fd/{ENGINE_FD}")];
+    engine_args.extend(process.args.iter().cloned());
+    let plan = EnginePlan {
+        module: entrypoint.module.into(),
+        function: entrypoint.function.map(str::to_string),
+        args: std::mem::replace(&mut process.args, engine_args),
+        // The container's variables are the guest's: none may change what the engine itself does.
+        env: std::mem::take(&mut process.env),
+        cwd: process.cwd.to_str().filter(|cwd| cwd.starts_with('/')).unwrap_or("/").to_string(),
+        preopens,
+        limits,
+        memory_limit_bytes,
+        processors: None,
+    };
+    Ok((config, plan))
+}
+
+fn check_mounts(mounts: &[Mount]) -> Result<()> {
+    let has = |place: &str, kind: &str| {
+        mounts.iter().any(|mount| mount.destination.as_os_str() == OsStr::new(place) && mount.is_of_kind(kind))
+    };
     if !has("/proc", "proc") {
         return Err(Error::invalid("a wasm container needs `/proc` among its mounts"));
     }
     if !has("/dev", "tmpfs") {
         return Err(Error::invalid("a wasm container needs a `tmpfs` of its own at `/dev` among its mounts"));
     }
-    let read_only = spec["root"]["readonly"].as_bool().unwrap_or(false);
-    let (mut view, preopens) = view_of(&mounts, node, read_only)?;
-    let mut devices = devices_of(&spec["linux"]["devices"]);
-    if has_user_namespace(&spec) {
-        // Nobody makes devices in a user namespace: the OCI runtime binds the node's, which it looks for at the same path.
-        view.extend(devices.drain(..).filter_map(|device| bind_of(&device)));
-    }
-
-    let mut engine_args = vec![format!("/proc/self/fd/{ENGINE_FD}")];
-    engine_args.extend(args.iter().cloned());
-    spec["process"]["args"] = json!(engine_args);
-    // The container's variables are the guest's: none may change what the engine itself does.
-    let env = strings(&spec["process"]["env"]);
-    spec["process"]["env"] = json!([]);
-    append(&mut spec["mounts"], view);
-    append(&mut spec["linux"]["devices"], devices);
-    spec["root"]["path"] = json!(node.rootfs);
-
-    let plan = EnginePlan {
-        module: guest.module.into(),
-        function: guest.function.map(str::to_string),
-        args,
-        env,
-        cwd,
-        preopens,
-        limits: limits::from_annotations(&spec["annotations"])?,
-        memory_limit_bytes: spec["linux"]["resources"]["memory"]["limit"].as_u64(),
-        processors: None,
-    };
-    Ok((spec, plan))
+    Ok(())
 }
 
 /// The mounts that make the guest's view, and what the engine opens of it.
-fn view_of(mounts: &[Value], node: &Node<'_>, read_only: bool) -> Result<(Vec<Value>, Vec<Preopen>)> {
+fn view_of(config: &Config, node: &Node<'_>) -> Result<(Vec<Mount>, Vec<Preopen>)> {
     let root = format!("{VIEW}/root");
     let dev = format!("{VIEW}/dev");
+    let read_only = config.root.readonly.unwrap_or(false);
     let access = if read_only { "ro" } else { "rw" };
-    let mut view = vec![bind(&root, node.rootfs, &["bind", "rprivate", access])];
-    // What the engine holds to be read-only is so to the bottom: a writable volume inside is left to the kernel's flags.
+    let mut view = vec![Mount::bind(root.clone().into(), &config.root.path, &["bind", "rprivate", access])];
+    // A read-only preopen is read-only all the way down, so a root that contains a writable volume is opened read-write and
+    // left to the flags of its mounts.
     let mut root_is_read_only = read_only;
     let mut preopens = vec![preopen(&root, "/", read_only), preopen(&dev, "/dev", false)];
-    for mount in mounts {
-        let place = mount["destination"].as_str().unwrap_or_default();
-        let destination = (node.resolve)(Path::new(place));
+    for mount in &config.mounts {
+        let destination = (node.resolve)(&mount.destination);
         if destination.starts_with(VIEW) {
             return Err(Error::invalid(format!(
-                "the volume at `{place}` is where a wasm container has its view of files (`{VIEW}`): mount it elsewhere"
+                "the volume at `{}` is where a wasm container has its view of files (`{VIEW}`): mount it elsewhere",
+                mount.destination.display()
             )));
         }
-        let options = strings(&mount["options"]);
-        let is_bind = options.iter().any(|option| option == "bind" || option == "rbind") || mount["type"] == "bind";
-        let is_hidden = hidden(&destination) || mount["type"].as_str().is_some_and(is_kernels);
-        if is_bind && !is_hidden {
+        let is_hidden = hidden(&destination) || mount.kind.as_deref().is_some_and(is_kernels);
+        if mount.is_bind() && !is_hidden {
             let place = match destination.strip_prefix("/dev") {
                 Ok(inside) => Path::new(&dev).join(inside),
                 Err(_) => {
-                    root_is_read_only &= options.iter().any(|option| option == "ro");
+                    root_is_read_only &= mount.has_option("ro");
                     Path::new(&root).join(destination.strip_prefix("/").unwrap_or(&destination))
                 }
             };
             let mut again = without_the_kernel(mount, node)?;
-            again["destination"] = json!(place);
+            again.destination = place;
             view.push(again);
         } else if !is_hidden && !destination.starts_with("/dev") {
             // A file system of its own cannot be bound from here; the engine opens it where it is.
-            let is_read_only = options.iter().any(|option| option == "ro");
             if let Some(path) = destination.to_str() {
-                preopens.push(preopen(path, path, is_read_only));
+                preopens.push(preopen(path, path, mount.has_option("ro")));
             }
         }
     }
@@ -148,20 +148,20 @@ fn view_of(mounts: &[Value], node: &Node<'_>, read_only: bool) -> Result<(Vec<Va
 }
 
 /// A bind mount as the guest may have it: without the file systems of the kernel that are mounted below it.
-fn without_the_kernel(mount: &Value, node: &Node<'_>) -> Result<Value> {
+fn without_the_kernel(mount: &Mount, node: &Node<'_>) -> Result<Mount> {
     let mut mount = mount.clone();
-    match (node.shown_by)(Path::new(mount["source"].as_str().unwrap_or_default())) {
+    match (node.shown_by)(mount.source.as_deref().unwrap_or(Path::new(""))) {
         Shown::Files => {}
         Shown::KernelBelow => {
-            let options = strings(&mount["options"]).into_iter();
-            let alone = options.map(|option| if option == "rbind" { "bind".to_owned() } else { option });
-            mount["options"] = alone.collect();
+            for option in mount.options.iter_mut().filter(|option| *option == "rbind") {
+                *option = "bind".into();
+            }
         }
         Shown::Kernel(kind) => {
-            let destination = mount["destination"].as_str().unwrap_or_default();
             return Err(Error::invalid(format!(
-                "the volume at `{destination}` is a file system of the kernel (`{kind}`), through which a guest could reach \
-                 the memory of its engine: a wasm container cannot have it"
+                "the volume at `{}` is a file system of the kernel (`{kind}`), through which a guest could reach \
+                 the memory of its engine: a wasm container cannot have it",
+                mount.destination.display()
             )));
         }
     }
@@ -178,56 +178,38 @@ fn hidden(destination: &Path) -> bool {
     destination == Path::new("/dev") || destination.starts_with("/proc") || destination.starts_with("/sys")
 }
 
-fn devices_of(devices: &Value) -> Vec<Value> {
-    let node = |name: &str, minor: u32| json!({"path": format!("{VIEW}/dev/{name}"), "type": "c", "major": MEMORY_DEVICES, "minor": minor, "fileMode": 0o666, "uid": 0, "gid": 0});
-    let mut found: Vec<_> = MEMORY_DEVICE_NODES.iter().map(|(name, minor)| node(name, *minor)).collect();
-    for device in devices.as_array().into_iter().flatten() {
-        let path = device["path"].as_str().unwrap_or_default();
-        if let Some(name) = path.strip_prefix("/dev/")
+/// The devices of the guest's `/dev`: the memory devices, and those of the pod.
+fn devices_of(devices: &[Device]) -> Vec<Device> {
+    let place = |name: &str| PathBuf::from(format!("{VIEW}/dev/{name}"));
+    let memory = MEMORY_DEVICE_NODES.iter();
+    let mut found: Vec<_> =
+        memory.map(|(name, minor)| Device::for_everybody(place(name), MEMORY_DEVICES, *minor)).collect();
+    for device in devices {
+        if let Some(name) = device.path.to_str().and_then(|path| path.strip_prefix("/dev/"))
             && !MEMORY_DEVICE_NODES.iter().any(|(known, _)| *known == name)
         {
             let mut again = device.clone();
-            again["path"] = json!(format!("{VIEW}/dev/{name}"));
+            again.path = place(name);
             found.push(again);
         }
     }
     found
 }
 
-fn has_user_namespace(spec: &Value) -> bool {
-    spec["linux"]["namespaces"].as_array().into_iter().flatten().any(|namespace| namespace["type"] == "user")
-}
-
 /// The node's device in the place of one of [`devices_of`].
-fn bind_of(device: &Value) -> Option<Value> {
-    let place = device["path"].as_str()?;
-    let source = Path::new("/dev").join(place.strip_prefix(VIEW)?.strip_prefix("/dev/")?);
-    Some(bind(place, &source, &["bind", "rprivate", "rw"]))
-}
-
-fn bind(destination: &str, source: &Path, options: &[&str]) -> Value {
-    json!({"destination": destination, "type": "bind", "source": source, "options": options})
+fn bind_of(device: &Device) -> Option<Mount> {
+    let name = device.path.to_str()?.strip_prefix(VIEW)?.strip_prefix("/dev/")?;
+    Some(Mount::bind(device.path.clone(), &Path::new("/dev").join(name), &["bind", "rprivate", "rw"]))
 }
 
 fn preopen(host: &str, guest: &str, read_only: bool) -> Preopen {
     Preopen { host: host.into(), guest: guest.into(), read_only }
 }
 
-fn strings(list: &Value) -> Vec<String> {
-    list.as_array().into_iter().flatten().filter_map(|item| item.as_str().map(str::to_string)).collect()
-}
-
-fn append(list: &mut Value, items: impl IntoIterator<Item = Value>) {
-    if let Value::Array(existing) = list {
-        existing.extend(items);
-    } else {
-        *list = items.into_iter().collect();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -243,8 +225,8 @@ mod tests {
     }
 
     fn try_rewrite(spec: &Value) -> Result<(Value, EnginePlan)> {
+        let config = Config::parse(spec.to_string().as_bytes(), Path::new("/b"))?;
         let node = Node {
-            rootfs: Path::new("/b/rootfs"),
             resolve: &|path| {
                 if path == Path::new("/var/run/link") {
                     return Path::new(VIEW).join("root");
@@ -257,7 +239,8 @@ mod tests {
                 _ => Shown::Files,
             },
         };
-        for_engine(spec, &Guest { module: "/app.wasm", function: None }, &node)
+        let (config, plan) = for_engine(config, &Entrypoint { module: "/app.wasm", function: None }, &node)?;
+        Ok((serde_json::to_value(config).unwrap(), plan))
     }
 
     fn rewrite(spec: &Value) -> (Value, EnginePlan) {

@@ -1,7 +1,7 @@
 //! The control group of one confined process: made, joined, asked whether it ran out of memory, removed.
 //!
-//! It lies below `/skiff-compile`, outside of every pod, whose limits hold for all compilers together. Its name ends with the
-//! process id of the supervisor: when that is gone (`kill -9`), the next supervisor removes what it left.
+//! It is below `/skiff-compile`, outside of every pod; the limits of that group apply to all compilers together. Its name ends
+//! with the process id of the supervisor: if that is gone (`kill -9`), the next supervisor removes what it left.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollTimeout, poll};
 use nix::unistd::Pid;
+use skiff_linux::cgroup::{count_in, oom_kills_in};
 
 use crate::error::{Context, Result};
 
@@ -24,12 +25,12 @@ const PIDS_MAX: &str = "64";
 const ALL_PIDS_MAX: &str = "1024";
 /// The most memory of all compilers together, as a share of the node's.
 const ALL_MEMORY_SHARE: u64 = 4;
-/// As much memory they may have on every node, in bytes: what one of them may use by itself.
+/// What all compilers together may have on every node, in bytes: as much as a single one may use.
 const ALL_MEMORY_BYTES_MIN: u64 = 2 << 30;
-/// Memory is charged in pieces of up to this size, in bytes: below its limit by less than a piece, a group has reached it.
+/// Memory is charged in pieces of up to this size, in bytes: a group that is less than a piece below its limit has reached it.
 const CHARGED_AT_ONCE_BYTES: u64 = 1 << 20;
-/// A quarter of the processor share that a group has by default. It holds for all compilers together, since the weight of a
-/// group counts among its siblings only; each has the same among the others.
+/// A quarter of a group's default processor share. It applies to all compilers together, because the weight of a group counts
+/// only among its siblings; all compilers have the same.
 const V1_CPU_SHARES: &str = "256";
 const V2_CPU_WEIGHT: &str = "25";
 /// How long the kernel may take to empty a group whose only process has been reaped.
@@ -39,11 +40,11 @@ const REMOVAL: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Cgroup {
     directories: Vec<PathBuf>,
-    /// Where the kernel counts what it kills for want of memory; none when the node has no memory controller.
+    /// Where the kernel counts the processes that it kills because memory ran out; `None` if the node has no memory controller.
     counts: Option<Counts>,
 }
 
-/// The files that tell why the kernel killed a process of the group.
+/// The files that show why the kernel killed a process of the group.
 #[derive(Debug)]
 enum Counts {
     /// `memory.oom_control` has the line `oom_kill`, and `memory.max_usage_in_bytes` the most that was used. The count of
@@ -53,10 +54,10 @@ enum Counts {
     V2 { events: PathBuf },
 }
 
-/// What a group has too little memory for.
+/// Whose memory ran out when the kernel killed a process of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OutOfMemory {
-    /// It reached its own limit.
+    /// The group reached its own limit.
     Own,
     /// All compilers together reached theirs, or the node has no memory left.
     Shared,
@@ -66,7 +67,7 @@ impl Cgroup {
     /// Makes the group `NAME.PID` and sets its limits.
     ///
     /// # Errors
-    /// The host's: control groups that are not there, or that refuse a limit.
+    /// The host's, if there are no control groups, or one refuses a limit.
     pub(super) fn create(name: &str, memory_bytes: u64) -> Result<Self> {
         let mount = Path::new(MOUNT);
         let is_v2 = mount.join("cgroup.controllers").exists();
@@ -122,8 +123,8 @@ impl Cgroup {
         set_if_there(&directory, "pids.max", PIDS_MAX)
     }
 
-    /// Makes the group in the hierarchy mounted at `mount`, after removing what dead supervisors left there, and bounding its
-    /// parent by `bound`.
+    /// Makes the group in the hierarchy mounted at `mount`. Before that it removes what dead supervisors left there, and limits
+    /// the parent with `bound`.
     fn create_directory(
         &mut self,
         mount: &Path,
@@ -169,14 +170,14 @@ impl Cgroup {
         self.counts.is_some()
     }
 
-    /// Why the kernel killed a process of the group for want of memory; none when it did not.
+    /// Whose memory ran out, if the kernel killed a process of the group because of that.
     pub(super) fn out_of_memory(&self) -> Option<OutOfMemory> {
         let read = |file: &PathBuf| fs::read_to_string(file).unwrap_or_default();
         let (kills, has_reached_its_limit) = match self.counts.as_ref()? {
             Counts::V1 { kills, peak, limit_bytes } => (read(kills), is_peak_of(&read(peak), *limit_bytes)),
-            Counts::V2 { events } => (read(events), count(&read(events), "oom") > 0),
+            Counts::V2 { events } => (read(events), count_in(&read(events), "oom") > Some(0)),
         };
-        match (count(&kills, "oom_kill"), has_reached_its_limit) {
+        match (oom_kills_in(&kills).unwrap_or(0), has_reached_its_limit) {
             (0, _) => None,
             (_, true) => Some(OutOfMemory::Own),
             (_, false) => Some(OutOfMemory::Shared),
@@ -189,11 +190,11 @@ impl Drop for Cgroup {
         let deadline = Instant::now() + REMOVAL;
         for directory in &self.directories {
             while is_busy(&fs::remove_dir(directory)) && Instant::now() < deadline {
-                // An empty poll is a wait of a millisecond; what stays is removed by the next supervisor.
+                // An empty poll waits for a millisecond. The next supervisor removes what remains.
                 poll(&mut [], PollTimeout::from(1_u8)).ok();
             }
             if let Some(parent) = directory.parent() {
-                // Fails while another compiler is at work, which then removes it.
+                // Fails while another compiler runs; its supervisor removes the parent later.
                 drop(fs::remove_dir(parent));
             }
         }
@@ -210,7 +211,7 @@ struct Memory {
 fn memory_of_all() -> io::Result<u64> {
     let text = fs::read_to_string("/proc/meminfo")?;
     let total =
-        total_bytes(&text).ok_or_else(|| io::Error::other("`/proc/meminfo` does not tell the node's memory"))?;
+        total_bytes(&text).ok_or_else(|| io::Error::other("`/proc/meminfo` does not report the node's memory"))?;
     Ok((total / ALL_MEMORY_SHARE).max(ALL_MEMORY_BYTES_MIN))
 }
 
@@ -226,13 +227,7 @@ fn set_memory_v1(directory: &Path, bytes: u64) -> io::Result<()> {
     set_if_there(directory, "memory.memsw.limit_in_bytes", &bytes.to_string())
 }
 
-/// The number in the line `key` of `text`.
-fn count(text: &str, key: &str) -> u64 {
-    let values = text.lines().filter_map(|line| line.split_once(' ')).filter(|(name, _)| *name == key);
-    values.filter_map(|(_, value)| value.trim().parse::<u64>().ok()).fold(0, u64::saturating_add)
-}
-
-/// Whether the most that was used, in the text of its file, is what a group has that reached its limit.
+/// Whether `peak`, the text of the file with the most that was used, shows that the group reached its limit.
 fn is_peak_of(peak: &str, limit_bytes: u64) -> bool {
     peak.trim().parse::<u64>().is_ok_and(|peak| peak.saturating_add(CHARGED_AT_ONCE_BYTES) >= limit_bytes)
 }
@@ -242,7 +237,7 @@ fn supervisor_of(name: &str) -> Option<u32> {
     name.rsplit_once('.')?.1.parse().ok()
 }
 
-/// Removes the groups below `parent` whose supervisor is gone. What cannot be removed is left for the next.
+/// Removes the groups below `parent` whose supervisor is gone. What cannot be removed is left for the next supervisor.
 fn remove_stale(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -252,14 +247,14 @@ fn remove_stale(parent: &Path) {
     }
 }
 
-/// Whether process `pid` is one like this, and not another that got the number of one that is gone.
+/// Whether process `pid` runs this program: another process may have the number by now.
 fn is_supervisor(pid: u32) -> bool {
     let name_of = |pid: &str| fs::read(format!("/proc/{pid}/comm")).ok();
     name_of(&pid.to_string()).is_some_and(|name| Some(name) == name_of("self"))
 }
 
-/// Lets the children of the version 2 group `directory` have limits. A controller that is not to be had shows by the
-/// files that are then not there.
+/// Enables limits for the children of the version 2 group `directory`. A controller that is unavailable is recognised by its
+/// missing files.
 fn delegate(directory: &Path) {
     for controller in ["+memory", "+cpu", "+pids"] {
         drop(set_if_there(directory, "cgroup.subtree_control", controller));

@@ -5,8 +5,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 
-use super::Limits;
 use super::cgroup::OutOfMemory;
+use super::limits::Limits;
 use crate::error::{Error, Fault, Result, one_line};
 
 /// The exit code of a confined process that panicked.
@@ -18,7 +18,7 @@ pub(super) const OUT_OF_TIME: i32 = 102;
 /// Why the supervisor ended a process itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stop {
-    /// It took longer than it may.
+    /// It took longer than its limit.
     Time,
     /// The supervisor was asked to end.
     Signal,
@@ -29,9 +29,9 @@ pub(super) enum Stop {
 pub(super) struct Ending {
     pub(super) status: WaitStatus,
     pub(super) stop: Option<Stop>,
-    /// The processor time that it took.
+    /// The processor time that it used.
     pub(super) cpu: Duration,
-    /// What it said, which is not trusted to be anything in particular.
+    /// What it wrote to standard error. It is not trusted.
     pub(super) report: String,
 }
 
@@ -57,7 +57,7 @@ impl Ending {
                 Err(Error::limit(too_long(name, limits.cpu_seconds, "processor time")))
             }
             WaitStatus::Exited(_, code) => Err(self.explain_exit(code, name)),
-            // What has blocked the limit's signal meets the hard limit.
+            // A process that blocks the limit's signal reaches the hard limit.
             WaitStatus::Signaled(_, Signal::SIGKILL, _) if self.cpu >= Duration::from_secs(limits.cpu_seconds) => {
                 Err(Error::limit(too_long(name, limits.cpu_seconds, "processor time")))
             }
@@ -67,7 +67,7 @@ impl Ending {
             WaitStatus::Signaled(_, signal, _) => {
                 Err(Error::guest(format!("`{name}` cannot be compiled: the compiler crashed on it ({signal})")))
             }
-            status => Err(Error::host(format!("compiling `{name}` ended in a way of its own: {status:?}"))),
+            status => Err(Error::host(format!("compiling `{name}` ended unexpectedly: {status:?}"))),
         }
     }
 
@@ -79,26 +79,25 @@ impl Ending {
         match code {
             code if code == i32::from(Fault::Guest.code()) => Error::guest(sentence),
             code if code == i32::from(Fault::Limit.code()) => Error::limit(sentence),
-            PANICKED => Error::guest(format!("`{name}` cannot be compiled: the compiler gave up on it")),
+            PANICKED => Error::guest(format!("`{name}` cannot be compiled: the compiler panicked")),
             _ => Error::host(sentence),
         }
     }
 }
 
 fn too_long(name: &str, seconds: u64, what: &str) -> String {
-    format!("compiling `{name}` takes more than the {seconds} s of {what} that it may take")
+    format!("compiling `{name}` exceeds its {what} limit of {seconds} s")
 }
 
 fn too_much_memory(name: &str, limits: &Limits) -> Error {
     let mebibytes = limits.memory_bytes >> 20;
-    Error::limit(format!("compiling `{name}` needs more than the {mebibytes} MiB of memory that it may use"))
+    Error::limit(format!("compiling `{name}` exceeds its memory limit of {mebibytes} MiB"))
 }
 
-/// Not the module's fault: another time there may be enough.
+/// Not the module's fault: there may be enough memory another time.
 fn too_little_memory(name: &str) -> Error {
     Error::host(format!(
-        "compiling `{name}` was ended, since all modules that are compiled on this node together need more memory than there is \
-         for them"
+        "compiling `{name}` was stopped: the modules that are being compiled on this node together need more memory than there is"
     ))
 }
 
@@ -129,7 +128,7 @@ mod tests {
 
     #[test]
     fn every_end_has_its_fault_and_sentence() {
-        let memory = "compiling `a` needs more than the 64 MiB of memory that it may use";
+        let memory = "compiling `a` exceeds its memory limit of 64 MiB";
         let crashed = "`a` cannot be compiled: the compiler crashed on it (SIGABRT)";
         let report = |status, text: &str| Ending { report: text.into(), ..ending(status) };
         check(ending(exited(0)), None, Ok(()));
@@ -137,24 +136,21 @@ mod tests {
         check(report(exited(2), "no room"), None, Err((Fault::Host, "no room")));
         check(report(exited(3), "too large"), None, Err((Fault::Limit, "too large")));
         check(ending(exited(7)), None, Err((Fault::Host, "compiling `a` ended with code 7 without a reason")));
-        check(
-            ending(exited(PANICKED)),
-            None,
-            Err((Fault::Guest, "`a` cannot be compiled: the compiler gave up on it")),
-        );
+        check(ending(exited(PANICKED)), None, Err((Fault::Guest, "`a` cannot be compiled: the compiler panicked")));
         check(ending(KILLED), Some(OutOfMemory::Own), Err((Fault::Limit, memory)));
-        let shared = "compiling `a` was ended, since all modules that are compiled on this node together need more memory than there is for them";
+        let shared = "compiling `a` was stopped: the modules that are being compiled on this node together need more memory \
+                      than there is";
         check(ending(KILLED), Some(OutOfMemory::Shared), Err((Fault::Host, shared)));
         check(ending(KILLED), None, Err((Fault::Host, "compiling `a` was killed from outside")));
         check(report(ABORTED, "memory allocation of 4096 bytes failed"), None, Err((Fault::Limit, memory)));
         check(ending(ABORTED), None, Err((Fault::Guest, crashed)));
-        let time = "compiling `a` takes more than the 30 s of processor time that it may take";
+        let time = "compiling `a` exceeds its processor time limit of 30 s";
         check(ending(exited(OUT_OF_TIME)), None, Err((Fault::Limit, time)));
         check(Ending { cpu: Duration::from_secs(30), ..ending(KILLED) }, None, Err((Fault::Limit, time)));
         check(
             Ending { stop: Some(Stop::Time), ..ending(KILLED) },
             None,
-            Err((Fault::Host, "compiling `a` takes more than the 60 s of time that it may take")),
+            Err((Fault::Host, "compiling `a` exceeds its time limit of 60 s")),
         );
         check(
             Ending { stop: Some(Stop::Signal), ..ending(KILLED) },

@@ -37,7 +37,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_sched_getaffinity,
     libc::SYS_sched_yield,
     libc::SYS_set_robust_list,
-    // signals, to die of them
+    // signals, and to end by them
     libc::SYS_restart_syscall,
     libc::SYS_rt_sigaction,
     libc::SYS_rt_sigprocmask,
@@ -63,12 +63,12 @@ const NEW_NAMESPACES: libc::c_int = libc::CLONE_NEWCGROUP
 /// Compiles the filter and puts the calling thread, and every thread that it makes later, under it.
 ///
 /// # Errors
-/// The host's: a kernel without seccomp, or a processor that the filter is not made for.
+/// The host's, if the kernel does not have seccomp, or the filter does not support the processor.
 pub(super) fn install() -> Result<()> {
     apply(rules()?)
 }
 
-/// The same for a process that opens files by itself, to read them.
+/// The same for a process that also opens files to read them.
 ///
 /// # Errors
 /// Those of [`install`].
@@ -93,7 +93,7 @@ fn program(rules: BTreeMap<i64, Vec<SeccompRule>>) -> Result<BpfProgram> {
 
 fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>> {
     let mut rules: BTreeMap<_, _> = ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
-    // A compiler writes code, it never runs what it wrote.
+    // A compiler writes code but never runs it.
     let not_executable = masked(2, libc::PROT_EXEC, 0)?;
     rules.insert(libc::SYS_mmap, vec![not_executable.clone()]);
     rules.insert(libc::SYS_mprotect, vec![not_executable]);
@@ -105,7 +105,7 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>> {
     Ok(rules)
 }
 
-/// A rule that holds when argument `index`, of all its bits only those of `mask`, is `value`.
+/// A rule that matches if the bits `mask` of argument `index` are `value`.
 fn masked(index: u8, mask: libc::c_int, value: libc::c_int) -> Result<SeccompRule> {
     let bits = |word: libc::c_int| u64::from(word.cast_unsigned());
     let operator = SeccompCmpOp::MaskedEq(bits(mask));
@@ -120,7 +120,7 @@ mod tests {
 
     use super::*;
 
-    /// Makes a system call under the filter, in a process of its own; the error number, 0 when it succeeded.
+    /// Makes a system call under the filter, in a process of its own. Returns the error number, or 0 if it succeeded.
     fn errno_under_filter(number: libc::c_long, arguments: [libc::c_long; 4]) -> i32 {
         // SAFETY: the child makes system calls and exits; it takes no lock that another thread may hold.
         match unsafe { fork() }.unwrap() {

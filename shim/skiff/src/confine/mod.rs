@@ -1,17 +1,18 @@
 //! Runs a job in a process that can compute, read standard input and write standard output, and nothing else.
 //!
-//! The calling process becomes its supervisor: it never reads the input, waits, kills what exceeds a limit, and says in
-//! one sentence how it ended. The confined process dies with it.
+//! The calling process becomes its supervisor. It never reads the input: it waits, kills the process if that exceeds a limit,
+//! and reports in one sentence how it ended. The confined process dies with its supervisor.
 
 mod cgroup;
 mod ending;
 mod filter;
 mod jail;
+mod limits;
 pub(crate) mod reader;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -24,28 +25,16 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::time::TimeValLike;
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, Uid, dup2_stderr, fork, pipe2};
+use nix::unistd::{ForkResult, Pid, Uid, dup2_stderr, pipe2};
+use skiff_linux::pidfd;
+use skiff_linux::process::{exit_now, fork_alone};
 
 use self::cgroup::Cgroup;
 use self::ending::{Ending, Stop};
+pub(crate) use self::limits::Limits;
 use crate::error::{Context, Error, Result};
 
-/// What a confined process may use.
-#[derive(Clone, Debug)]
-pub(crate) struct Limits {
-    /// Memory, in bytes.
-    pub(crate) memory_bytes: u64,
-    /// Processor time of all threads together, in seconds.
-    pub(crate) cpu_seconds: u64,
-    /// Time from start to end.
-    pub(crate) wall: Duration,
-    /// The largest file that it may write, in bytes.
-    pub(crate) output_bytes: u64,
-    /// The name of its control group; without one, only resource limits hold.
-    pub(crate) cgroup: Option<String>,
-}
-
-/// The most that is read of what a confined process says, in bytes.
+/// The most that is read of a confined process's report, in bytes.
 const REPORT_BYTES: u64 = 4096;
 
 /// Runs `job` on the module `name`, confined, and waits for its end.
@@ -53,22 +42,21 @@ const REPORT_BYTES: u64 = 4096;
 /// The process must have one thread, since it is forked.
 ///
 /// # Errors
-/// Those of `job`; a limit's when one was reached; the host's when the process could not be confined.
+/// Those of `job`; a limit's if one was reached; the host's if the process cannot be confined.
 pub(crate) fn run(limits: &Limits, name: &str, job: impl FnOnce() -> Result<()>) -> Result<()> {
     if !Uid::effective().is_root() {
         return Err(Error::host("confining the compiler needs root"));
     }
-    // The supervisor too: what its parent is protected by is not for a pod's work.
+    // The supervisor too: its parent is protected from the OOM killer, but a pod's work must not be.
     fs::write("/proc/self/oom_score_adj", "1000").or_host("cannot offer the compiler to the OOM killer")?;
-    // Before anything is made that has to be removed.
+    // Before anything exists that has to be removed.
     let signals = block_signals().or_host("cannot block signals")?;
     let cgroup = limits.cgroup.as_deref().map(|group| Cgroup::create(group, limits.memory_bytes)).transpose()?;
     let is_memory_bounded = cgroup.as_ref().is_some_and(Cgroup::bounds_memory);
     let (gate, opener) = pipe2(OFlag::O_CLOEXEC).or_host("cannot make a pipe")?;
     let (report, reporter) = pipe2(OFlag::O_CLOEXEC).or_host("cannot make a pipe")?;
     unshare(CloneFlags::CLONE_NEWPID).or_host("cannot make a process namespace")?;
-    // SAFETY: this process has one thread, so the child finds every lock free.
-    let child = match unsafe { fork() }.or_host("cannot fork")? {
+    let child = match fork_alone().or_host("cannot fork")? {
         ForkResult::Child => {
             drop((opener, report));
             exit_with(reporter, || {
@@ -89,7 +77,7 @@ pub(crate) fn run(limits: &Limits, name: &str, job: impl FnOnce() -> Result<()>)
     ending.explain(limits, name, cgroup.as_ref().and_then(Cgroup::out_of_memory))
 }
 
-/// Blocks the signals that ask the supervisor to end, to be read instead: it has a child to kill and a group to remove.
+/// Blocks the signals that ask the supervisor to end, so that it reads them instead: it has a child to kill and a group to remove.
 fn block_signals() -> nix::Result<SignalFd> {
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
@@ -108,7 +96,7 @@ fn wait_for_go(gate: &OwnedFd) -> Result<()> {
     }
 }
 
-/// Runs `job`, says its error on `reporter`, and ends the process without running anything of the supervisor's.
+/// Runs `job`, writes its error to `reporter`, and ends the process without running anything of the supervisor's.
 fn exit_with(reporter: OwnedFd, job: impl FnOnce() -> Result<()>) -> ! {
     let code = catch_unwind(AssertUnwindSafe(|| {
         match dup2_stderr(&reporter).or_host("cannot redirect standard error").and_then(|()| job()) {
@@ -120,8 +108,8 @@ fn exit_with(reporter: OwnedFd, job: impl FnOnce() -> Result<()>) -> ! {
             }
         }
     }));
-    // SAFETY: ends the process; the supervisor's guards on this copied stack must not run.
-    unsafe { libc::_exit(code.map_or(ending::PANICKED, i32::from)) }
+    // The supervisor's guards on this copied stack must not run.
+    exit_now(code.map_or(ending::PANICKED, i32::from))
 }
 
 /// A confined process that has not been waited for. Dropped, it is killed.
@@ -135,7 +123,7 @@ impl Child {
         Self { pid, is_reaped: false }
     }
 
-    /// Waits for the end, which `signals` or the time limit bring about early.
+    /// Waits for the end, or brings it about on one of `signals` or at the time limit.
     fn wait(mut self, limits: &Limits, signals: &SignalFd, report: OwnedFd) -> Result<Ending> {
         let stop = self.watch(limits.wall, signals)?;
         if stop.is_some() {
@@ -156,7 +144,7 @@ impl Child {
 
     /// Waits until the process has ended, or should be made to.
     fn watch(&self, wall: Duration, signals: &SignalFd) -> Result<Option<Stop>> {
-        let process = pidfd_open(self.pid).or_host("cannot watch the compiler")?;
+        let process = pidfd::open(self.pid.as_raw()).or_host("cannot watch the compiler")?;
         let deadline = Instant::now() + wall;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -192,12 +180,4 @@ impl Drop for Child {
             self.reap().ok();
         }
     }
-}
-
-fn pidfd_open(pid: Pid) -> nix::Result<OwnedFd> {
-    // SAFETY: takes numbers only.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
-    let fd = i32::try_from(fd).map_err(|_| Errno::EBADF)?;
-    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -1,7 +1,7 @@
-//! Confines the calling process itself, which asks containerd something and then reads what strangers wrote: bounded before it
-//! does anything, and with nothing in sight but one directory before it reads the first file.
+//! Confines the calling process itself, which asks containerd for something and then reads what strangers wrote. Its resources
+//! are limited before it does anything, and it sees only one directory before it reads the first file.
 //!
-//! It has one thread. What it may take is far more than it needs; the bounds of what it reads are its own business.
+//! It has one thread. The limits are far above what it needs; bounding what it reads is left to the caller.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,15 +9,16 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::signal::Signal;
 use nix::unistd::{Uid, alarm};
+use skiff_linux::mounts::{Attributes, Depth, set_attributes_at};
+use skiff_linux::{jail, signals};
 
-use super::{filter, jail};
+use super::filter;
 use crate::error::{Context, Error, Fault, Result};
 
 /// Address space, in bytes: the program itself, and ten times what it reads.
@@ -26,6 +27,8 @@ const MEMORY_BYTES: u64 = 512 << 20;
 const CPU_SECONDS: u64 = 10;
 /// Open files: the streams, a connection, what the executor needs, and one file.
 const OPEN_FILES: u64 = 32;
+/// The message if reading an image takes too long.
+const TOO_LONG: &str = "skiff: reading the image takes too long\n";
 
 /// Bounds the memory, files and time of this process, and offers it to the OOM killer. After `deadline` it is ended with a
 /// sentence, whatever it is doing.
@@ -44,11 +47,11 @@ pub(crate) fn bound(deadline: Duration) -> Result<()> {
     ] {
         setrlimit(resource, limit, limit).or_host("cannot set the resource limits")?;
     }
-    // Whoever has the answer written into a file gets it.
+    // Standard output or error may be a file, which must stay writable.
     if !has_file_as_stream().or_host("cannot look at the standard streams")? {
         setrlimit(Resource::RLIMIT_FSIZE, 0, 0).or_host("cannot set the resource limits")?;
     }
-    prctl::set_no_new_privs().or_host("cannot give up new privileges")?;
+    prctl::set_no_new_privs().or_host("cannot set `no_new_privs`")?;
     prctl::set_dumpable(false).or_host("cannot hide this process")
 }
 
@@ -60,10 +63,10 @@ fn is_file(stream: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(File::from(stream.try_clone_to_owned()?).metadata()?.is_file())
 }
 
-/// Makes `directory` the root of this process, read-only and alone in its mount namespace, and takes its capabilities and all
-/// system calls but those to read there.
+/// Makes `directory` the root of this process, read-only and alone in its mount namespace, and removes its capabilities
+/// and all system calls but those for reading there.
 ///
-/// The user stays root: the files may be for root only.
+/// The user stays root, because only root may be able to read the files.
 ///
 /// # Errors
 /// The host's, named by the step that failed; the process must end then.
@@ -73,61 +76,28 @@ pub(crate) fn see_only(directory: &Path) -> Result<()> {
     }
     unshare(CloneFlags::CLONE_NEWNS).or_host("cannot make a mount namespace")?;
     enter(directory).or_host(format!("cannot enter `{}`", directory.display()))?;
-    drop_capabilities().or_host("cannot drop the capabilities")?;
+    jail::drop_capabilities().or_host("cannot drop the capabilities")?;
     filter::install_for_reader()
 }
 
-fn enter(directory: &Path) -> nix::Result<()> {
+fn enter(directory: &Path) -> io::Result<()> {
     const NONE: Option<&str> = None;
-    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
+    jail::make_mounts_private()?;
     mount(Some(directory), "/proc", NONE, MsFlags::MS_BIND, NONE)?;
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
+    let attributes = Attributes {
+        set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC,
+        ..Attributes::default()
     };
-    let (place, size) = (c"/proc", size_of_val(&attributes));
-    // SAFETY: the path is a text with its end, and the size is that of the attributes, which the kernel only reads.
-    let done = unsafe {
-        libc::syscall(libc::SYS_mount_setattr, libc::AT_FDCWD, place.as_ptr(), 0, &raw const attributes, size)
-    };
-    Errno::result(done)?;
+    set_attributes_at(c"/proc", Depth::Alone, attributes)?;
     jail::make_root("/proc")
 }
 
-/// Clears all sets of capabilities; being root gives none back without an execve(2), which the filter refuses.
-fn drop_capabilities() -> nix::Result<()> {
-    /// `_LINUX_CAPABILITY_VERSION_3` of `linux/capability.h`, and this thread.
-    const HEADER: [u32; 2] = [0x2008_0522, 0];
-    /// Effective, permitted and inheritable, twice 32 bits of each.
-    const NONE: [u32; 6] = [0; 6];
-    jail::drop_capability_bounds()?;
-    // SAFETY: both have the size that the version in the header says, and the kernel only reads them.
-    Errno::result(unsafe { libc::syscall(libc::SYS_capset, HEADER.as_ptr(), NONE.as_ptr()) }).map(drop)
-}
-
 /// Has the kernel end this process after `deadline`, and after its processor time.
-fn end_in_time(deadline: Duration) -> nix::Result<()> {
-    let handler = SigAction::new(SigHandler::Handler(end), SaFlags::empty(), SigSet::empty());
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGALRM, Signal::SIGXCPU] {
-        // SAFETY: the handler writes a text that is there for ever, and ends the process.
-        unsafe { sigaction(signal, &handler) }?;
-        signals.add(signal);
-    }
-    signals.thread_unblock()?;
+fn end_in_time(deadline: Duration) -> io::Result<()> {
+    signals::end_on(&[Signal::SIGALRM, Signal::SIGXCPU], Fault::Guest.code().into(), TOO_LONG)?;
     setrlimit(Resource::RLIMIT_CPU, CPU_SECONDS, CPU_SECONDS + 1)?;
     alarm::set(u32::try_from(deadline.as_secs()).unwrap_or(u32::MAX));
     Ok(())
-}
-
-extern "C" fn end(_: libc::c_int) {
-    const SENTENCE: &[u8] = b"skiff: looking at the image takes more than the time that it may take\n";
-    // SAFETY: may be called in a handler; the text is there as long as the program.
-    unsafe { libc::write(libc::STDERR_FILENO, SENTENCE.as_ptr().cast(), SENTENCE.len()) };
-    // SAFETY: may be called in a handler.
-    unsafe { libc::_exit(i32::from(Fault::Guest.code())) }
 }
 
 #[cfg(test)]

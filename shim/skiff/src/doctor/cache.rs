@@ -7,9 +7,9 @@ use std::path::Path;
 
 use nix::sys::statvfs::statvfs;
 
-use super::Check;
+use super::check::Check;
 
-/// As many symbolic links as the kernel follows.
+/// The number of symbolic links that the kernel follows.
 const LINKS_MAX: u32 = 40;
 const OWN: &str = "empty the cache, and give the directory to root: `chown root:root`";
 const CLOSE: &str = "empty the cache, and close the directory: `chmod go-w`";
@@ -28,20 +28,20 @@ fn check_owner(directory: &Path) -> Check {
     }
     match fs::symlink_metadata(directory) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            Check::ok(NAME, format!("`{shown}` is made when the first module is compiled"))
+            Check::ok(NAME, format!("`{shown}` is created when the first module is compiled"))
         }
         Err(error) => Check::fail(NAME, format!("cannot look at `{shown}`: {error}"), "run the doctor as root"),
-        Ok(_) if !directory.is_dir() => Check::fail(NAME, format!("`{shown}` is no directory"), "move it away"),
+        Ok(_) if !directory.is_dir() => Check::fail(NAME, format!("`{shown}` is not a directory"), "move it away"),
         Ok(_) => Check::ok(NAME, format!("`{shown}` holds {}", size(directory))),
     }
 }
 
-/// What makes a directory, or a step on the way to it, unfit to hold code that will be run: the shim takes no such cache.
+/// Why a directory, or a step on the way to it, must not hold code that will be run. The shim refuses such a cache.
 fn fault(directory: &Path, links_left: u32) -> Option<(String, &'static str)> {
     let mut steps: Vec<&Path> = directory.ancestors().collect();
     steps.reverse();
     steps.into_iter().find_map(|step| {
-        // What is not there yet is made by root.
+        // A step that does not exist yet will be root's.
         let metadata = fs::symlink_metadata(step).ok()?;
         let shown = step.display();
         if metadata.uid() != 0 {
@@ -54,7 +54,7 @@ fn fault(directory: &Path, links_left: u32) -> Option<(String, &'static str)> {
         // The sticky bit keeps others from replacing what is root's, not from adding to it.
         let is_kept = metadata.mode() & libc::S_ISVTX != 0 && step != directory;
         let is_open = metadata.mode() & 0o022 != 0 && !is_kept;
-        is_open.then(|| (format!("`{shown}` can be written by others than root"), CLOSE))
+        is_open.then(|| (format!("`{shown}` can be written by users other than root"), CLOSE))
     })
 }
 
@@ -75,7 +75,7 @@ fn check_room(directory: &Path) -> Check {
     let free = room.blocks_available().saturating_mul(room.fragment_size());
     let found = format!("{} MiB free at `{}`", free >> 20, there.display());
     if free < FREE_BYTES_MIN {
-        return Check::warn(NAME, found, "make room, or set the option `CacheDir` to a place that has it");
+        return Check::warn(NAME, found, "free some space, or set the option `CacheDir` to a place with more");
     }
     Check::ok(NAME, found)
 }
@@ -86,7 +86,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, lchown, symlink};
 
     use super::*;
-    use crate::doctor::Status;
+    use crate::doctor::check::Status;
 
     #[test]
     fn a_cache_that_others_can_write_or_replace_fails() {
@@ -114,7 +114,7 @@ mod tests {
         assert_eq!(check_owner(&link).status, Status::Ok);
         fs::set_permissions(parent.path(), Permissions::from_mode(0o770)).unwrap();
         for path in [&directory, &link] {
-            let sentence = format!("`{}` can be written by others than root", parent.path().display());
+            let sentence = format!("`{}` can be written by users other than root", parent.path().display());
             assert_eq!(check_owner(path).found, sentence);
         }
         fs::set_permissions(parent.path(), Permissions::from_mode(0o700)).unwrap();

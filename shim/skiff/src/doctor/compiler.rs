@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use nix::unistd::Uid;
 
-use super::Check;
+use super::check::Check;
 
 const NAME: &str = "compiler";
 

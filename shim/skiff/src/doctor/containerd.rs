@@ -4,30 +4,30 @@ use std::env;
 use std::path::Path;
 use std::process::Command;
 
+use skiff_protocol::names::SHIM;
 use toml::{Table, Value};
 
-use super::Check;
+use super::check::Check;
 
 const RUNTIME: &str = "io.containerd.skiff.v1";
-const SHIM: &str = "containerd-shim-skiff-v1";
 /// The part of containerd's configuration that came with the transfer service.
 const IMAGES_PLUGIN: &str = "io.containerd.cri.v1.images";
 
-/// A runtime of ours in containerd's configuration.
+/// An entry for skiff in containerd's configuration.
 #[derive(Debug, PartialEq, Eq)]
 struct Handler {
     name: String,
     shim: Shim,
 }
 
-/// How the configuration says which program the shim is.
+/// How the configuration names the shim's program.
 #[derive(Debug, PartialEq, Eq)]
 enum Shim {
     /// By the type of the runtime: containerd looks for it in its `PATH`.
     InPath,
     /// By its path, in place of the type.
     At(String),
-    /// By its path beside the type, which a containerd that is restarted does not remember for its running containers
+    /// By its path beside the type, which a restarted containerd does not remember for its running containers
     /// (<https://github.com/containerd/containerd/issues/10811>).
     Beside,
 }
@@ -45,7 +45,11 @@ pub(super) fn check(containerd: &Path, config: Option<&Path>) -> Vec<Check> {
     };
     match String::from_utf8_lossy(&output.stdout).parse::<Table>() {
         Ok(config) if !config.is_empty() => vec![check_handler(&config), check_pull(&config)],
-        _ => vec![Check::warn(NAME, format!("`{shown} config dump` is not understood"), "look at what it says")],
+        _ => vec![Check::warn(
+            NAME,
+            format!("`{shown} config dump` does not print a configuration"),
+            "run it and look at its output",
+        )],
     }
 }
 
@@ -63,12 +67,12 @@ fn check_handler(config: &Table) -> Check {
             Check::warn(NAME, format!("containerd has no runtime of type `{RUNTIME}`"), advice)
         }
         (_, Some(Handler { name, shim: Shim::Beside })) => {
-            let advice = format!("make that path the `runtime_type` of `{name}`, and take `runtime_path` away");
+            let advice = format!("set the `runtime_type` of `{name}` to that path, and remove `runtime_path`");
             Check::warn(NAME, format!("a restarted containerd loses the containers of `{name}`"), advice)
         }
         (_, Some(handler)) => {
             let advice =
-                format!("put it into containerd's `PATH`, or let the `runtime_type` of `{}` be its path", handler.name);
+                format!("put it into containerd's `PATH`, or set the `runtime_type` of `{}` to its path", handler.name);
             Check::warn(NAME, format!("containerd may not find `{SHIM}`"), advice)
         }
         (_, None) => Check::ok(NAME, format!("containerd has {}", names.join(", "))),
@@ -87,7 +91,7 @@ fn check_pull(config: &Table) -> Check {
     }
 }
 
-/// The runtimes of our type, wherever this version of the configuration has them.
+/// The entries for skiff, wherever this version of the configuration has them.
 fn handlers(config: &Table) -> Vec<Handler> {
     let mut found = Vec::new();
     for (name, value) in config {
@@ -119,7 +123,7 @@ fn is_reachable(handler: &Handler) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::Status;
+    use crate::doctor::check::Status;
 
     #[test]
     fn a_runtime_is_found_in_every_version_of_the_configuration() {

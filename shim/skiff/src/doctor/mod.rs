@@ -1,7 +1,8 @@
-//! `skiff doctor`: looks over a node and says, line by line, what is there, what is missing and what to do about it. It
-//! changes nothing.
+//! `skiff doctor`: checks a node and reports, line by line, what is there, what is missing and what to do about it.
+//! It changes nothing.
 
 mod cache;
+mod check;
 mod compiler;
 mod containerd;
 mod node;
@@ -12,20 +13,20 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::Args;
-use serde::Serialize;
 
+use self::check::{Check, Status};
 use crate::error::{Context, Error, Result};
 
-/// What to look over.
+/// What to check.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Print JSON.
     #[arg(long)]
     json: bool,
-    /// The directory of the compiled-code cache, as the runtime's option `CacheDir` says.
-    #[arg(long, default_value = "/var/lib/skiff/cache")]
+    /// The directory of the compiled-code cache, as in the runtime's option `CacheDir`.
+    #[arg(long, default_value = skiff_protocol::names::CACHE_DIR)]
     cache_dir: PathBuf,
-    /// The OCI runtime, as the runtime's option `BinaryName` says.
+    /// The OCI runtime, as in the runtime's option `BinaryName`.
     #[arg(long, default_value = "runc")]
     oci_runtime: PathBuf,
     /// containerd's program.
@@ -36,42 +37,7 @@ pub(crate) struct Arguments {
     containerd_config: Option<PathBuf>,
 }
 
-/// How a check went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Status {
-    Ok,
-    /// Something does not work that not everybody needs.
-    Warn,
-    /// No wasm container starts.
-    Fail,
-}
-
-/// One line of the report.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Check {
-    name: &'static str,
-    status: Status,
-    found: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    advice: Option<String>,
-}
-
-impl Check {
-    fn ok(name: &'static str, found: impl Into<String>) -> Self {
-        Self { name, status: Status::Ok, found: found.into(), advice: None }
-    }
-
-    fn warn(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { name, status: Status::Warn, found: found.into(), advice: Some(advice.into()) }
-    }
-
-    fn fail(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { name, status: Status::Fail, found: found.into(), advice: Some(advice.into()) }
-    }
-}
-
-/// Looks over the node and prints what it finds.
+/// Checks the node and prints what it finds.
 ///
 /// # Errors
 /// When a check failed, with their count; when standard output cannot be written.

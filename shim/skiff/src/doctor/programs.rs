@@ -6,18 +6,17 @@ use std::path::Path;
 use std::process::Command;
 
 use skiff_protocol::CODE_ID;
+use skiff_protocol::names::{ENGINE, SHIM};
 
-use super::Check;
+use super::check::Check;
 
-const SHIM: &str = "containerd-shim-skiff-v1";
-const ENGINE: &str = "skiff-engine";
 const INSTALL: &str = "install the three programs of one release into one directory";
 
 pub(super) fn check() -> Vec<Check> {
     let directory = env::current_exe().ok().and_then(|program| program.parent().map(Path::to_path_buf));
     match directory {
         Some(directory) => vec![check_shim(&directory), check_engine(&directory)],
-        None => vec![Check::fail("programs", "this program cannot find itself", "mount /proc")],
+        None => vec![Check::fail("programs", "skiff cannot find its own program file", "mount /proc")],
     }
 }
 
@@ -35,7 +34,7 @@ fn check_shim(directory: &Path) -> Check {
             let own = env!("CARGO_PKG_VERSION");
             Check::fail("shim", format!("version {version} for {engine}, but skiff is {own} for {CODE_ID}"), INSTALL)
         }
-        None => Check::fail("shim", format!("`{} -v` does not tell its version", path.display()), INSTALL),
+        None => Check::fail("shim", format!("`{} -v` does not report its version", path.display()), INSTALL),
     }
 }
 
@@ -45,7 +44,7 @@ fn shim_version(text: &str) -> Option<(&str, &str)> {
     Some((value("Version:")?, value("Engine:")?))
 }
 
-/// The engine takes no arguments; what code it runs is written in it.
+/// The engine takes no arguments, but its file contains the id of the code that it runs.
 fn check_engine(directory: &Path) -> Check {
     let path = directory.join(ENGINE);
     match fs::read(&path) {
@@ -53,7 +52,7 @@ fn check_engine(directory: &Path) -> Check {
         Ok(bytes) if bytes.windows(CODE_ID.len()).any(|window| window == CODE_ID.as_bytes()) => {
             Check::ok("engine", format!("`{}`, {CODE_ID}", path.display()))
         }
-        Ok(_) => Check::fail("engine", format!("`{}` is not made for {CODE_ID}", path.display()), INSTALL),
+        Ok(_) => Check::fail("engine", format!("`{}` was not built for {CODE_ID}", path.display()), INSTALL),
     }
 }
 

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::Check;
+use super::check::Check;
 
-/// The first runc that can do everything that is asked of it.
+/// The first runc that has everything that skiff needs.
 const RUNC_MIN: (u32, u32) = (1, 1);
 
 pub(super) fn check(runtime: &Path) -> Check {
@@ -21,7 +21,7 @@ pub(super) fn check(runtime: &Path) -> Check {
             Check::fail(NAME, format!("`{shown}` has version {}.{}", found.0, found.1), install)
         }
         Some((program, found)) => Check::ok(NAME, format!("`{shown}` is {program} {}.{}", found.0, found.1)),
-        None => Check::warn(NAME, format!("`{shown} --version` does not tell its version"), install),
+        None => Check::warn(NAME, format!("`{shown} --version` does not report a version"), install),
     }
 }
 

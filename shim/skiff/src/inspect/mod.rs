@@ -15,7 +15,7 @@ use crate::error::{Context, Result};
 use crate::guest::{Entry, Export, Guest, Import, Memory};
 use crate::regular::read_module;
 
-/// Which file to look into.
+/// Which file to inspect.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// The wasm binary.
@@ -25,7 +25,7 @@ pub(crate) struct Arguments {
     pub(crate) json: bool,
 }
 
-/// What there is to say about a wasm binary.
+/// The report about a wasm binary.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     file: String,
@@ -42,10 +42,10 @@ pub(crate) struct Report {
     missing: Vec<String>,
 }
 
-/// Looks into a file.
+/// Inspects a file.
 ///
 /// # Errors
-/// When the file cannot be read or is no valid wasm.
+/// If the file cannot be read or is not valid wasm.
 pub(crate) fn inspect(arguments: &Arguments) -> Result<Report> {
     let name = arguments.file.display().to_string();
     let bytes = read_module(&arguments.file)?;

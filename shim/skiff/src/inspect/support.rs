@@ -1,119 +1,13 @@
-//! What skiff's engine gives to guests, by name.
+//! Which of a guest's imports skiff's engine provides.
+
+use skiff_protocol::interfaces::{PREVIEWS, VERSIONS};
 
 use crate::guest::{Guest, Import};
 use crate::preamble::Kind;
 
-/// The functions of WASI 0.1, for modules.
-const PREVIEW1: &[&str] = &[
-    "args_get",
-    "args_sizes_get",
-    "clock_res_get",
-    "clock_time_get",
-    "environ_get",
-    "environ_sizes_get",
-    "fd_advise",
-    "fd_allocate",
-    "fd_close",
-    "fd_datasync",
-    "fd_fdstat_get",
-    "fd_fdstat_set_flags",
-    "fd_fdstat_set_rights",
-    "fd_filestat_get",
-    "fd_filestat_set_size",
-    "fd_filestat_set_times",
-    "fd_pread",
-    "fd_prestat_dir_name",
-    "fd_prestat_get",
-    "fd_pwrite",
-    "fd_read",
-    "fd_readdir",
-    "fd_renumber",
-    "fd_seek",
-    "fd_sync",
-    "fd_tell",
-    "fd_write",
-    "path_create_directory",
-    "path_filestat_get",
-    "path_filestat_set_times",
-    "path_link",
-    "path_open",
-    "path_readlink",
-    "path_remove_directory",
-    "path_rename",
-    "path_symlink",
-    "path_unlink_file",
-    "poll_oneoff",
-    "proc_exit",
-    "proc_raise",
-    "random_get",
-    "sched_yield",
-    "sock_accept",
-    "sock_recv",
-    "sock_send",
-    "sock_shutdown",
-];
-
-/// The interfaces of WASI 0.2 and 0.3, for components, without their versions.
-const WASI2: &[&str] = &[
-    "wasi:cli/environment",
-    "wasi:cli/exit",
-    "wasi:cli/stderr",
-    "wasi:cli/stdin",
-    "wasi:cli/stdout",
-    "wasi:cli/terminal-input",
-    "wasi:cli/terminal-output",
-    "wasi:cli/terminal-stderr",
-    "wasi:cli/terminal-stdin",
-    "wasi:cli/terminal-stdout",
-    "wasi:clocks/monotonic-clock",
-    "wasi:clocks/wall-clock",
-    "wasi:filesystem/preopens",
-    "wasi:filesystem/types",
-    "wasi:http/outgoing-handler",
-    "wasi:http/types",
-    "wasi:io/error",
-    "wasi:io/poll",
-    "wasi:io/streams",
-    "wasi:random/insecure",
-    "wasi:random/insecure-seed",
-    "wasi:random/random",
-    "wasi:sockets/instance-network",
-    "wasi:sockets/ip-name-lookup",
-    "wasi:sockets/network",
-    "wasi:sockets/tcp",
-    "wasi:sockets/tcp-create-socket",
-    "wasi:sockets/udp",
-    "wasi:sockets/udp-create-socket",
-];
-const WASI3: &[&str] = &[
-    "wasi:cli/environment",
-    "wasi:cli/exit",
-    "wasi:cli/stderr",
-    "wasi:cli/stdin",
-    "wasi:cli/stdout",
-    "wasi:cli/terminal-input",
-    "wasi:cli/terminal-output",
-    "wasi:cli/terminal-stderr",
-    "wasi:cli/terminal-stdin",
-    "wasi:cli/terminal-stdout",
-    "wasi:cli/types",
-    "wasi:clocks/monotonic-clock",
-    "wasi:clocks/system-clock",
-    "wasi:clocks/types",
-    "wasi:filesystem/preopens",
-    "wasi:filesystem/types",
-    "wasi:http/client",
-    "wasi:http/types",
-    "wasi:random/insecure",
-    "wasi:random/insecure-seed",
-    "wasi:random/random",
-    "wasi:sockets/ip-name-lookup",
-    "wasi:sockets/types",
-];
-
-/// What the guest needs and the engine does not have, each in words; empty when it can be run.
+/// What the guest needs and the engine does not provide, each in words; empty if skiff can run the guest.
 pub(super) fn missing(guest: &Guest) -> Vec<String> {
-    let unknown = guest.imports.iter().filter(|import| !is_given(import, guest.kind));
+    let unknown = guest.imports.iter().filter(|import| !is_offered(import, guest.kind));
     let mut missing: Vec<String> = unknown.map(|import| format!("unknown import `{}`", full_name(import))).collect();
     if guest.memories.iter().any(|memory| memory.shared) {
         missing.push("shared memory is off".into());
@@ -129,40 +23,56 @@ pub(super) fn full_name(import: &Import) -> String {
     }
 }
 
-fn is_given(import: &Import, kind: Kind) -> bool {
+fn is_offered(import: &Import, kind: Kind) -> bool {
     match (kind, import.kind) {
         (Kind::Module, "function") => {
-            let is_wasi = matches!(import.module.as_deref(), Some("wasi_snapshot_preview1" | "wasi_unstable"));
-            is_wasi && PREVIEW1.contains(&import.name.as_str())
+            let module = import.module.as_deref();
+            PREVIEWS.iter().any(|preview| Some(preview.module) == module && preview.offers(&import.name))
         }
-        (Kind::Component, "interface") => is_interface_given(&import.name),
-        // Types are not linked, they are only named.
+        (Kind::Component, "interface") => VERSIONS.iter().any(|wasi| wasi.offers(&import.name)),
+        // Types have names but are not linked.
         (Kind::Component, "type") => true,
         _ => false,
     }
 }
 
-fn is_interface_given(name: &str) -> bool {
-    match name.split_once('@') {
-        Some((interface, version)) if version.starts_with("0.2.") => WASI2.contains(&interface),
-        Some((interface, version)) if version.starts_with("0.3.") => WASI3.contains(&interface),
-        _ => false,
-    }
-}
-
-/// The version of WASI that an import or export is of.
+/// The version of WASI that an import or export belongs to.
 pub(super) fn wasi_version(module: Option<&str>, name: &str) -> Option<String> {
     match module {
-        Some("wasi_snapshot_preview1") => Some("0.1".into()),
-        Some("wasi_unstable") => Some("0.0".into()),
-        Some(_) => None,
+        Some(module) => PREVIEWS.iter().find(|preview| preview.module == module).map(|preview| preview.version.into()),
         None => name.strip_prefix("wasi:").and_then(|name| name.split_once('@')).map(|(_, version)| version.into()),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use skiff_protocol::interfaces::{WASI_0_2, WASI_0_3, Wasi};
+
     use super::*;
+
+    /// The names of the interfaces of a package, as a cell of a table.
+    fn cell(wasi: &Wasi, package: &str) -> String {
+        let of_package = |name: &&str| name.strip_prefix(package)?.strip_prefix('/').map(|name| format!("`{name}`"));
+        let names: Vec<String> = wasi.interfaces.iter().filter_map(of_package).collect();
+        if names.is_empty() { "none".into() } else { names.join(", ") }
+    }
+
+    #[test]
+    fn the_document_lists_the_interfaces() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/wasm-features.md");
+        let document = std::fs::read_to_string(path).unwrap();
+        let section = document.split("### Interfaces").nth(1).unwrap().split("## ").next().unwrap();
+        let found: Vec<&str> = section.lines().filter(|line| line.starts_with("| `wasi:")).collect();
+        let names = VERSIONS.iter().flat_map(|wasi| wasi.interfaces);
+        let packages: BTreeSet<&str> = names.filter_map(|name| name.split('/').next()).collect();
+        let row =
+            |package: &&str| format!("| `{package}` | {} | {} |", cell(&WASI_0_2, package), cell(&WASI_0_3, package));
+        assert_eq!(found, packages.iter().map(row).collect::<Vec<_>>());
+        let releases = format!("up to {} and {}", WASI_0_2.release, WASI_0_3.release);
+        assert!(section.contains(&releases), "docs/wasm-features.md does not say `{releases}`");
+    }
 
     fn check(text: &str, expected: &[&str]) {
         let guest = Guest::read(&wat::parse_str(text).unwrap(), "a").unwrap();

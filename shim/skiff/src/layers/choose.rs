@@ -1,5 +1,5 @@
-//! Which of an image's manifests a container is of. containerd does not write it down; the container's snapshot tells,
-//! since its parent is named after the layers it was unpacked from.
+//! Which of an image's manifests a container was made from. containerd does not record it, but the container's snapshot
+//! shows it: its parent is named after the layers that it was unpacked from.
 
 use std::env::consts::ARCH;
 
@@ -13,7 +13,7 @@ pub(super) struct Candidate {
     /// Its layers that are one wasm binary each.
     pub(super) layers: Vec<Descriptor>,
     pub(super) platform: Platform,
-    /// Whether it says of itself that it is wasm.
+    /// Whether it declares itself to be wasm.
     pub(super) is_wasm: bool,
     /// The name of the snapshot that its layers make.
     pub(super) chain: String,
@@ -57,10 +57,10 @@ pub(crate) fn host_architecture() -> &'static str {
     }
 }
 
-/// The index of the manifest that a container is of, whose snapshot was made on `parent`.
+/// The index of the manifest that a container was made from, if its snapshot was made on `parent`.
 ///
-/// Among several that fit, or when none does (a snapshot with shifted ids has a parent of its own), it is the one of
-/// the node's platform, as containerd takes it, then the first that is wasm.
+/// If several manifests fit, or none does (a snapshot with shifted ids has a parent of its own), it is the one for the
+/// node's platform, which containerd prefers too, otherwise the first that is wasm.
 pub(super) fn choose(candidates: &[Candidate], parent: Option<&str>) -> Option<usize> {
     let fits = |candidate: &Candidate| parent == Some(candidate.chain.as_str());
     let is_any_fitting = candidates.iter().any(fits);

@@ -1,4 +1,4 @@
-//! The four questions that are asked of containerd, over its gRPC socket.
+//! The four requests to containerd, over its gRPC socket.
 
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ use tonic::{Code, Request, Status};
 use super::document::Descriptor;
 use crate::error::{Context, Error, Result, with_causes};
 
-/// Where containerd's content lies unless it says otherwise.
+/// Where containerd's content is unless it reports another place.
 const CONTENT_ROOT: &str = "/var/lib/containerd/io.containerd.content.v1.content";
 /// The type of the plugin that stores content.
 const CONTENT_PLUGIN: &str = "io.containerd.content.v1";
@@ -26,7 +26,7 @@ pub(super) struct Containerd {
     namespace: MetadataValue<Ascii>,
 }
 
-/// What containerd knows of a container.
+/// What containerd knows about a container.
 #[derive(Debug)]
 pub(super) struct Container {
     /// The image's name; empty for a container without one.
@@ -42,7 +42,7 @@ impl Containerd {
         let channel = containerd_client::connect(path).await.map_err(|error| {
             Error::host(format!("cannot connect to containerd at `{address}`: {}", with_causes(&error)))
         })?;
-        let namespace = namespace.parse().or_guest(format!("`{namespace}` is no namespace"))?;
+        let namespace = namespace.parse().or_guest(format!("`{namespace}` is not a valid namespace"))?;
         Ok(Self { channel, namespace })
     }
 
@@ -61,8 +61,8 @@ impl Containerd {
         let answer = ImagesClient::new(self.channel.clone()).get(request).await;
         let answer = answer.map_err(|status| refused(&format!("look up image `{name}`"), &status))?;
         let target = answer.into_inner().image.and_then(|image| image.target);
-        let target = target.ok_or_else(|| Error::host(format!("image `{name}` points at nothing")))?;
-        let size = u64::try_from(target.size).or_host(format!("image `{name}` has no valid size"))?;
+        let target = target.ok_or_else(|| Error::host(format!("image `{name}` has no target")))?;
+        let size = u64::try_from(target.size).or_host(format!("the size of image `{name}` is not valid"))?;
         Ok(Descriptor::new(target.media_type, target.digest, size))
     }
 
@@ -70,13 +70,13 @@ impl Containerd {
     pub(super) async fn content_root(&self) -> Result<PathBuf> {
         let request = self.request(PluginsRequest { filters: vec![format!("type=={CONTENT_PLUGIN}")] });
         let answer = IntrospectionClient::new(self.channel.clone()).plugins(request).await;
-        let answer = answer.map_err(|status| refused("ask where its content store is", &status))?;
+        let answer = answer.map_err(|status| refused("find the content store", &status))?;
         let root = answer.into_inner().plugins.into_iter().find_map(|mut plugin| plugin.exports.remove("root"));
         Ok(root.unwrap_or_else(|| CONTENT_ROOT.into()).into())
     }
 
-    /// The snapshot that the container's own was made on: the chain id of its image; empty for an image without
-    /// layers, none when the container has no snapshot.
+    /// The parent of the container's snapshot, which is the chain id of its image. It is empty for an image without
+    /// layers, and `None` for a container without a snapshot.
     pub(super) async fn snapshot_parent(&self, container: &Container) -> Result<Option<String>> {
         let (snapshotter, key) = (container.snapshotter.clone(), container.snapshot.clone());
         if snapshotter.is_empty() || key.is_empty() {

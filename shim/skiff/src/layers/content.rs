@@ -1,6 +1,6 @@
 //! containerd's content store, read by path: manifests, indexes and configurations, each verified by its digest and read once.
 //!
-//! What an image names is a stranger's choice, so everything that is followed counts against a bound of the whole image.
+//! What an image names is a stranger's choice, so everything that is followed counts against a bound for the whole image.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::choose::{Candidate, Platform, chain_id};
 use super::document::{Configuration, Descriptor, Index, Manifest, parse};
-use super::{WASM_CONFIG, is_wasm};
+use super::media_types::{WASM_CONFIG, is_wasm};
 use crate::digest::sha256;
 use crate::error::{Context, Error, Result};
 use crate::regular;
@@ -24,7 +24,7 @@ const IMAGE_BYTES_MAX: u64 = 32 << 20;
 const NAMED_MAX: usize = 2000;
 /// The most wasm layers of one manifest.
 const LAYERS_MAX: usize = 100;
-/// How deep indexes may lie in indexes.
+/// How deep indexes may be nested.
 const DEPTH_MAX: usize = 4;
 const INDEXES: [&str; 2] =
     ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
@@ -47,7 +47,7 @@ impl Store {
         Self { place: shown.clone(), shown }
     }
 
-    /// The directory with all blobs, a path of the node.
+    /// The directory with all blobs, a path on the node.
     pub(super) fn directory(&self) -> &Path {
         &self.shown
     }
@@ -60,7 +60,7 @@ impl Store {
     /// The node's path of a blob that is in the store.
     ///
     /// # Errors
-    /// The image's fault for a digest that is none, the host's for a blob that is not there.
+    /// The image's fault if the digest is not valid; the host's if the blob is not there.
     pub(super) fn find(&self, blob: &Descriptor) -> Result<PathBuf> {
         let hex = blob.sha256()?;
         if fs::symlink_metadata(self.place.join(hex)).is_ok_and(|metadata| metadata.is_file()) {
@@ -69,10 +69,10 @@ impl Store {
         Err(Error::host(format!("layer `{}` is not in containerd's content store", blob.digest)))
     }
 
-    /// The manifests that `target` stands for, of those that are in the store, in the order of the index.
+    /// The manifests of `target` that are in the store, in the order of the index.
     ///
     /// # Errors
-    /// The image's fault when it is none, or exceeds a bound; the host's when a document cannot be read.
+    /// The image's fault if it is not an image, or exceeds a bound; the host's if a document cannot be read.
     pub(super) fn candidates(&self, target: &Descriptor) -> Result<Vec<Candidate>> {
         let mut walk = Walk::new(self);
         walk.collect(target, 0)?;
@@ -80,13 +80,13 @@ impl Store {
     }
 }
 
-/// A walk through all that an image names.
+/// A walk through everything that an image names.
 struct Walk<'a> {
     store: &'a Store,
     candidates: Vec<Candidate>,
-    /// The manifests and indexes that were come by, each of which is read once.
+    /// The manifests and indexes that were found so far; each is read once.
     seen: HashSet<String>,
-    /// The platforms and layers that the configurations tell, which several manifests may share.
+    /// The configurations that were read, with their chain ids, by digest; several manifests may share one.
     configurations: HashMap<String, (Configuration, String)>,
     documents: usize,
     bytes: u64,
@@ -108,7 +108,7 @@ impl<'a> Walk<'a> {
 
     fn collect(&mut self, target: &Descriptor, depth: usize) -> Result<()> {
         if depth > DEPTH_MAX {
-            return Err(Error::guest(format!("its indexes lie in each other more than {DEPTH_MAX} deep")));
+            return Err(Error::guest(format!("its indexes are nested more than {DEPTH_MAX} deep")));
         }
         if !self.seen.insert(target.sha256()?.to_owned()) {
             return Ok(());
@@ -136,7 +136,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// What `manifest` is of, as its configuration says; the index has no more to say than that.
+    /// Describes `manifest` by what its configuration and its descriptor in the index say.
     fn candidate(&mut self, target: &Descriptor, manifest: Manifest) -> Result<Candidate> {
         let config = manifest.config;
         let (configuration, chain) = self.configuration(&config)?;
@@ -154,7 +154,7 @@ impl<'a> Walk<'a> {
         Ok(Candidate { config_media_type: config.media_type, layers, platform, is_wasm: announces_wasm, chain })
     }
 
-    /// A configuration and the name of the snapshot with its layers; an empty one when it is not in the store.
+    /// A configuration and the name of the snapshot with its layers; an empty one if it is not in the store.
     fn configuration(&mut self, blob: &Descriptor) -> Result<&(Configuration, String)> {
         let hex = blob.sha256()?;
         if !self.configurations.contains_key(hex) {
@@ -165,10 +165,10 @@ impl<'a> Walk<'a> {
             let chain = chain_id(&std::mem::take(&mut configuration.rootfs.diff_ids));
             self.configurations.insert(hex.to_owned(), (configuration, chain));
         }
-        self.configurations.get(hex).ok_or_else(|| Error::host("a configuration is lost"))
+        self.configurations.get(hex).ok_or_else(|| Error::host("a configuration is missing"))
     }
 
-    /// Reads and verifies a document; nothing when it is not in the store.
+    /// Reads and verifies a document; `None` if it is not in the store.
     fn read(&mut self, blob: &Descriptor) -> Result<Option<Vec<u8>>> {
         let reading = || format!("cannot read `{}`", blob.digest);
         let hex = blob.sha256()?;
@@ -180,16 +180,19 @@ impl<'a> Walk<'a> {
         let mut text = Vec::with_capacity(usize::try_from(bytes).or_host(reading())?);
         file.take(bytes).read_to_end(&mut text).or_host(reading())?;
         if sha256(&text) != hex {
-            return Err(Error::host(format!("`{}` is not what its digest says", blob.digest)));
+            return Err(Error::host(format!("the content of `{}` does not match its digest", blob.digest)));
         }
         Ok(Some(text))
     }
 
-    /// Counts a document of so many bytes, before any of them is read.
+    /// Counts a document of `bytes` bytes before it is read.
     fn count(&mut self, blob: &Descriptor, bytes: u64) -> Result<()> {
         if bytes > DOCUMENT_BYTES_MAX {
             let mebibytes = DOCUMENT_BYTES_MAX >> 20;
-            return Err(Error::guest(format!("`{}` is larger than the {mebibytes} MiB of a document", blob.digest)));
+            return Err(Error::guest(format!(
+                "`{}` is larger than {mebibytes} MiB, the limit for a document",
+                blob.digest
+            )));
         }
         self.documents += 1;
         self.bytes += bytes;
@@ -198,7 +201,7 @@ impl<'a> Walk<'a> {
         }
         if self.bytes > IMAGE_BYTES_MAX {
             let mebibytes = IMAGE_BYTES_MAX >> 20;
-            return Err(Error::guest(format!("its documents have more than {mebibytes} MiB together")));
+            return Err(Error::guest(format!("its documents have more than {mebibytes} MiB in total")));
         }
         Ok(())
     }
@@ -221,7 +224,7 @@ mod tests {
     const MANIFEST: &str = MANIFESTS[0];
     const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
-    /// A content store of our own making.
+    /// A content store that the tests fill.
     struct Content(TempDir);
 
     impl Content {
@@ -314,7 +317,7 @@ mod tests {
         let image = content.add_image(&json!({}), CONFIG);
         fs::write(content.path(&image), "{}").unwrap();
         let error = content.refusal(&image);
-        assert!(error.ends_with("is not what its digest says"), "{error}");
+        assert!(error.ends_with("does not match its digest"), "{error}");
     }
 
     #[test]
@@ -328,10 +331,10 @@ mod tests {
         for _ in 0..6 {
             inner = content.add_index(&[inner]);
         }
-        assert_eq!(content.refusal(&inner), "its indexes lie in each other more than 4 deep");
+        assert_eq!(content.refusal(&inner), "its indexes are nested more than 4 deep");
     }
 
-    /// The height of what hostile indexes are built of, four levels of so many.
+    /// How many copies a hostile index has on each of its four levels.
     const COPIES: usize = 40;
 
     #[test]
@@ -376,11 +379,11 @@ mod tests {
         let padded: Vec<_> =
             (10..20).map(|number| content.add_image(&json!({"number": number, "padding": padding}), CONFIG)).collect();
         assert_eq!(content.found(&content.add_index(&padded[..7])).unwrap().len(), 7);
-        assert_eq!(content.refusal(&content.add_index(&padded)), "its documents have more than 32 MiB together");
+        assert_eq!(content.refusal(&content.add_index(&padded)), "its documents have more than 32 MiB in total");
 
         let large = content.add_image(&json!({"padding": padding + &"x".repeat(200)}), CONFIG);
         let sentence = content.refusal(&large);
-        assert!(sentence.ends_with("is larger than the 4 MiB of a document"), "{sentence}");
+        assert!(sentence.ends_with("is larger than 4 MiB, the limit for a document"), "{sentence}");
     }
 
     #[test]
@@ -394,7 +397,7 @@ mod tests {
         content.remove(&image);
         fs::File::create(content.path(&image)).unwrap().set_len(8 << 40).unwrap();
         let sentence = content.refusal(&image);
-        assert!(sentence.ends_with("is larger than the 4 MiB of a document"), "{sentence}");
+        assert!(sentence.ends_with("is larger than 4 MiB, the limit for a document"), "{sentence}");
     }
 
     #[test]
@@ -408,7 +411,7 @@ mod tests {
         assert!(sentence.ends_with("has more than 100 wasm layers"), "{sentence}");
     }
 
-    /// A store in which one document of an image is broken as `text` is.
+    /// Adds an image in which one document, of this media type, has the broken `text`.
     fn with_broken(content: &Content, media_type: &str, text: &[u8]) -> Value {
         let broken = content.add_text(media_type, text);
         match media_type {
@@ -439,7 +442,7 @@ mod tests {
                 if let Ok(found) = content.found(&image) {
                     assert!(found.len() <= 1);
                 }
-                // Thousands of them would slow the next ones down.
+                // Thousands of documents would slow the next inputs down.
                 fs::remove_dir_all(content.store().place).unwrap();
                 fs::create_dir(content.store().place).unwrap();
             });

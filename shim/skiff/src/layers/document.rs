@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::error::{Context, Error, Result};
 
-/// The most that any list of a document may hold: containerd's images have some hundred layers at most.
+/// The most entries of any list in a document: containerd's images have some hundred layers at most.
 pub(super) const LIST_MAX: usize = 1000;
 /// The longest text that is kept, in bytes: media types, digests, titles, names of platforms.
 pub(super) const TEXT_BYTES_MAX: usize = 1024;
@@ -36,7 +36,7 @@ pub(super) struct NamedPlatform {
     pub(super) architecture: String,
 }
 
-/// The one annotation that is looked at.
+/// The one annotation that is used.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(super) struct Annotations {
     /// A layer's file name.
@@ -90,20 +90,20 @@ impl Descriptor {
     /// The digest's hexadecimal digits, which are safe as a file's name.
     ///
     /// # Errors
-    /// The image's fault for a digest of another algorithm, or none at all.
+    /// The image's fault if it is not a SHA-256 digest.
     pub(super) fn sha256(&self) -> Result<&str> {
         let is_hex = |hex: &&str| {
             hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
         };
         let hex = self.digest.strip_prefix("sha256:").filter(is_hex);
-        hex.ok_or_else(|| Error::guest(format!("digest `{}` is not of sha256", self.digest)))
+        hex.ok_or_else(|| Error::guest(format!("`{}` is not a SHA-256 digest", self.digest)))
     }
 }
 
 /// Reads a document, which messages call `name`.
 ///
 /// # Errors
-/// The image's fault when it is no such document, or when it holds more than what is kept of it.
+/// The image's fault if it is not such a document, or exceeds a bound.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8], name: &str) -> Result<T> {
     serde_json::from_slice(bytes).or_guest(format!("cannot read `{name}`"))
 }
@@ -182,7 +182,7 @@ mod tests {
         .map(|document| document.to_string().into_bytes())
     }
 
-    /// Reads `bytes` as each kind of document. What comes of them is bounded, or a sentence.
+    /// Reads `bytes` as each kind of document. The result is bounded, or a sentence.
     fn read(bytes: &[u8]) {
         let check = |descriptor: &Descriptor| {
             let texts = [&descriptor.media_type, &descriptor.digest];
@@ -244,7 +244,7 @@ mod tests {
         long["annotations"]["org.opencontainers.image.title"] = json!("x".repeat(TEXT_BYTES_MAX + 1));
         let sentence = refusal(json!({"manifests": [long]})).unwrap_err();
         assert!(sentence.contains("a text has more than 1024 bytes"), "{sentence}");
-        // What is skipped is not followed into its depth.
+        // Nesting is not followed in what is skipped.
         let deep = format!(r#"{{"x": {}{}, "manifests": []}}"#, "[".repeat(1 << 20), "]".repeat(1 << 20));
         parse::<Index>(deep.as_bytes(), "a").unwrap();
     }
@@ -253,7 +253,7 @@ mod tests {
     fn a_digest_is_no_path() {
         for digest in ["sha256:../../../etc/shadow", "sha512:00", "", &DIGEST.to_uppercase(), &format!("{DIGEST}0")] {
             let descriptor = Descriptor::new("x".into(), digest.into(), 0);
-            assert_eq!(descriptor.sha256().unwrap_err().to_string(), format!("digest `{digest}` is not of sha256"));
+            assert_eq!(descriptor.sha256().unwrap_err().to_string(), format!("`{digest}` is not a SHA-256 digest"));
         }
     }
 }

@@ -11,10 +11,11 @@ use serde::Serialize;
 use crate::digest::sha256;
 use crate::error::{Context, Result};
 use crate::guest::Guest;
-use crate::layers::{COMPONENT_LAYER, MODULE_LAYER, WASM, WASM_CONFIG, host_architecture};
+use crate::layers::host_architecture;
+use crate::layers::media_types::{COMPONENT_LAYER, MODULE_LAYER, WASM, WASM_CONFIG};
 use crate::preamble::Kind;
 
-/// The time of making that equal input shares.
+/// A fixed creation time, so that equal input gives equal output.
 const EPOCH: &str = "1970-01-01T00:00:00Z";
 
 /// The blobs of an image.
@@ -70,7 +71,7 @@ pub(super) fn ordinary(
 /// A wasm OCI artifact.
 ///
 /// # Errors
-/// As [`ordinary`].
+/// Those of [`ordinary`].
 pub(super) fn artifact(guest: &Guest, file_name: &str, bytes: Vec<u8>) -> Result<Image> {
     let layer = Blob::new(MediaType::from(WASM), bytes)?.titled(file_name);
     let component = || WasmComponent {
@@ -89,7 +90,7 @@ pub(super) fn artifact(guest: &Guest, file_name: &str, bytes: Vec<u8>) -> Result
 /// An image whose layer is the wasm binary.
 ///
 /// # Errors
-/// As [`ordinary`].
+/// Those of [`ordinary`].
 pub(super) fn layer(
     guest: &Guest,
     file_name: &str,
@@ -102,7 +103,7 @@ pub(super) fn layer(
         Kind::Component => COMPONENT_LAYER,
     };
     let layer = Blob::new(MediaType::from(media_type), bytes)?.titled(file_name);
-    // containerd unpacks no such layer, and compares the count of these with what it unpacks.
+    // containerd does not unpack such a layer, and compares the number of these with the number of unpacked layers.
     let diff_ids = Vec::new();
     Image::new(configuration("wasi", "wasm", diff_ids, process(entrypoint, env)?)?, layer)
 }
@@ -160,7 +161,7 @@ impl Blob {
     }
 }
 
-/// `document` as JSON with its keys sorted: annotations are hash maps, whose order is another each time.
+/// `document` as JSON with its keys sorted: annotations are hash maps, whose order changes each time.
 ///
 /// # Errors
 /// The host's, when it cannot be written.

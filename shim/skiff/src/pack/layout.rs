@@ -1,4 +1,4 @@
-//! The archive: an OCI image layout in a tar file, as `ctr images import` and registries' tools take it.
+//! The archive: an OCI image layout in a tar file, as `ctr images import` and registries' tools accept it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};

@@ -26,13 +26,13 @@ pub(crate) struct Arguments {
     /// The archive to write.
     #[arg(short, long)]
     output: PathBuf,
-    /// The image's name; without a registry it is one of `docker.io` [default: the file's].
+    /// The image's name; without a registry it is completed with `docker.io` [default: from the file's name].
     #[arg(long)]
     name: Option<String>,
     /// What kind of image to make.
     #[arg(long, value_enum, default_value_t = Form::Image)]
     kind: Form,
-    /// An argument of the entrypoint, in their order [default: the wasm file].
+    /// An argument of the entrypoint; repeat it for each, in order [default: the wasm file].
     #[arg(long)]
     entrypoint: Vec<String>,
     /// An environment variable, `NAME=VALUE`.
@@ -49,7 +49,7 @@ pub(crate) struct Arguments {
 /// The kinds of images that carry wasm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Form {
-    /// An ordinary image with one layer; every registry, builder and runtime takes it.
+    /// An ordinary image with one layer; every registry, builder and runtime supports it.
     Image,
     /// A wasm OCI artifact: <https://tag-runtime.cncf.io/wgs/wasm/deliverables/wasm-oci-artifact/>.
     Artifact,
@@ -60,7 +60,7 @@ enum Form {
 /// Packs and returns the image's reference with its digest.
 ///
 /// # Errors
-/// When the file is no valid wasm, an option does not go with the kind, or the archive cannot be written.
+/// If the file is not valid wasm, an option does not apply to the kind, or the archive cannot be written.
 pub(crate) fn pack(arguments: &Arguments) -> Result<String> {
     refuse_unfit_options(arguments)?;
     let path = arguments.wasm.display().to_string();
@@ -107,7 +107,7 @@ fn refuse_unfit_options(arguments: &Arguments) -> Result<()> {
     ] {
         if is_unfit {
             return Err(Error::guest(format!(
-                "`{option}` does not go with this kind: such an image has no place for it"
+                "`{option}` does not apply to this kind of image: leave it out or choose another `--kind`"
             )));
         }
     }
@@ -116,10 +116,11 @@ fn refuse_unfit_options(arguments: &Arguments) -> Result<()> {
 
 fn file_name(path: &Path) -> Result<String> {
     let name = path.file_name().and_then(|name| name.to_str());
-    name.map(str::to_owned).ok_or_else(|| Error::guest(format!("`{}` has no usable file name", path.display())))
+    name.map(str::to_owned)
+        .ok_or_else(|| Error::guest(format!("`{}` does not end with a file name in UTF-8", path.display())))
 }
 
-/// Writes the archive; one that cannot be finished does not stay.
+/// Writes the archive; one that cannot be finished is removed.
 fn write(output: &Path, image: &Image, reference: &Reference) -> Result<String> {
     let writing = || format!("cannot write `{}`", output.display());
     let file = File::create(output).or_host(writing())?;
@@ -133,7 +134,7 @@ fn write(output: &Path, image: &Image, reference: &Reference) -> Result<String> 
 fn variable(text: &str) -> Result<String, String> {
     match text.split_once('=') {
         Some((name, _)) if !name.is_empty() => Ok(text.into()),
-        _ => Err("an environment variable is `NAME=VALUE`".into()),
+        _ => Err("write an environment variable as `NAME=VALUE`".into()),
     }
 }
 
@@ -142,7 +143,7 @@ fn platform(text: &str) -> Result<(String, String), String> {
         Some((os, architecture)) if !os.is_empty() && !architecture.is_empty() && !architecture.contains('/') => {
             Ok((os.into(), architecture.into()))
         }
-        _ => Err("a platform is `OS/ARCHITECTURE`".into()),
+        _ => Err("write a platform as `OS/ARCHITECTURE`".into()),
     }
 }
 
@@ -151,6 +152,6 @@ fn addition(text: &str) -> Result<(PathBuf, PathBuf), String> {
         Some((source, destination)) if !source.is_empty() && !destination.is_empty() => {
             Ok((source.into(), destination.into()))
         }
-        _ => Err("an addition is `SOURCE:DESTINATION`".into()),
+        _ => Err("write an addition as `SOURCE:DESTINATION`".into()),
     }
 }

@@ -12,10 +12,10 @@ pub(super) struct Reference {
 }
 
 impl Reference {
-    /// Reads `NAME[:TAG]`: without a registry the name is one of `docker.io`, without a tag it is `latest`.
+    /// Reads `NAME[:TAG]`: without a registry it is completed with `docker.io`, without a tag with `latest`.
     ///
     /// # Errors
-    /// The caller's, for characters that no registry takes.
+    /// The caller's, if it has characters that registries do not accept.
     pub(super) fn parse(text: &str) -> Result<Self> {
         let (name, tag) = match text.rsplit_once(':') {
             Some((name, tag)) if !tag.contains('/') => (name, tag),
@@ -28,16 +28,16 @@ impl Reference {
         };
         if !path.split('/').all(is_component) || !is_tag(tag) {
             return Err(Error::guest(format!(
-                "`{text}` is no image name: it is `[REGISTRY/]name[:tag]` in lower case"
+                "`{text}` is not an image name: write `[REGISTRY/]name[:tag]` in lower case"
             )));
         }
         Ok(Self { name: format!("{domain}/{path}"), tag: tag.into() })
     }
 
-    /// A name made of a file's: `My App.wasm` becomes `docker.io/library/my-app:latest`.
+    /// A name made from a file's: `My App.wasm` becomes `docker.io/library/my-app:latest`.
     ///
     /// # Errors
-    /// The caller's, when nothing usable is in the name.
+    /// The caller's, if nothing in the name can be used.
     pub(super) fn of_file(file_name: &str) -> Result<Self> {
         let stem = file_name.rsplit_once('.').map_or(file_name, |(stem, _)| stem).to_ascii_lowercase();
         let words = stem.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
@@ -62,9 +62,14 @@ fn is_domain(part: &str) -> bool {
     is_plain && part.starts_with(char::is_alphanumeric) && (part.contains(['.', ':']) || part == "localhost")
 }
 
+/// Whether registries accept `part` as one part of a path: words of lower-case letters and digits, joined by `.`, `_`, `__` or any
+/// number of `-` (<https://github.com/distribution/reference/blob/main/regexp.go>).
 fn is_component(part: &str) -> bool {
-    let is_plain = part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c));
-    is_plain && part.starts_with(char::is_alphanumeric) && part.ends_with(char::is_alphanumeric)
+    let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let mut separators = part.split(is_word).filter(|separator| !separator.is_empty());
+    let is_joined =
+        separators.all(|separator| matches!(separator, "." | "_" | "__") || separator.bytes().all(|byte| byte == b'-'));
+    is_joined && part.starts_with(is_word) && part.ends_with(is_word)
 }
 
 fn is_tag(tag: &str) -> bool {
@@ -85,11 +90,13 @@ mod tests {
         check("ghcr.io/me/hello", "ghcr.io/me/hello:latest");
         check("localhost:5000/hello:v1", "localhost:5000/hello:v1");
         check("localhost/hello", "localhost/hello:latest");
+        check("a.b_c__d--e", "docker.io/library/a.b_c__d--e:latest");
     }
 
     #[test]
     fn names_that_no_registry_takes_are_refused() {
-        for text in ["", "Hello", "a//b", "a:", "a:b c", "-a", "a@sha256:b", "../a"] {
+        for text in ["", "Hello", "a//b", "a:", "a:b c", "-a", "a@sha256:b", "../a", "a..b", "a.-b", "a___b", "a-", "é"]
+        {
             assert!(Reference::parse(text).is_err(), "{text}");
         }
     }

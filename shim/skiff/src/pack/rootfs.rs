@@ -1,4 +1,4 @@
-//! The one layer of an ordinary image: a tar archive in which nothing depends on who made it, and when.
+//! The one layer of an ordinary image: a tar archive that does not depend on who made it, or when.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -28,7 +28,7 @@ impl Rootfs {
     /// Adds a file.
     ///
     /// # Errors
-    /// The caller's, when it is there already or lies outside.
+    /// The caller's, if the path is taken or leads out of the image.
     pub(super) fn add_file(&mut self, path: &Path, bytes: Vec<u8>, is_executable: bool) -> Result<()> {
         self.insert(path, Content::File { bytes, is_executable })
     }
@@ -53,7 +53,7 @@ impl Rootfs {
             let is_executable = metadata.permissions().mode() & 0o111 != 0;
             self.add_file(destination, fs::read(source).or_host(reading())?, is_executable)
         } else {
-            Err(Error::guest(format!("`{}` is neither a file nor a directory nor a link", source.display())))
+            Err(Error::guest(format!("`{}` is not a file, a directory or a link", source.display())))
         }
     }
 
@@ -63,7 +63,7 @@ impl Rootfs {
             match self.files.entry(parent.into()).or_insert(Content::Directory) {
                 Content::Directory => {}
                 Content::File { .. } | Content::Link(_) => {
-                    let sentence = format!("`/{}` is in the image, and is no directory", parent.display());
+                    let sentence = format!("`/{}` is in the image already and is not a directory", parent.display());
                     return Err(Error::guest(sentence));
                 }
             }
@@ -86,7 +86,7 @@ impl Rootfs {
     /// The layer.
     ///
     /// # Errors
-    /// The host's, for a path that no archive holds.
+    /// The host's, if a path does not fit into an archive.
     pub(super) fn into_tar(self) -> Result<Vec<u8>> {
         let mut archive = tar::Builder::new(Vec::new());
         for (path, content) in &self.files {
@@ -108,7 +108,7 @@ fn append(archive: &mut tar::Builder<Vec<u8>>, path: &Path, content: &Content) -
     }
 }
 
-/// A header that says nothing of this machine.
+/// A header that reveals nothing about this machine.
 pub(super) fn header(kind: EntryType, mode: u32, size: u64) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);

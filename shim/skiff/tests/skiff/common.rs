@@ -72,7 +72,7 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Whether confinement can be tried here; says why when it cannot.
+/// Whether confinement can be tried here; prints why if it cannot.
 pub(crate) fn is_root() -> bool {
     let is_root = Uid::effective().is_root();
     if !is_root {

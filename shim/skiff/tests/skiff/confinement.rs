@@ -1,5 +1,5 @@
-//! The confined compiler seen from the outside, while it waits for the rest of its input: what it may, and what is
-//! left when it ends in any way.
+//! The confined compiler seen from the outside, while it waits for the rest of its input: what it may do, and what is
+//! left however it ends.
 
 use std::fs;
 use std::io::Write;
@@ -184,7 +184,7 @@ fn all_compilers_together_have_limits() {
     }
 }
 
-/// A control group that is the outermost one for a command.
+/// A control group that a command sees as the outermost one.
 struct Outermost {
     is_v2: bool,
     directory: PathBuf,
@@ -236,8 +236,8 @@ fn a_compiler_for_which_the_others_leave_no_memory_is_not_its_modules_fault() {
     outermost.show_to(&mut command);
     let output = command.stdin(file_with(&module)).output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{:?}", String::from_utf8_lossy(&output.stderr));
-    let expected = "compiling `a` was ended, since all modules that are compiled on this node together need more memory than \
-                    there is for them";
+    let expected = "compiling `a` was stopped: the modules that are being compiled on this node together need more memory than \
+                    there is";
     assert_eq!(sentence(&output), expected);
 }
 
@@ -260,7 +260,7 @@ fn a_module_that_needs_too_much_memory_ends_with_a_sentence() {
         return;
     }
     let module = large(4_000);
-    let expected = "compiling `a` needs more than the 24 MiB of memory that it may use";
+    let expected = "compiling `a` exceeds its memory limit of 24 MiB";
     for group in [&["--cgroup", "memory"][..], &[]] {
         let mut arguments = vec!["compile", "--confine", "--name", "a", "--memory-bytes", "25165824"];
         arguments.extend(group);
@@ -279,7 +279,7 @@ fn a_module_that_takes_too_much_processor_time_ends_with_a_sentence() {
     }
     let output = run(&["compile", "--confine", "--cgroup", "cpu", "--name", "a", "--cpu-seconds", "1"], &large(12_000));
     assert_eq!(output.status.code(), Some(3), "{:?}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(sentence(&output), "compiling `a` takes more than the 1 s of processor time that it may take");
+    assert_eq!(sentence(&output), "compiling `a` exceeds its processor time limit of 1 s");
     assert!(groups("cpu").is_empty());
 }
 
@@ -291,7 +291,7 @@ fn a_compiler_that_does_not_end_is_ended() {
     let waiting = Waiting::start("wall", &["--wall-seconds", "1"]);
     let output = {
         let confined = waiting.confined;
-        // The pipe stays open: the compiler would wait for ever.
+        // The pipe stays open: the compiler would wait forever.
         let mut supervisor = waiting.supervisor;
         let mut input = supervisor.stdin.take().unwrap();
         input.write_all(&hello()[..20]).unwrap();
@@ -300,8 +300,8 @@ fn a_compiler_that_does_not_end_is_ended() {
         assert!(is_gone(confined));
         output
     };
-    assert_eq!(output.status.code(), Some(2), "the node is at fault, which may have had too much to do");
-    assert_eq!(sentence(&output), "compiling `/app.wasm` takes more than the 1 s of time that it may take");
+    assert_eq!(output.status.code(), Some(2), "the node is at fault: it may have been overloaded");
+    assert_eq!(sentence(&output), "compiling `/app.wasm` exceeds its time limit of 1 s");
     assert!(groups("wall").is_empty());
 }
 

@@ -58,7 +58,7 @@ impl Containerd {
         json!({"mediaType": media_type, "digest": format!("sha256:{digest}"), "size": text.len()})
     }
 
-    /// Serves the image `target`, or, without one, accepts connections and is silent.
+    /// Serves the image `target`, or, without one, accepts connections and does not reply.
     fn serve(&self, target: Option<&Value>) {
         let listener = UnixListener::bind(self.path("socket")).unwrap();
         let Some(target) = target.cloned() else {
@@ -159,16 +159,16 @@ fn the_wasm_layers_of_an_image_are_told_with_their_files() {
     assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), expected);
 }
 
-/// What a process came to.
+/// How a process ended.
 struct Ran {
     code: i32,
     stderr: String,
     time: Duration,
-    /// The most memory that it had at any time, in bytes.
+    /// Its peak memory, in bytes.
     peak_bytes: u64,
 }
 
-/// Runs `command` and looks at it once more when it is about to end.
+/// Runs `command`, and measures it when it is about to end.
 #[allow(clippy::zombie_processes, reason = "it is waited for by its pid, as a tracer does")]
 fn run_watched(mut command: Command) -> Ran {
     // SAFETY: between fork and exec the closure makes one system call.
@@ -234,7 +234,7 @@ fn hostile_images_are_refused_within_a_second_and_64_mebibytes() {
             let manifests: Vec<_> = (0..10).map(|n| index(containerd, &[], &format!("{n} {large}"))).collect();
             index(containerd, &manifests, "outermost")
         },
-        "its documents have more than 32 MiB together",
+        "its documents have more than 32 MiB in total",
     );
     let digest = format!("sha256:{}", "0".repeat(64));
     let descriptor = json!({"mediaType": MANIFEST, "digest": digest, "size": 1});
@@ -280,5 +280,5 @@ fn a_containerd_that_is_silent_is_waited_for_within_bounds() {
     assert_eq!(limit("Max open files"), "Max open files 32 32 files");
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(sentence(&output).ends_with("does not answer"), "{}", sentence(&output));
+    assert!(sentence(&output).ends_with("does not respond"), "{}", sentence(&output));
 }

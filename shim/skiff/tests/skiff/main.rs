@@ -1,4 +1,4 @@
-//! The program as its users see it: real processes, confined where the test is about that.
+//! The program as its users see it: real processes, confined where a test is about that.
 
 #[cfg(test)]
 mod common;

@@ -160,8 +160,8 @@ fn what_cannot_be_packed_is_refused_and_leaves_no_archive() {
     };
     check(&["elf.wasm"], "`elf.wasm` is native or precompiled code (ELF)");
     check(&["absent.wasm"], "cannot read `absent.wasm`: No such file");
-    check(&["app.wasm", "--name", "Not A Name"], "`Not A Name` is no image name");
-    check(&["app.wasm", "--kind", "artifact", "--env", "A=b"], "`--env` does not go with this kind");
+    check(&["app.wasm", "--name", "Not A Name"], "`Not A Name` is not an image name");
+    check(&["app.wasm", "--kind", "artifact", "--env", "A=b"], "`--env` does not apply to this kind of image");
     check(&["app.wasm", "--add", "app.wasm:/app.wasm"], "`/app.wasm` is in the image twice");
     check(&["app.wasm", "--add", "app.wasm:/../x"], "`/../x` leads out of the image");
 }
@@ -204,7 +204,7 @@ fn only_regular_files_of_a_module_s_size_are_looked_into() {
             ("fifo", "cannot read `fifo`: it is a pipe, not a regular file"),
             ("/dev/zero", "cannot read `/dev/zero`: it is a device, not a regular file"),
             (".", "cannot read `.`: it is a directory, not a regular file"),
-            ("big", "`big` is too big: more than the 512 MiB that are compiled"),
+            ("big", "`big` is too big: skiff compiles at most 512 MiB"),
         ] {
             let output = skiff(command).arg(file).current_dir(directory.path()).output().unwrap();
             assert_eq!((output.status.code(), sentence(&output).as_str()), (Some(1), expected));

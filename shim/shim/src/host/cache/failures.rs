@@ -1,4 +1,4 @@
-//! Guests that were compiled in vain: for some time they are refused by the same sentence, and nothing is compiled.
+//! Guests that failed to compile: for some time they are refused with the same sentence, without another attempt.
 
 use std::fs;
 use std::io::{self, ErrorKind, Read};
@@ -10,16 +10,16 @@ use super::{Cache, at, make_private_dir, open_entry, remove_file};
 pub(super) const FAILED: &str = "failed";
 /// How long a failure is remembered.
 const MEMORY: Duration = Duration::from_secs(600);
-/// The most that is remembered of a sentence, in bytes.
+/// A remembered sentence is cut to this many bytes.
 const SENTENCE_BYTES_MAX: usize = 4096;
 /// The most failures that are remembered.
 const FAILURES_MAX: usize = 1000;
 
 impl Cache {
-    /// Why the guest was compiled in vain a short time ago, if it was.
+    /// Why the guest recently failed to compile, if it did.
     ///
     /// # Errors
-    /// `InvalidInput` for a malformed digest; those of reading what is remembered.
+    /// `InvalidInput` for a malformed digest; those of reading the sentence.
     pub(super) fn recent_failure(&self, digest: &str) -> io::Result<Option<String>> {
         let path = self.path(digest, FAILED)?;
         let file = match open_entry(&path) {
@@ -37,7 +37,7 @@ impl Cache {
     /// Remembers that the guest cannot be compiled, and why.
     ///
     /// # Errors
-    /// Those of writing it down.
+    /// Those of writing the sentence.
     pub(super) fn remember_failure(&self, digest: &str, sentence: &str) -> io::Result<()> {
         let known = self.files(FAILED)?;
         for (path, _) in known.iter().filter(|(_, meta)| is_over(meta)) {

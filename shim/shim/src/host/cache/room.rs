@@ -1,4 +1,4 @@
-//! How the cache keeps its size: what is removed, and in which order.
+//! How the cache stays within its size: what it removes, and in which order.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -25,7 +25,7 @@ struct Entry {
 }
 
 impl Cache {
-    /// Does `work`; when the disk is full, once more after the removal of at least `bytes` of old entries.
+    /// Does `work`. If the disk is full, removes at least `bytes` of old entries and tries again once.
     pub(super) fn with_room<T>(&self, bytes: u64, mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         match work() {
             Err(error) if is_full(&error) => {
@@ -37,7 +37,7 @@ impl Cache {
         }
     }
 
-    /// Removes what dead writers left, then old entries, `bytes` of them or all.
+    /// Removes what dead writers left, then old entries until `bytes` are free or none is left.
     fn remove_oldest(&self, bytes: u64) -> io::Result<()> {
         self.remove_unlocked()?;
         let mut entries = self.entries()?;
@@ -52,8 +52,8 @@ impl Cache {
         Ok(())
     }
 
-    /// Removes old entries beyond the cache's size, though never `newest`; locks that nobody holds; and the empty
-    /// directories of other engines.
+    /// Removes old entries until the cache is within its size, but never `newest`. Also removes locks that nobody holds and
+    /// empty directories of other engines.
     pub(super) fn evict(&self, newest: &Path) -> io::Result<()> {
         let mut entries = self.entries()?;
         let mut total_bytes: u64 = entries.iter().map(|entry| entry.bytes).sum();
@@ -66,13 +66,13 @@ impl Cache {
         }
         self.remove_unlocked()?;
         for dir in self.code_dirs()?.filter(|dir| !dir.ends_with(CODE_ID)) {
-            // It stays as long as it holds anything.
+            // Fails while the directory is not empty, as it should.
             drop(fs::remove_dir(dir));
         }
         Ok(())
     }
 
-    /// Removes the locks, with what is written in them, that nobody holds: their writers died.
+    /// Removes the lock files that nobody holds, with their content: their writers died.
     pub(crate) fn remove_unlocked(&self) -> io::Result<()> {
         self.files(PENDING)?.iter().try_for_each(|(path, _)| remove_unlocked(path))
     }
@@ -88,7 +88,7 @@ impl Cache {
         Ok(entries.collect())
     }
 
-    /// The files with `extension` of all engines. What vanishes meanwhile is left out.
+    /// The files with `extension` of all engines, without those that vanish meanwhile.
     pub(super) fn files(&self, extension: &str) -> io::Result<Vec<(PathBuf, fs::Metadata)>> {
         let mut files = Vec::new();
         for dir in self.code_dirs()? {
@@ -114,9 +114,9 @@ impl Cache {
     }
 }
 
-/// Which entry goes first: another engine's before this one's; then of the owner who has most the one that was used
-/// longest ago. So whoever fills the cache pushes out his own code, not his neighbours'. `newest` stays; where its owner
-/// has nothing else and yet most, nothing goes.
+/// The entry to remove first: one of another engine, if there is any, otherwise the least recently used one of the owner
+/// with the most bytes. So a tenant who fills the cache pushes out their own code, not their neighbours'. `newest` stays:
+/// if its owner has the most bytes but no other entry, nothing is removed.
 fn first_to_go(entries: &[Entry], newest: Option<&Path>) -> Option<usize> {
     let candidates = || entries.iter().enumerate().filter(|(_, entry)| newest != Some(entry.path.as_path()));
     let first = |of: &dyn Fn(&Entry) -> bool| {
@@ -133,7 +133,7 @@ fn first_to_go(entries: &[Entry], newest: Option<&Path>) -> Option<usize> {
     })
 }
 
-/// Removes a lock file unless somebody holds its lock.
+/// Removes a lock file unless its lock is held.
 fn remove_unlocked(path: &Path) -> io::Result<()> {
     let Ok(file) = open_entry(path) else { return Ok(()) };
     match file.try_lock() {

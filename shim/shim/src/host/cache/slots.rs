@@ -1,4 +1,4 @@
-//! How many guests the node compiles at once, and whose turn it is.
+//! How many guests the node compiles at once, and whose turn is next.
 
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -11,18 +11,18 @@ use nix::sys::stat::{major, minor};
 
 use super::{Cache, PENDING, at, make_private_dir};
 
-/// How the names of slots begin.
+/// The prefix of the names of slots.
 pub(super) const SLOT: &str = "slot.";
-/// What one compiler may take, in bytes, as `skiff compile` has it.
+/// The memory that one compiler may take, in bytes; `skiff compile` enforces the same limit.
 const COMPILER_BYTES: u64 = 2 << 30;
 
-/// The right to compile, given back when it is dropped.
+/// The right to compile; dropping it gives it back.
 #[derive(Debug)]
 pub(super) struct Slot(#[expect(dead_code, reason = "it is held for its lock")] File);
 
 impl Cache {
-    /// Waits for the turn of `pod`. A pod has always the same slot, so that it compiles one guest at a time, and the kernel
-    /// lets those who wait for a slot have it in the order in which they came.
+    /// Waits for the turn of `pod`. A pod always has the same slot, so it compiles one guest at a time, and the kernel
+    /// grants a slot in the order in which pods began to wait.
     ///
     /// # Errors
     /// Those of making and locking the slot.
@@ -31,7 +31,7 @@ impl Cache {
         pod.hash(&mut hasher);
         let processors = available_parallelism().map_or(1, NonZero::get);
         let number = hasher.finish() % slots(processors as u64, node_memory_bytes().unwrap_or(0));
-        // A directory can be locked as well, and has nothing in it.
+        // A directory can be locked like a file, and never has content to clean up.
         let path = self.dir.join(format!("{SLOT}{number}"));
         make_private_dir(&path)?;
         let slot = File::open(&path).map_err(|error| at("open", &path, &error))?;
@@ -45,7 +45,7 @@ impl Cache {
 }
 
 impl Cache {
-    /// Whether somebody else waits for what is being compiled under `digest`.
+    /// Whether another thread or process waits for the code of `digest`, which is being compiled.
     pub(crate) fn is_awaited(&self, digest: &str) -> bool {
         let Ok(meta) = self.path(digest, PENDING).and_then(std::fs::metadata) else { return false };
         let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
@@ -54,8 +54,7 @@ impl Cache {
     }
 }
 
-/// Half of the processors compile at most, and no more compilers than fit into the quarter of the node's memory that all
-/// of them have together.
+/// At most half of the processors compile, and no more compilers run than fit into a quarter of the node's memory.
 fn slots(processors: u64, memory_bytes: u64) -> u64 {
     (processors / 2).min(memory_bytes / 4 / COMPILER_BYTES).max(1)
 }

@@ -10,9 +10,11 @@ use std::time::Duration;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::resource::{Resource, setrlimit};
 
+use std::os::unix::fs::FileExt;
+
 use super::*;
 
-/// Runs this test binary again, as a process that can be killed.
+/// Set when this test binary is run again, as a process that can be killed.
 const CHILD: &str = "SKIFF_CACHE_TEST_DIR";
 
 struct Scratch(PathBuf);
@@ -59,7 +61,7 @@ fn files_below(cache: &Path) -> Vec<String> {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // Only one test mounts something there.
+        // Only one test has mounted something there.
         umount2(&self.0.join("cache"), MntFlags::MNT_DETACH).ok();
         fs::remove_dir_all(&self.0).unwrap();
     }
@@ -77,7 +79,7 @@ fn wanted(digest: &str) -> Wanted<'_> {
     Wanted { digest, owner: "namespace", pod: "pod" }
 }
 
-/// A compiler of the guest `number`.
+/// A compiler for the guest `number`.
 fn writes(number: u8, bytes: &[u8]) -> impl FnOnce(&File) -> Result<String, Failure<io::Error>> {
     move |mut output| output.write_all(bytes).map(|()| key(number)).map_err(passing)
 }
@@ -294,7 +296,7 @@ fn threads_whose_compilation_fails_take_turns() {
     assert_eq!(scratch.files(), [""; 0]);
 }
 
-/// What the processes that the tests below start do; by itself it does nothing.
+/// Runs in the processes that the tests below start; does nothing otherwise.
 #[test]
 fn child_process() {
     let Some(dir) = std::env::var_os(CHILD) else { return };
@@ -302,7 +304,7 @@ fn child_process() {
     let mut code = vec![9; 4 << 20];
     code[0] = 1;
     match std::env::var("SKIFF_CACHE_TEST_DEED").unwrap().as_str() {
-        // SIGXFSZ kills the process in the middle of a write of the entry.
+        // SIGXFSZ kills the process while it writes the entry.
         "die-writing" => cache
             .get_or_compile(wanted(&key(1)), |output| {
                 let digest = writes(1, &code)(output)?;
@@ -483,7 +485,7 @@ fn a_lock_that_is_held_is_not_tidied_away() {
             })
         });
         begun.wait();
-        // Not through the slot that the first has.
+        // A second compilation would wait for the slot of the first.
         scratch.cache().evict(Path::new("")).unwrap();
         make_private_dir(&scratch.0.join("cache").join(CODE_ID)).unwrap();
         fs::write(scratch.0.join("cache").join(entry(2)), "x").unwrap();
@@ -499,7 +501,7 @@ fn a_full_disk_makes_room_or_says_so() {
     let dir = scratch.0.join("cache");
     fs::create_dir(&dir).unwrap();
     mount(Some("tmpfs"), &dir, Some("tmpfs"), MsFlags::empty(), Some("size=1m,mode=700")).unwrap();
-    // By itself: children that other tests start hold every open file for a moment, and its blocks with it.
+    // In a process of its own: children that other tests start briefly hold every open file, and so its blocks.
     let output = child(&scratch, "fill").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }

@@ -1,4 +1,4 @@
-//! Whether a directory, and every step on the way to it, is in the hands of root or of this user alone.
+//! Whether only root and this user control a directory and every step of the path to it.
 
 use std::fs::{self, Metadata};
 use std::io::{self, ErrorKind};
@@ -7,20 +7,20 @@ use std::path::Path;
 
 use nix::unistd::Uid;
 
-/// As many symbolic links as the kernel follows.
+/// The kernel's own limit on symbolic links in a path.
 const LINKS_MAX: u32 = 40;
 
-/// Checks the directory `path`: nobody but root and this user may replace it or write to it.
+/// Checks that nobody but root and this user can replace the directory `path` or write to it.
 ///
 /// # Errors
-/// `PermissionDenied` with a sentence that names the step which somebody else controls; those of `lstat(2)`.
+/// `PermissionDenied` with a sentence that names the step that somebody else controls; those of `lstat(2)`.
 pub(super) fn check_directory(path: &Path) -> io::Result<()> {
     check_way(path, LINKS_MAX)?;
     let meta = fs::metadata(path).map_err(|error| io::Error::new(error.kind(), sentence(path, &error.to_string())))?;
     if !meta.is_dir() {
         return Err(io::Error::new(ErrorKind::NotADirectory, sentence(path, "it is not a directory")));
     }
-    // The sticky bit keeps others from replacing files here, not from adding some.
+    // The sticky bit keeps others from replacing files here, but not from adding some.
     if meta.mode() & 0o022 != 0 {
         return Err(denied(path, "others may write to it"));
     }
@@ -53,7 +53,7 @@ fn check_step(step: &Path, meta: &Metadata) -> io::Result<()> {
     if !is_ours {
         return Err(denied(step, "it belongs to another user"));
     }
-    // In a sticky directory others cannot replace what is ours, which the next step shows it to be.
+    // In a sticky directory others cannot replace what is ours, and the next step checks that it is.
     if meta.mode() & 0o022 != 0 && meta.mode() & libc::S_ISVTX == 0 {
         return Err(denied(step, "others may write to it"));
     }

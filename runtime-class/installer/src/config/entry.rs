@@ -1,0 +1,84 @@
+//! What containerd is configured with: the runtime `skiff`, as tables of TOML.
+
+use std::path::PathBuf;
+
+use skiff_protocol::names::LIMITS_DOMAIN;
+use toml::{Table, Value};
+
+/// The name of the runtime in containerd's configuration, which a RuntimeClass calls its handler.
+pub(crate) const HANDLER: &str = "skiff";
+/// The section of containerd's configuration for pulling images, since containerd 2.0.
+pub(crate) const IMAGES_PLUGIN: &str = "io.containerd.cri.v1.images";
+
+/// The runtime's entry in containerd's configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Entry {
+    /// The shim's program.
+    pub(crate) shim: PathBuf,
+    /// Whether containerd needs a setting to unpack images of other platforms, such as `wasi/wasm`.
+    pub(crate) local_pull: bool,
+    /// Runtimes that containerd would drop from its defaults once the file names one: containerd 1 replaces the list.
+    pub(crate) carried: Vec<(String, Table)>,
+}
+
+impl Entry {
+    /// The tables of this entry in a configuration of this version.
+    ///
+    /// The type is the shim's path rather than a name with the path beside it: with a name, a restarted containerd finds only
+    /// the sandboxes again and takes the containers in them for dead (containerd issue 10811).
+    pub(crate) fn tables(&self, version: u8) -> String {
+        let runtimes = format!("plugins.'{}'.containerd.runtimes", runtime_plugin(version));
+        let annotations = pod_annotations().map(|annotation| format!("'{annotation}'")).join(", ");
+        let mut text = format!(
+            "[{runtimes}.{HANDLER}]\nruntime_type = '{}'\npod_annotations = [{annotations}]\n",
+            self.shim.display()
+        );
+        if self.local_pull {
+            text += &format!("\n[plugins.'{IMAGES_PLUGIN}']\nuse_local_image_pull = true\n");
+        }
+        for (name, table) in &self.carried {
+            text.push('\n');
+            write_table(&mut text, &format!("{runtimes}.{}", Value::String(name.clone())), table);
+        }
+        text
+    }
+}
+
+/// The patterns of the pod annotations that containerd passes to the runtime.
+pub(crate) fn pod_annotations() -> [String; 2] {
+    [format!("{LIMITS_DOMAIN}/*"), format!("*.{LIMITS_DOMAIN}/*")]
+}
+
+/// The plugin that has the runtimes in a configuration of this version.
+pub(crate) const fn runtime_plugin(version: u8) -> &'static str {
+    if version < 3 { "io.containerd.grpc.v1.cri" } else { "io.containerd.cri.v1.runtime" }
+}
+
+fn write_table(text: &mut String, header: &str, table: &Table) {
+    *text += &format!("[{header}]\n");
+    for (key, value) in table.iter().filter(|(_, value)| !value.is_table()) {
+        *text += &format!("{key} = {value}\n");
+    }
+    for (key, value) in table {
+        if let Value::Table(table) = value {
+            write_table(text, &format!("{header}.{key}"), table);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn carried_runtimes_are_written_whole() {
+        let runc: Table = "runtime_type = \"io.containerd.runc.v2\"\n[options]\nSystemdCgroup = true".parse().unwrap();
+        let carried = vec![("my.runc".to_owned(), runc.clone())];
+        let text = Entry { shim: "/opt/skiff/shim".into(), local_pull: false, carried }.tables(2);
+        let table: Table = text.parse().unwrap();
+        assert_eq!(
+            table["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"]["my.runc"],
+            Value::Table(runc)
+        );
+    }
+}

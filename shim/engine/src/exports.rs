@@ -1,0 +1,97 @@
+//! Questions about what a guest exports: whether it is a server, and whether what is to be called can be called.
+
+use skiff_protocol::interfaces::is_server;
+use skiff_protocol::{EnginePlan, Refusal};
+use wasmtime::component::Component;
+use wasmtime::component::types::ComponentItem;
+use wasmtime::{ExternType, Module};
+
+/// The function of a core module that is called when the plan names none.
+pub(crate) const START: &str = "_start";
+
+/// Whether a component exports a handler of HTTP requests.
+pub(crate) fn has_http_handler(component: &Component) -> bool {
+    component.component_type().exports(component.engine()).any(|(name, _)| is_server(name))
+}
+
+/// Makes sure that a core module exports the function that will be called, and that it can be called.
+///
+/// # Errors
+/// [`Refusal::Guest`] if not.
+pub(crate) fn check_module(module: &Module, plan: &EnginePlan) -> Result<(), Refusal> {
+    let name = plan.function.as_deref().unwrap_or(START);
+    match module.get_export(name) {
+        Some(ExternType::Func(ty)) => check_parameters(ty.params().len(), name, plan),
+        Some(other) => Err(not_a_function(describe(&other), name, plan)),
+        None if plan.function.is_none() => {
+            Err(refused(plan, "exports no function `_start`: it is a library, not a command"))
+        }
+        None => Err(no_function(name, plan)),
+    }
+}
+
+/// Makes sure that a component exports the function `name`, and that it can be called.
+///
+/// # Errors
+/// [`Refusal::Guest`] if not.
+pub(crate) fn check_component(component: &Component, name: &str, plan: &EnginePlan) -> Result<(), Refusal> {
+    match component.get_export(None, name) {
+        Some((ComponentItem::ComponentFunc(function), _)) => check_parameters(function.params().len(), name, plan),
+        Some((other, _)) => Err(not_a_function(describe_item(&other), name, plan)),
+        None => Err(no_function(name, plan)),
+    }
+}
+
+/// The refusal of a guest that does not export the function `name`.
+pub(crate) fn no_function(name: &str, plan: &EnginePlan) -> Refusal {
+    refused(plan, &format!("exports no function `{name}`"))
+}
+
+/// The refusal of a component that exports nothing to run.
+pub(crate) fn nothing_to_run(plan: &EnginePlan) -> Refusal {
+    refused(
+        plan,
+        "is neither a command nor an HTTP server: it exports none of `wasi:cli/run`, \
+         `wasi:http/incoming-handler` (0.2) and `wasi:http/handler` (0.3)",
+    )
+}
+
+fn check_parameters(count: usize, name: &str, plan: &EnginePlan) -> Result<(), Refusal> {
+    match count {
+        0 => Ok(()),
+        _ => Err(refused(
+            plan,
+            &format!("exports the function `{name}`, which takes {count} parameters: skiff has none"),
+        )),
+    }
+}
+
+fn not_a_function(what: &str, name: &str, plan: &EnginePlan) -> Refusal {
+    refused(plan, &format!("exports `{name}`, but it is {what}, not a function"))
+}
+
+fn refused(plan: &EnginePlan, text: &str) -> Refusal {
+    Refusal::Guest(format!("`{}` {text}", plan.module))
+}
+
+fn describe(ty: &ExternType) -> &'static str {
+    match ty {
+        ExternType::Func(_) => "a function",
+        ExternType::Global(_) => "a global",
+        ExternType::Table(_) => "a table",
+        ExternType::Memory(_) => "a memory",
+        ExternType::Tag(_) => "a tag",
+    }
+}
+
+fn describe_item(item: &ComponentItem) -> &'static str {
+    match item {
+        ComponentItem::ComponentFunc(_) => "a function",
+        ComponentItem::CoreFunc(_) => "a core function",
+        ComponentItem::Module(_) => "a module",
+        ComponentItem::Component(_) => "a component",
+        ComponentItem::ComponentInstance(_) => "an instance",
+        ComponentItem::Type(_) => "a type",
+        ComponentItem::Resource(_) => "a resource",
+    }
+}

@@ -1,0 +1,112 @@
+//! The guest's directories. Each open directory is what is checked, what the wall leaves in reach and what every instance
+//! gets.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use skiff_protocol::{Preopen, Refusal};
+use wasmtime_wasi::filesystem::WasiFilesystemCtx;
+use wasmtime_wasi::{FsPerms, WasiCtx};
+
+use super::mounts;
+use super::opened::{Opened, cannot_open};
+use crate::error::sentence;
+use crate::role::Role;
+use crate::wall::view::Access;
+
+/// The open directories of a guest. There are none by default.
+#[derive(Default)]
+pub(crate) struct Directories {
+    /// For the wall, which closes them.
+    places: Vec<(OwnedFd, Access)>,
+    /// For the instances, which share its descriptors.
+    filesystem: WasiFilesystemCtx,
+}
+
+impl Directories {
+    /// Opens the directories of a plan for instances of this role, and makes sure that a guest may see them.
+    ///
+    /// # Errors
+    /// [`Refusal::Guest`] if the path of one leads through a symbolic link, or if one shows a kernel file system;
+    /// [`Refusal::Host`] if one cannot be opened.
+    pub(crate) fn open(preopens: &[Preopen], role: Role) -> Result<Self, Refusal> {
+        let opened = preopens.iter().map(Opened::open).collect::<Result<Vec<_>, Refusal>>()?;
+        mounts::check(&opened)?;
+        let mut builder = WasiCtx::builder();
+        builder.allow_blocking_current_thread(role.may_block());
+        let mut places = Vec::with_capacity(opened.len());
+        for (preopen, Opened { guest, descriptor }) in preopens.iter().zip(opened) {
+            let (permissions, access) =
+                if preopen.read_only { (FsPerms::ReadOnly, Access::Read) } else { (FsPerms::ReadWrite, Access::Write) };
+            // Not a path to follow: the kernel opens the directory itself, wherever it is by now.
+            let again = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
+            builder.preopened_dir(again, guest, permissions).map_err(|error| cannot_open(guest, &sentence(&error)))?;
+            places.push((descriptor, access));
+        }
+        Ok(Self { places, filesystem: std::mem::take(builder.build().filesystem()) })
+    }
+
+    /// The descriptors, for the wall. The instances have their own.
+    pub(crate) fn take_places(&mut self) -> Vec<(OwnedFd, Access)> {
+        std::mem::take(&mut self.places)
+    }
+
+    /// What an instance gets. Nothing is opened for it.
+    pub(crate) fn filesystem(&self) -> WasiFilesystemCtx {
+        self.filesystem.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+
+    use super::*;
+
+    fn opened(host: &Path) -> Result<(), Refusal> {
+        let host = host.to_str().unwrap().to_owned();
+        Directories::open(&[Preopen { host, guest: "/data".to_owned(), read_only: false }], Role::Server).map(drop)
+    }
+
+    #[test]
+    fn a_link_on_the_way_to_a_directory_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::create_dir_all(at("real/deep")).unwrap();
+        std::fs::write(at("file"), "").unwrap();
+        for (link, target) in
+            [("kernel", "/proc"), ("up", "../../../../proc"), ("inside", "real"), ("circle", "circle")]
+        {
+            symlink(target, at(link)).unwrap();
+        }
+        for good in ["real", "real/deep", "real/../real/deep/."] {
+            assert_eq!(opened(&at(good)), Ok(()), "{good}");
+        }
+        for bad in ["kernel", "kernel/", "kernel/self", "up", "inside", "inside/deep", "circle"] {
+            assert!(
+                matches!(opened(&at(bad)), Err(Refusal::Guest(why)) if why.contains("symbolic link") && why.contains("`/data`")),
+                "{bad}"
+            );
+        }
+        for magic in ["/proc/self/cwd", "/proc/self/fd/0", "/proc/self/root/tmp", "/dev/fd"] {
+            assert!(matches!(opened(Path::new(magic)), Err(Refusal::Guest(_))), "{magic}");
+        }
+        for broken in ["file", "missing", ""] {
+            assert!(matches!(opened(&at(broken).join("x")), Err(Refusal::Host(_))), "{broken}");
+        }
+    }
+
+    #[test]
+    fn opening_costs_microseconds() {
+        let preopen = |host: &str| Preopen { host: host.to_owned(), guest: host.to_owned(), read_only: false };
+        let preopens = [preopen("/etc"), preopen("/usr")];
+        let once = || {
+            let begun = std::time::Instant::now();
+            Directories::open(&preopens, Role::Module).unwrap();
+            begun.elapsed()
+        };
+        let least = (0..100).map(|_| once()).min().unwrap();
+        println!("opening and checking two directories takes {least:?}");
+        assert!(least < std::time::Duration::from_millis(1), "{least:?}");
+    }
+}

@@ -1,0 +1,26 @@
+//! `wasi:filesystem`: the directories of the plan, and nothing else of the container's files.
+
+use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView};
+use wasmtime_wasi::p1::WasiP1Ctx;
+use wasmtime_wasi::{WasiView, p2, p3};
+
+use super::add::Add;
+use crate::files::directories::Directories;
+use crate::store::State;
+
+/// The interfaces of 0.2.
+pub(crate) const P2: &[Add] = &[
+    |linker| p2::bindings::filesystem::preopens::add_to_linker::<_, WasiFilesystem>(linker, State::filesystem),
+    |linker| p2::bindings::filesystem::types::add_to_linker::<_, WasiFilesystem>(linker, State::filesystem),
+];
+
+/// The interfaces of 0.3.
+pub(crate) const P3: &[Add] = &[
+    |linker| p3::bindings::filesystem::preopens::add_to_linker::<_, WasiFilesystem>(linker, State::filesystem),
+    |linker| p3::bindings::filesystem::types::add_to_linker::<_, WasiFilesystem>(linker, State::filesystem),
+];
+
+/// Grants the open directories.
+pub(crate) fn grant(wasi: &mut WasiP1Ctx, directories: &Directories) {
+    *wasi.ctx().ctx.filesystem() = directories.filesystem();
+}

@@ -1,0 +1,32 @@
+//! WASI 0.1, for core modules: preview 1 and the snapshot before it.
+
+use skiff_protocol::interfaces::{PREVIEW_0, PREVIEW_1};
+use wasmtime::{Linker, Result};
+use wasmtime_wasi::{I32Exit, p0, p1};
+
+use crate::store::State;
+
+/// Defines the functions of preview 1.
+///
+/// # Errors
+/// Never if the linker allows shadowing.
+pub(crate) fn add_1(linker: &mut Linker<State>) -> Result<()> {
+    p1::add_to_linker_async(linker, |state: &mut State| &mut state.wasi)?;
+    linker.func_wrap(PREVIEW_1.module, "proc_exit", proc_exit)?;
+    Ok(())
+}
+
+/// Defines the functions of the snapshot before preview 1.
+///
+/// # Errors
+/// Never if the linker allows shadowing.
+pub(crate) fn add_0(linker: &mut Linker<State>) -> Result<()> {
+    p0::add_to_linker_async(linker, |state: &mut State| &mut state.wasi)?;
+    linker.func_wrap(PREVIEW_0.module, "proc_exit", proc_exit)?;
+    Ok(())
+}
+
+/// wasmtime-wasi's own `proc_exit` refuses codes from 126 on.
+fn proc_exit(code: i32) -> Result<()> {
+    Err(I32Exit(code).into())
+}

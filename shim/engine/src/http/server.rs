@@ -1,0 +1,184 @@
+//! The server itself: what it needs before its guest is instantiated, and its life until SIGTERM.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use skiff_protocol::Refusal;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{Semaphore, mpsc, watch};
+use wasmtime::Engine;
+use wasmtime::component::Component;
+use wasmtime_wasi_http::handler::ProxyPre;
+
+use super::address::{self, Address};
+use super::answer::Service;
+use super::connection::{self, FRESH_GRACE, serve};
+use super::instances::Instances;
+use super::size::{connections_max, threads};
+use crate::error::engine_failed;
+use crate::link::link_server;
+use crate::shared::Shared;
+use crate::signals;
+use crate::store::State;
+
+/// How long an ending server waits for connections that have nothing under way.
+const IDLE_GRACE: Duration = Duration::from_secs(2);
+/// How long to wait if a connection cannot be accepted because descriptors or memory ran out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// A server that is bound and does not accept yet.
+pub(crate) struct Server {
+    runtime: Runtime,
+    listener: TcpListener,
+    /// Readable after the first SIGTERM or SIGINT.
+    terminated: Receiver,
+    service: Arc<Service>,
+    /// Closed when the last connection and the last instance are gone.
+    gone: mpsc::Receiver<Infallible>,
+    ending: watch::Sender<bool>,
+    connections_max: usize,
+}
+
+/// A component that is linked as a server. Nothing of it has run.
+pub(crate) struct LinkedServer {
+    engine: Engine,
+    handler: ProxyPre<State>,
+    address: Address,
+    /// How many processors this process may use. It is in files that are out of reach later.
+    runnable: usize,
+}
+
+impl LinkedServer {
+    /// Links a component as a server.
+    ///
+    /// # Errors
+    /// [`Refusal::Guest`] if it imports something that skiff does not provide, or its address makes no sense.
+    pub(crate) fn new(component: &Component, shared: &Shared) -> Result<Self, Refusal> {
+        let handler = link_server(component, shared)?;
+        let address = address::from_environment(|name| shared.variable(name)).map_err(Refusal::Guest)?;
+        let runnable = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        // tokio makes two sockets once for all of its runtimes. Behind the wall it could not.
+        let first = Builder::new_current_thread().enable_io().build();
+        first.map_err(|error| cannot_serve(shared, &error))?;
+        Ok(Self { engine: component.engine().clone(), handler, address, runnable })
+    }
+
+    /// Tries out one instance and binds the server's address.
+    ///
+    /// # Errors
+    /// [`Refusal::Guest`] if no instance can be made, [`Refusal::Host`] if the address cannot be bound.
+    pub(crate) fn prepare(self, shared: Shared) -> Result<Server, Refusal> {
+        let Self { engine, handler, address, runnable } = self;
+        shared.reporter.write_by_queue().map_err(|error| cannot_serve(&shared, &error))?;
+        let runtime = runtime(runnable, &shared)?;
+        let entered = runtime.enter();
+        let (alive, gone) = mpsc::channel(1);
+        let (ending, is_ending) = watch::channel(false);
+        let connections_max = connections_max(shared.budget.limit_bytes());
+        let instances = Instances::new(&engine, handler, shared, alive, is_ending)?;
+        runtime.block_on(instances.try_out())?;
+        let listener = address::bind(&address)
+            .and_then(TcpListener::from_std)
+            .map_err(|error| Refusal::Host(format!("cannot listen on {address}: {error}")))?;
+        // Before Ready: from then on a signal must find the server's course.
+        let terminated = signals::notify().and_then(Receiver::from_owned_fd);
+        let terminated = terminated.map_err(|error| engine_failed(&error.into()))?;
+        let service = Arc::new(Service::new(instances, connection::builder()));
+        drop(entered);
+        Ok(Server { runtime, listener, terminated, service, gone, ending, connections_max })
+    }
+}
+
+impl Server {
+    /// Serves until SIGTERM or SIGINT, and returns the exit code.
+    pub(crate) fn run(self) -> i32 {
+        let Self { runtime, listener, mut terminated, service, gone, ending, connections_max } = self;
+        runtime.block_on(async move {
+            let connections = Arc::new(Semaphore::new(connections_max));
+            tokio::select! {
+                () = accept(&listener, &service, &ending, &connections) => {}
+                _ = terminated.read_u8() => {}
+            }
+            take_backlog(listener, &service, &ending);
+            ending.send_replace(true);
+            finish(service, gone).await;
+        });
+        // The process ends here: waiting for threads that block would only take time.
+        std::mem::forget(runtime);
+        0
+    }
+}
+
+fn runtime(runnable: usize, shared: &Shared) -> Result<Runtime, Refusal> {
+    let (workers, blocking) = threads(runnable, shared.plan.processors);
+    Builder::new_multi_thread()
+        .worker_threads(workers)
+        .max_blocking_threads(blocking)
+        .enable_all()
+        .build()
+        .map_err(|error| cannot_serve(shared, &error))
+}
+
+fn cannot_serve(shared: &Shared, error: &io::Error) -> Refusal {
+    Refusal::Host(format!("cannot prepare to serve `{}`: {error}", shared.plan.module))
+}
+
+/// Accepts connections for ever.
+async fn accept(
+    listener: &TcpListener,
+    service: &Arc<Service>,
+    ending: &watch::Sender<bool>,
+    connections: &Arc<Semaphore>,
+) {
+    loop {
+        // The semaphore is never closed.
+        let Ok(permit) = Arc::clone(connections).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let connection = serve(stream, Arc::clone(service), ending.subscribe());
+                tokio::spawn(async move {
+                    connection.await;
+                    drop(permit);
+                });
+            }
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+        }
+    }
+}
+
+/// Takes over the connections that the kernel has already accepted, and closes the listener.
+fn take_backlog(listener: TcpListener, service: &Arc<Service>, ending: &watch::Sender<bool>) {
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok((stream, _)) = listener.accept() {
+        if stream.set_nonblocking(true).is_ok()
+            && let Ok(stream) = TcpStream::from_std(stream)
+        {
+            tokio::spawn(serve(stream, Arc::clone(service), ending.subscribe()));
+        }
+    }
+}
+
+/// Waits until everything under way is done. Idle connections do not delay the end.
+async fn finish(service: Arc<Service>, mut gone: mpsc::Receiver<Infallible>) {
+    let ending_since = tokio::time::Instant::now();
+    let watched = Arc::downgrade(&service);
+    drop(service);
+    let nothing_under_way = async {
+        let mut interval = tokio::time::interval_at(ending_since + IDLE_GRACE, FRESH_GRACE);
+        loop {
+            interval.tick().await;
+            if watched.upgrade().is_none_or(|service| service.is_idle()) {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        _ = gone.recv() => {}
+        () = nothing_under_way => {}
+    }
+}

@@ -1,0 +1,73 @@
+//! How large a server is: its connections, instances and threads, from the limits of its container. Pure: no file, clock
+//! or lock.
+
+use crate::memory::share::{HOST_SHARE_MAX_BYTES, guest_share_bytes, host_share_bytes};
+
+/// The most connections that a server keeps open, and the fewest.
+const CONNECTIONS_MAX: usize = 4096;
+const CONNECTIONS_MIN: usize = 128;
+/// What one connection may cost: its buffers, its task and the kernel's socket.
+const CONNECTION_BYTES: u64 = 16 << 10;
+/// Threads that wait for files and slow readers: for each processor, and in all.
+const BLOCKING_THREADS_EACH: usize = 8;
+const BLOCKING_THREADS_MAX: usize = 64;
+/// The most and the fewest instances of a server at once. Each takes address space and a stack set up ahead.
+const INSTANCES_MAX: u32 = 1000;
+const INSTANCES_MIN: u32 = 16;
+const MIB: u64 = 1 << 20;
+
+/// The most connections that a server keeps open under a memory limit; further ones wait to be accepted.
+pub(super) fn connections_max(limit_bytes: Option<u64>) -> usize {
+    let share_bytes = limit_bytes.map_or(HOST_SHARE_MAX_BYTES, host_share_bytes);
+    usize::try_from(share_bytes / CONNECTION_BYTES).unwrap_or(CONNECTIONS_MAX).clamp(CONNECTIONS_MIN, CONNECTIONS_MAX)
+}
+
+/// The most instances of a server under a memory limit; further requests wait. One for each MiB of the guest's share:
+/// the smallest real guests use about that much.
+pub(super) fn instances_max(limit_bytes: Option<u64>) -> u32 {
+    let share_bytes = limit_bytes.map_or(u64::MAX, guest_share_bytes);
+    u32::try_from(share_bytes / MIB).unwrap_or(INSTANCES_MAX).clamp(INSTANCES_MIN, INSTANCES_MAX)
+}
+
+/// How many threads of a server run guests, and how many more may block on files and slow readers, if the process may use
+/// `runnable` processors and the quotas allow `quota` of them.
+pub(super) fn threads(runnable: usize, quota: Option<usize>) -> (usize, usize) {
+    let workers = runnable.min(quota.unwrap_or(usize::MAX)).max(1);
+    (workers, workers.saturating_mul(BLOCKING_THREADS_EACH).min(BLOCKING_THREADS_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instances_follow_the_guests_share() {
+        for (limit_bytes, expected) in
+            [(None, 1000), (Some(0), 16), (Some(16 * MIB), 16), (Some(64 * MIB), 59), (Some(u64::MAX / 4), 1000)]
+        {
+            assert_eq!(instances_max(limit_bytes), expected, "under {limit_bytes:?}");
+        }
+    }
+
+    #[test]
+    fn threads_follow_the_quota() {
+        for (runnable, quota, expected) in [
+            (2, None, (2, 16)),
+            (2, Some(1), (1, 8)),
+            (64, None, (64, 64)),
+            (64, Some(3), (3, 24)),
+            (1, Some(9), (1, 8)),
+        ] {
+            assert_eq!(threads(runnable, quota), expected, "{runnable} and {quota:?}");
+        }
+    }
+
+    #[test]
+    fn connections_fit_into_the_hosts_share() {
+        for (limit_bytes, expected) in
+            [(None, 4096), (Some(MIB), 128), (Some(64 * MIB), 264), (Some(256 * MIB), 1056), (Some(u64::MAX / 4), 4096)]
+        {
+            assert_eq!(connections_max(limit_bytes), expected, "under {limit_bytes:?}");
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! What a guest asked for and did not get, in words.
+
+use std::fmt;
+
+/// What a guest asked for and did not get.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Denied {
+    /// More memory than the container has for its guest.
+    Memory {
+        /// All that the guest would use.
+        wanted_bytes: u64,
+        /// What the limit leaves for the guest.
+        guest_bytes: u64,
+        /// The container's limit.
+        limit_bytes: u64,
+    },
+    /// A linear memory of more pages than one may have.
+    Pages {
+        /// The pages that it would have.
+        wanted_pages: u64,
+        /// The pages that it may have.
+        max_pages: u64,
+    },
+    /// More table elements than the guest may have.
+    Table {
+        /// All table elements that the guest would use.
+        wanted_elements: u64,
+        /// What it may use.
+        max_elements: u64,
+    },
+}
+
+impl fmt::Display for Denied {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory { wanted_bytes, guest_bytes, limit_bytes } => write!(
+                formatter,
+                "its memories and tables would take {wanted_bytes} bytes, but the memory limit of {limit_bytes} bytes \
+                 leaves {guest_bytes} bytes for the guest"
+            ),
+            Self::Pages { wanted_pages, max_pages } => write!(
+                formatter,
+                "a memory would have {wanted_pages} pages, but the limit `memory-pages` is {max_pages}"
+            ),
+            Self::Table { wanted_elements, max_elements } => write!(
+                formatter,
+                "its tables would have {wanted_elements} elements, but the limit `table-elements` is {max_elements}"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Denied {}

@@ -1,0 +1,105 @@
+//! What all instances of this process have in common: from the plan to what an instance is given, and nothing else.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use skiff_protocol::{Account, EnginePlan, Refusal};
+use wasmtime_wasi::WasiCtxBuilder;
+
+use crate::environment::{HOME, guest_environment};
+use crate::files::directories::Directories;
+use crate::host::{cli, filesystem, sockets};
+use crate::memory::budget::Budget;
+use crate::memory::denied::Denied;
+use crate::names::resolver::{HOSTS, RESOLV_CONF, Resolver};
+use crate::report::Reporter;
+use crate::role::Role;
+use crate::stdio::streams::Streams;
+use crate::store::State;
+use crate::wall;
+use crate::wall::view::View;
+
+/// All files that the engine itself reads while a guest runs: those for looking up names, and where libraries get
+/// randomness.
+const FILES: [&str; 4] = [HOSTS, RESOLV_CONF, "/dev/random", "/dev/urandom"];
+
+/// What all instances have in common.
+pub(crate) struct Shared {
+    /// The container's plan.
+    pub(crate) plan: EnginePlan,
+    /// The container's memory.
+    pub(crate) budget: Arc<Budget>,
+    /// Where the guest's output goes.
+    pub(crate) streams: Arc<Streams>,
+    /// Where the engine's own messages go.
+    pub(crate) reporter: Arc<Reporter>,
+    environment: Vec<(String, String)>,
+    directories: Directories,
+    resolver: Arc<Resolver>,
+}
+
+impl Shared {
+    /// What the instances of `plan` share. Its directories are not open yet.
+    pub(crate) fn new(
+        mut plan: EnginePlan,
+        memory_limits: Vec<File>,
+        account: Account,
+        reporter: &Arc<Reporter>,
+    ) -> Self {
+        let home = std::env::var_os(HOME).map(|home| home.to_string_lossy().into_owned());
+        let environment = guest_environment(std::mem::take(&mut plan.env), home, &plan.cwd);
+        Self {
+            budget: Budget::new(memory_limits, plan.memory_limit_bytes, account),
+            streams: Arc::new(Streams::new(plan.limits.output_bytes_per_second)),
+            reporter: Arc::clone(reporter),
+            plan,
+            environment,
+            directories: Directories::default(),
+            resolver: Arc::new(Resolver::of_container()),
+        }
+    }
+
+    /// Opens the directories of the plan for instances of this role.
+    ///
+    /// # Errors
+    /// Those of [`Directories::open`].
+    pub(crate) fn open_directories(&mut self, role: Role) -> Result<(), Refusal> {
+        self.directories = Directories::open(&self.plan.preopens, role)?;
+        Ok(())
+    }
+
+    /// The state of a new instance.
+    ///
+    /// # Errors
+    /// If the guest's stack does not fit into its limits.
+    pub(crate) fn state(&self, role: Role) -> Result<State, Refusal> {
+        let mut builder = WasiCtxBuilder::new();
+        builder.allow_blocking_current_thread(role.may_block());
+        cli::grant_streams(&mut builder, role, &self.streams);
+        cli::grant(&mut builder, &self.plan, &self.environment);
+        sockets::grant(&mut builder);
+        let mut wasi = builder.build_p1();
+        filesystem::grant(&mut wasi, &self.directories);
+        let state = State::new(wasi, &self.budget, &self.plan.limits, &self.resolver);
+        state.map_err(|denied| self.too_big(&denied))
+    }
+
+    /// The value of a variable of the guest's environment.
+    pub(crate) fn variable(&self, name: &str) -> Option<String> {
+        self.environment.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
+    }
+
+    /// Gives up what this guest does not need.
+    ///
+    /// # Errors
+    /// If a part of the wall that must hold does not.
+    pub(crate) fn raise_wall(&mut self) -> Result<(), Refusal> {
+        let directories = self.directories.take_places();
+        wall::raise(&View { directories: &directories, files: &FILES }).map_err(Refusal::Host)
+    }
+
+    /// The refusal of a guest that does not fit into its limits from the start.
+    pub(crate) fn too_big(&self, denied: &Denied) -> Refusal {
+        Refusal::Guest(format!("`{}` is too big to start: {denied}", self.plan.module))
+    }
+}

@@ -1,0 +1,84 @@
+//! How a server ends: what is under way is finished, and nothing holds the end up.
+
+use std::io::Read;
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use crate::server::{BOTH, Server, finish};
+use crate::watch::wait_for;
+
+#[test]
+fn sigterm_lets_requests_finish_and_ends_with_0() {
+    for name in BOTH {
+        let mut server = Server::named(name);
+        let slow = server.begin("/slow?ms=1500");
+        let idle = TcpStream::connect(server.address).unwrap();
+        assert_eq!(server.get("/").status(), 200);
+        server.running.signal(libc::SIGTERM);
+        wait_for("the listener to close", || TcpStream::connect(server.address).is_err());
+        let response = finish(slow);
+        assert_eq!(response.status(), 200, "{name}");
+        assert!(response.body.contains("slow"), "{name}");
+        let ended = server.running.end();
+        assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{name}");
+        drop(idle);
+    }
+}
+
+#[test]
+fn sigterm_lets_a_body_that_is_being_sent_finish() {
+    for name in BOTH {
+        let mut server = Server::named(name);
+        let length = 20 << 20;
+        let mut stream = server.begin(&format!("/big?bytes={length}"));
+        let mut first = [0; 1];
+        stream.read_exact(&mut first).unwrap();
+        server.running.signal(libc::SIGTERM);
+        wait_for("the listener to close", || TcpStream::connect(server.address).is_err());
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).unwrap();
+        let sent = rest.iter().filter(|byte| **byte == b'x').count();
+        assert!(sent >= length, "{name}: {sent}");
+        assert_eq!(server.running.end().code, 0, "{name}");
+    }
+}
+
+#[test]
+fn requests_that_came_before_sigterm_are_served() {
+    let mut server = Server::named("rust-p2-http");
+    let streams: Vec<TcpStream> = (0..50).map(|_| server.begin("/")).collect();
+    server.running.signal(libc::SIGTERM);
+    for stream in streams {
+        assert_eq!(finish(stream).status(), 200);
+    }
+    assert_eq!(server.running.end().code, 0);
+}
+
+#[test]
+fn connections_without_a_request_do_not_hold_the_end_up() {
+    for name in BOTH {
+        let mut server = Server::named(name);
+        let unused = TcpStream::connect(server.address).unwrap();
+        let half = server.send("GET / HTTP/1.1\r\nhost:");
+        let mut kept = server.send("GET / HTTP/1.1\r\nhost: test\r\n\r\n");
+        let mut block = [0; 512];
+        assert!(kept.read(&mut block).unwrap() > 0);
+        let begun = Instant::now();
+        server.running.signal(libc::SIGTERM);
+        assert_eq!(server.running.end().code, 0, "{name}");
+        assert!(begun.elapsed() < Duration::from_secs(10), "{name}: {:?}", begun.elapsed());
+        drop((unused, half));
+    }
+}
+
+#[test]
+fn a_second_sigterm_ends_the_server_at_once() {
+    let mut server = Server::named("rust-p2-http");
+    let spinning = server.begin("/spin");
+    assert_eq!(server.get("/").status(), 200);
+    server.running.signal(libc::SIGTERM);
+    wait_for("the listener to close", || TcpStream::connect(server.address).is_err());
+    server.running.signal(libc::SIGTERM);
+    assert_eq!(server.running.end().code, 143);
+    drop(spinning);
+}

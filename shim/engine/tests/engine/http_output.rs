@@ -1,0 +1,83 @@
+//! The output of a server whose readers are slow or gone.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use crate::driver::Guest;
+use crate::server::{BOTH, Server};
+use crate::watch::{wait_for, waiting_bytes};
+
+#[test]
+fn a_slow_reader_of_stdout_does_not_stop_the_server() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut server = Server::start(Guest::named("rust-p2-http").stdout(writer));
+    // Nine bytes each: more than a pipe holds.
+    let mut writers = Vec::new();
+    for _ in 0..8 {
+        let mut stream = server.send("");
+        writers.push(std::thread::spawn(move || {
+            for _ in 0..2000 {
+                let request = b"GET /log HTTP/1.1\r\nhost: test\r\n\r\n";
+                if stream.write_all(request).is_err() || stream.read(&mut [0; 512]).is_err() {
+                    return;
+                }
+            }
+        }));
+    }
+    wait_for("the pipe to be full", || waiting_bytes(&reader) > 60_000);
+    for _ in 0..5 {
+        assert_eq!(server.get("/").status(), 200);
+    }
+    server.running.child.kill().unwrap();
+    for writer in writers {
+        writer.join().unwrap();
+    }
+}
+
+#[test]
+fn a_log_that_nobody_reads_stops_no_server() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(8192)).unwrap();
+    let mut server = Server::start(Guest::named("rust-p2-http").processors(1).stderr(writer));
+    // Each is reported in a line of about 80 bytes.
+    for _ in 0..1000 {
+        assert_eq!(server.get("/exit?code=3").status(), 500);
+    }
+    assert!(waiting_bytes(&reader) > 3000, "{} bytes", waiting_bytes(&reader));
+    for _ in 0..5 {
+        assert_eq!(server.get("/").status(), 200);
+    }
+    server.running.signal(libc::SIGTERM);
+    assert_eq!(server.running.end().code, 0);
+}
+
+#[test]
+fn guests_that_wait_for_a_reader_keep_no_thread() {
+    for name in BOTH {
+        let (reader, writer) = std::io::pipe().unwrap();
+        nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(8192)).unwrap();
+        let server = Server::start(Guest::named(name).processors(1).stdout(writer));
+        // Nine bytes each: most of them fill the pipe, and the others wait. One processor has eight threads to spare.
+        let requests = b"GET /log HTTP/1.1\r\nhost: test\r\n\r\n".repeat(100);
+        let writing: Vec<TcpStream> = (0..50)
+            .map(|_| {
+                let mut stream = server.send("");
+                stream.write_all(&requests).unwrap();
+                stream
+            })
+            .collect();
+        // A request that shares an instance of 0.3 with one that is about to wait waits with it.
+        wait_for("all of them to wait", || waiting_bytes(&reader) > 4000 && server.is_at_rest());
+        for _ in 0..5 {
+            assert_eq!(server.get("/").status(), 200, "{name}");
+        }
+        // Nothing is lost: all of it comes as soon as somebody reads.
+        let mut reader = std::io::BufReader::new(reader);
+        for _ in 0..50 * 100 {
+            let mut line = String::new();
+            std::io::BufRead::read_line(&mut reader, &mut line).unwrap();
+            assert_eq!(line, "on stdout\n", "{name}");
+        }
+        drop(writing);
+    }
+}

@@ -1,0 +1,77 @@
+//! A started server, and its responses.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use crate::driver::{Guest, Running};
+use crate::watch::free_port;
+
+pub(crate) const BOTH: [&str; 2] = ["rust-p2-http", "rust-p3-http"];
+
+/// A started server.
+pub(crate) struct Server {
+    pub(crate) running: Running,
+    pub(crate) address: SocketAddr,
+}
+
+/// A response as it came: its head and its body, still in chunks where it was sent so.
+pub(crate) struct Response {
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+impl Server {
+    pub(crate) fn start(guest: Guest) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        Self { running: guest.env("SKIFF_HTTP_ADDRESS", &address.to_string()).start().ready(), address }
+    }
+
+    pub(crate) fn named(name: &str) -> Self {
+        Self::start(Guest::named(name))
+    }
+
+    /// Opens a connection and sends the head of a request.
+    pub(crate) fn send(&self, head: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.write_all(head.as_bytes()).unwrap();
+        stream
+    }
+
+    pub(crate) fn begin(&self, path: &str) -> TcpStream {
+        self.send(&format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n"))
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Response {
+        finish(self.begin(path))
+    }
+
+    /// Whether its only worker has slept for a while.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        let tasks = format!("/proc/{}/task", self.running.child.id());
+        let status = || {
+            let mut tasks = std::fs::read_dir(&tasks).unwrap().map(|task| task.unwrap().path().join("status"));
+            tasks.find_map(|path| {
+                std::fs::read_to_string(path).ok().filter(|status| status.starts_with("Name:\ttokio-rt-worker"))
+            })
+        };
+        let before = status().unwrap();
+        std::thread::park_timeout(Duration::from_millis(200));
+        before.contains("State:\tS") && status().unwrap() == before
+    }
+}
+
+pub(crate) fn finish(mut stream: TcpStream) -> Response {
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text).unwrap();
+    let text = String::from_utf8_lossy(&text);
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("not a response: {text:?}"));
+    Response { head: head.to_owned(), body: body.to_owned() }
+}
+
+impl Response {
+    pub(crate) fn status(&self) -> u16 {
+        self.head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap()
+    }
+}

@@ -1,0 +1,51 @@
+//! What tests look at from outside, and how they wait for it.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+/// Longer than anything takes on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits for a condition.
+pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain for: {what}");
+        pause();
+    }
+}
+
+/// Lets others run between two looks at a condition.
+pub(crate) fn pause() {
+    std::thread::park_timeout(Duration::from_millis(2));
+}
+
+/// A file that holds a memory limit.
+pub(crate) fn limit_file(bytes: u64) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    writeln!(file, "{bytes}").unwrap();
+    file
+}
+
+/// Puts another limit into a file of [`limit_file`].
+pub(crate) fn set_limit(file: &tempfile::NamedTempFile, text: &str) {
+    // As long as what was there, so that no reader sees half a number.
+    std::fs::write(file.path(), format!("{text:<10}\n")).unwrap();
+}
+
+/// A port that was free a moment ago.
+pub(crate) fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A line of what the kernel says about a process, by its name.
+pub(crate) fn status_of(process: u32, line: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let value = status.lines().find_map(|known| known.strip_prefix(line)).unwrap_or_default();
+    value.trim().to_owned()
+}
+
+/// How many bytes wait in a pipe.
+pub(crate) fn waiting_bytes(reader: &std::io::PipeReader) -> usize {
+    usize::try_from(rustix::io::ioctl_fionread(reader).unwrap()).unwrap()
+}

@@ -1,0 +1,20 @@
+//! Names that several programs must spell in the same way: programs, paths, annotations.
+
+/// The program that containerd starts for a pod.
+pub const SHIM: &str = "containerd-shim-skiff-v1";
+/// The program that runs a guest inside its container.
+pub const ENGINE: &str = "skiff-engine";
+/// The command line: the compiler, and the commands for people.
+pub const SKIFF: &str = "skiff";
+/// The programs that must be in one directory and from one release.
+pub const PROGRAMS: [&str; 3] = [SHIM, ENGINE, SKIFF];
+
+/// The default of the runtime option `CacheDir`: where compiled code is kept.
+pub const CACHE_DIR: &str = "/var/lib/skiff/cache";
+/// The default of the runtime option `Root`: where the OCI runtime keeps the state of its containers.
+pub const RUNTIME_ROOT: &str = "/run/skiff/runc";
+/// The directory of the sockets through which an OCI runtime passes a terminal.
+pub const TERMINALS: &str = "/run/skiff";
+
+/// The domain of the annotations that limit a guest: `limits.skiff.dev/NAME`, or `CONTAINER.limits.skiff.dev/NAME`.
+pub const LIMITS_DOMAIN: &str = "limits.skiff.dev";

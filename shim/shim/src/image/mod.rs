@@ -1,0 +1,6 @@
+//! What a container runs: a file that it will see, recognised by its content, or else a wasm layer of its image.
+
+mod layers;
+mod program;
+
+pub(crate) use program::{Module, Program, find};

@@ -1,0 +1,43 @@
+//! What makes and ends the processes of containers: chosen from the specification, and found again by the record after a crash.
+
+mod criu;
+mod launcher;
+mod runc;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::host::record::{LauncherName, Record};
+use crate::spec::config::Config;
+use crate::spec::sandbox::{SandboxNamespaces, held_by_the_shim};
+
+pub(crate) use launcher::{Attachment, Launched, Launcher};
+
+/// Who makes a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Choice {
+    /// The shim itself, which holds these namespaces of a sandbox without a process.
+    Shim(SandboxNamespaces),
+    Launcher(LauncherName),
+}
+
+/// Chooses who makes the container of `config`.
+pub(crate) fn choose(config: &Config) -> Choice {
+    match held_by_the_shim(config) {
+        Some(namespaces) => Choice::Shim(namespaces),
+        None => Choice::Launcher(LauncherName::OciRuntime),
+    }
+}
+
+/// The launcher `name` of the container `id`, which `record` describes.
+pub(crate) fn launcher(name: LauncherName, record: &Record, id: &str, bundle: &Path) -> Result<Arc<dyn Launcher>> {
+    match name {
+        LauncherName::OciRuntime => Ok(Arc::new(runc::OciRuntime::new(record, id, bundle)?)),
+    }
+}
+
+/// The launcher of a container whose shim is gone, if `record` names one.
+pub(crate) fn recover(record: &Record, id: &str, bundle: &Path) -> Result<Option<Arc<dyn Launcher>>> {
+    record.launcher.map(|name| launcher(name, record, id, bundle)).transpose()
+}
