@@ -73,7 +73,7 @@ fn a_module_that_changes_while_it_is_read_is_never_kept_as_what_it_was() {
         assert_eq!(job.run().stdout, "the victim's\n", "the attack ended with {said:?}");
     }
     let refused = said.expect_err("the attacker's own container is refused");
-    assert!(refused.message.contains("`/v/app.wasm` changed while it was read"), "{refused}");
+    assert!(refused.message.contains("`/v/app.wasm` changed while it was being read"), "{refused}");
 }
 
 /// Whether the cgroup of all compilers of the node has a memory limit, and its weight, if there is such a cgroup now.

@@ -20,8 +20,14 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Takes skiff away from every node within `patience`; otherwise every node keeps it.
 pub(crate) async fn uninstall(set: &DaemonSet, patience: Duration) -> Result<()> {
     let mut ends = Ends::new()?;
+    // This request is not cut short: it could be carried out after the one that takes it back.
+    if let Err(error) = want(set, Wanted::Removed).await {
+        // It may have been carried out anyway.
+        let _taken_back = want(set, Wanted::Installed).await;
+        return Err(error);
+    }
     let done = tokio::select! {
-        done = remove_everywhere(set, patience) => done?,
+        done = wait(set, patience) => done,
         () = ends.one() => Err("interrupted".to_owned()),
     };
     let Err(reason) = done else {
@@ -32,12 +38,6 @@ pub(crate) async fn uninstall(set: &DaemonSet, patience: Duration) -> Result<()>
         Ok(()) => Err(Error::refused(format!("{reason}; nothing was uninstalled, and every node gets skiff back"))),
         Err(second) => Err(Error::new(Kind::Stuck, format!("{reason}; and the change cannot be undone: {second}"))),
     }
-}
-
-/// Returns why a node is not done, or fails when nothing was changed.
-async fn remove_everywhere(set: &DaemonSet, patience: Duration) -> Result<Result<(), String>> {
-    want(set, Wanted::Removed).await?;
-    Ok(wait(set, patience).await)
 }
 
 async fn want(set: &DaemonSet, wanted: Wanted) -> Result<()> {

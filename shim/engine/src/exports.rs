@@ -61,7 +61,7 @@ fn check_parameters(count: usize, name: &str, plan: &EnginePlan) -> Result<(), R
         0 => Ok(()),
         _ => Err(refused(
             plan,
-            &format!("exports the function `{name}`, which takes {count} parameters: skiff has none"),
+            &format!("exports the function `{name}`, which takes {count} parameters: skiff passes none"),
         )),
     }
 }

@@ -34,7 +34,7 @@ pub(crate) fn config(limits: &Limits) -> wasmtime::Result<Config> {
 /// descriptor of its own, from which it maps the first contents of memories, copied on write.
 ///
 /// # Errors
-/// [`Refusal::Incompatible`] if the code is not of this engine: it must be compiled again.
+/// [`Refusal::Incompatible`] if the code is for another engine: it must be compiled again.
 pub(crate) fn load(engine: &Engine, file: &File) -> Result<Code, Refusal> {
     // wasmtime maps a component by its path only. The descriptor's path works whatever happened to the file's own name.
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -55,5 +55,5 @@ pub(crate) fn load(engine: &Engine, file: &File) -> Result<Code, Refusal> {
 }
 
 fn incompatible(error: &wasmtime::Error) -> Refusal {
-    Refusal::Incompatible(format!("the compiled code is not of this engine: {}", sentence(error)))
+    Refusal::Incompatible(format!("the compiled code is for another engine: {}", sentence(error)))
 }

@@ -50,7 +50,7 @@ impl Loaded {
     /// Maps `code`, and finds out what kind of guest it is.
     ///
     /// # Errors
-    /// [`Refusal::Incompatible`] if the code is not of this engine, [`Refusal::Host`] if the engine itself fails.
+    /// [`Refusal::Incompatible`] if the code is for another engine, [`Refusal::Host`] if the engine itself fails.
     pub(crate) fn new(
         plan: EnginePlan,
         code: &File,
@@ -59,7 +59,7 @@ impl Loaded {
         reporter: &Arc<Reporter>,
     ) -> Result<Self, Refusal> {
         let account = Account::keep_in(account)
-            .map_err(|error| Refusal::Host(format!("cannot keep the account of the guest's memory: {error}")))?;
+            .map_err(|error| Refusal::Host(format!("cannot map the account of the guest's memory: {error}")))?;
         let engine =
             config(&plan.limits).and_then(|config| Engine::new(&config)).map_err(|error| engine_failed(&error))?;
         let mapped = load(&engine, code)?;

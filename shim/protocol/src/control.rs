@@ -20,6 +20,8 @@ use crate::EnginePlan;
 pub const VERSION: u32 = 2;
 /// The most memory limit files that a message carries.
 pub const LIMIT_FILES_MAX: usize = 16;
+/// The plan, the compiled code, the account and the pipe for replies come first.
+const FILES_MAX: usize = 4 + LIMIT_FILES_MAX;
 /// The longest line that is a [`Reply`], in bytes; the kernel's default size of a pipe.
 pub const REPLY_BYTES_MAX: usize = 64 << 10;
 /// The initial buffer for a plan, in bytes: most plans fit and are read at once.
@@ -92,6 +94,9 @@ pub fn receive_message(socket: impl AsFd) -> io::Result<Message> {
     if length == 0 {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the shim is gone"));
     }
+    if files.len() > FILES_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message with too many files"));
+    }
     let mut files = files.into_iter().map(File::from);
     let (Some(plan), Some(code), Some(account), Some(replies)) =
         (files.next(), files.next(), files.next(), files.next())
@@ -105,7 +110,7 @@ pub fn receive_message(socket: impl AsFd) -> io::Result<Message> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, sentence));
     }
     let Versioned { plan, .. } = serde_json::from_slice(&text)?;
-    Ok(Message { plan, code, account, replies, memory_limits: files.take(LIMIT_FILES_MAX).collect() })
+    Ok(Message { plan, code, account, replies, memory_limits: files.collect() })
 }
 
 /// A plan as it is sent: with the version of the protocol.
@@ -120,7 +125,7 @@ fn other_release(text: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Version {
         #[serde(default)]
-        version: u32,
+        version: serde_json::Value,
     }
     let Version { version } = serde_json::from_slice(text).ok()?;
     (version != VERSION).then(|| {
@@ -206,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_plan_of_another_release_is_refused_with_a_sentence() {
-        for (text, number) in [(r#"{"module":"/old.wasm"}"#, 0), (r#"{"version":77,"plan":[]}"#, 77)] {
+        for (text, number) in [(r#"{"module":"/old.wasm"}"#, "null"), (r#"{"version":77,"plan":[]}"#, "77")] {
             let (shim, engine) = UnixStream::pair().unwrap();
             let mut plan = File::from(memfd_create(c"plan", MFdFlags::MFD_CLOEXEC).unwrap());
             plan.write_all(text.as_bytes()).unwrap();

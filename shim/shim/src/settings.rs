@@ -62,7 +62,7 @@ impl Settings {
         })?;
         let known = toml::Table::try_from(Self::default()).unwrap_or_default();
         for key in table.keys().filter(|key| !known.contains_key(*key)) {
-            log::warn!("the runtime option `{key}` is not known and is ignored");
+            log::warn!("the runtime option `{key}` is unknown and is ignored");
         }
         table.try_into().map_err(|error: toml::de::Error| {
             Error::invalid(format!("a runtime option has a wrong value: {}", error.message()))

@@ -181,7 +181,7 @@ async fn of_many_creates_of_one_id_exactly_one_succeeds() {
             Ok(_) => made += 1,
             Err(error) => {
                 let (code, said) = refusal(&error);
-                assert_eq!((code, said), (Code::ALREADY_EXISTS, format!("container `{}` exists already", bundle.id)));
+                assert_eq!((code, said), (Code::ALREADY_EXISTS, format!("container `{}` already exists", bundle.id)));
             }
         }
     }

@@ -93,7 +93,7 @@ pub(super) fn check(directories: &[Opened<'_>]) -> Result<(), Refusal> {
                 ));
             }
             Seen::Changed => {
-                return Err(cannot_open(guest, "it was moved, or its mounts were changed, at the same time"));
+                return Err(cannot_open(guest, "it was moved or its mounts changed while the engine opened it"));
             }
         }
     }
@@ -103,7 +103,7 @@ pub(super) fn check(directories: &[Opened<'_>]) -> Result<(), Refusal> {
 fn refusal(place: &Path, kind: &str) -> Refusal {
     Refusal::Guest(format!(
         "the guest would see the kernel's file system `{kind}` at `{}`, through which it could leave its sandbox: \
-         mount a directory that has no such file system in it, or do not mount this one recursively",
+         mount a directory that does not contain such a file system, or do not mount this one recursively",
         place.display()
     ))
 }
@@ -169,7 +169,7 @@ impl Place {
     fn of(directory: BorrowedFd<'_>) -> io::Result<Self> {
         let status = statx(directory, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
         if status.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
-            return Err(io::Error::other("the kernel does not say on which mount it lies"));
+            return Err(io::Error::other("the kernel does not report which mount it is on"));
         }
         let path = std::fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))?;
         Ok(Self { mount: status.stx_mnt_id, path })

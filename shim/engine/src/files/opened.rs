@@ -29,8 +29,8 @@ impl<'a> Opened<'a> {
         match openat2(AT_FDCWD, host.as_str(), how) {
             Ok(descriptor) => Ok(Self { guest, descriptor }),
             Err(Errno::ELOOP) => Err(Refusal::Guest(format!(
-                "there is a symbolic link on the way to the directory `{guest}` (`{host}`), and whoever can write to the volume \
-                 that it lies in could lead the guest anywhere: use a mount path without links, outside of other volumes"
+                "the path of the directory `{guest}` (`{host}`) contains a symbolic link, and anyone who can write to the \
+                 volume that contains the link could redirect the guest: use a mount path without links, outside other volumes"
             ))),
             Err(error) => Err(cannot_open(guest, &io::Error::from(error).to_string())),
         }

@@ -34,7 +34,9 @@ impl fmt::Display for Address {
 pub(super) fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Address, String> {
     if let Some(address) = variable(ADDRESS_VARIABLE) {
         return address.parse().map(Address::One).map_err(|_| {
-            format!("the environment variable `{ADDRESS_VARIABLE}` is not an address like `0.0.0.0:8080`: `{address}`")
+            format!(
+                "the environment variable `{ADDRESS_VARIABLE}` is not an address such as `0.0.0.0:8080`: `{address}`"
+            )
         });
     }
     match variable(PORT_VARIABLE) {

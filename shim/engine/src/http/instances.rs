@@ -229,8 +229,10 @@ impl WorkerState for Worker {
         let requests = std::mem::take(&mut *self.requests.lock().unwrap_or_else(PoisonError::into_inner));
         if let Err(error) = result {
             if self.timed_out.load(Ordering::Relaxed) {
-                self.reporter
-                    .line(&format!("{}: an instance was ended that went on after its request's time", self.module));
+                self.reporter.line(&format!(
+                    "{}: ended an instance that was still running after its request's time limit",
+                    self.module
+                ));
             } else {
                 self.report_end(&error, store.data().limiter.denied_just_now());
             }
@@ -248,7 +250,9 @@ impl Worker {
     fn report_end(&self, error: &Error, denied: Option<&Denied>) {
         let Self { module, reporter, .. } = self;
         match error.downcast_ref::<I32Exit>() {
-            Some(exit) => reporter.line(&format!("{module}: an instance exited with code {} while it served", exit.0)),
+            Some(exit) => {
+                reporter.line(&format!("{module}: an instance exited with code {} while serving a request", exit.0))
+            }
             None => reporter.trap(module, error),
         }
         if let Some(denied) = denied {

@@ -118,7 +118,7 @@ fn a_function_that_cannot_be_called_is_refused_by_name() {
     let reactor = |function: &str| Guest::named("c-reactor").function(function).refused_as_guest();
     assert_eq!(
         reactor("add"),
-        "`/app/c-reactor.wasm` exports the function `add`, which takes 2 parameters: skiff has none"
+        "`/app/c-reactor.wasm` exports the function `add`, which takes 2 parameters: skiff passes none"
     );
     assert_eq!(reactor("gone"), "`/app/c-reactor.wasm` exports no function `gone`");
     assert_eq!(reactor("memory"), "`/app/c-reactor.wasm` exports `memory`, but it is a memory, not a function");

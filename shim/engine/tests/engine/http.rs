@@ -111,7 +111,7 @@ fn an_exit_in_a_request_answers_500_and_the_server_lives_on() {
     let server = Server::named("rust-p2-http");
     assert_eq!(server.get("/exit?code=3").status(), 500);
     assert_eq!(server.get("/").status(), 200);
-    wait_for("a line", || server.running.stderr().contains("exited with code 1 while it served"));
+    wait_for("a line", || server.running.stderr().contains("exited with code 1 while serving a request"));
 }
 
 #[test]

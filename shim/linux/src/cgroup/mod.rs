@@ -137,11 +137,12 @@ impl Cgroup {
     /// # Errors
     /// `NotFound` when none exists; those of writing to `cgroup.procs`.
     pub fn join(&self, pid: u32) -> io::Result<()> {
-        if !self.exists() {
-            let path = self.nodes.first().map(|node| node.path.as_path()).unwrap_or_else(|| Path::new("cgroup"));
+        let mut there = self.nodes.iter().filter(|node| node.path.is_dir()).peekable();
+        if there.peek().is_none() {
+            let path = self.nodes.first().map_or(Path::new("/"), |node| node.path.as_path());
             return Err(at("find", path, &ErrorKind::NotFound.into()));
         }
-        self.own_nodes().filter(|node| node.path.is_dir()).try_for_each(|node| {
+        there.try_for_each(|node| {
             let file = node.path.join("cgroup.procs");
             fs::write(&file, pid.to_string()).map_err(|error| at("write to", &file, &error))
         })
@@ -175,7 +176,7 @@ impl Cgroup {
     /// `NotFound` when the cgroup does not exist; those of reading it.
     pub fn pids(&self) -> io::Result<Vec<i32>> {
         let dir = PROCESS_CONTROLLERS.iter().find_map(|controller| self.dir(controller));
-        let dir = dir.ok_or_else(|| io::Error::new(ErrorKind::NotFound, "there is no cgroup of the container"))?;
+        let dir = dir.ok_or_else(|| io::Error::new(ErrorKind::NotFound, "the container has no cgroup"))?;
         let mut pids = processes::of_dir(dir)?;
         for below in dirs_below(dir) {
             pids.extend(processes::of_dir(&below).unwrap_or_default());

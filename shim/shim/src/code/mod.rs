@@ -79,9 +79,9 @@ fn cannot_compile(name: &str, error: CacheError<Error>) -> Error {
         CacheError::Compile(error) => error,
         CacheError::Remembered(sentence) => {
             let sentence = sentence.replace(compile::NAME, &format!("`{name}`"));
-            Error::invalid(format!("{sentence}; this was found less than ten minutes ago"))
+            Error::invalid(format!("{sentence}; it failed less than ten minutes ago and is not compiled again yet"))
         }
-        CacheError::Changed => Error::invalid(format!("`{name}` changed while it was read")),
-        CacheError::Host(error) => Error::host(format!("cannot keep the compiled code of `{name}`"), error),
+        CacheError::Changed => Error::invalid(format!("`{name}` changed while it was being read")),
+        CacheError::Host(error) => Error::host(format!("cannot cache the compiled code of `{name}`"), error),
     }
 }

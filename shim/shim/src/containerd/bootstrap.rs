@@ -58,7 +58,7 @@ pub(super) fn parse(input: &[u8], flags: &Flags, env: Environment) -> Result<(Bo
         None => (legacy_params(input, flags, env), Protocol::Legacy),
     };
     if params.containerd_ttrpc_address.is_empty() {
-        return Err(Error::invalid("containerd gave no address to publish events to (`TTRPC_ADDRESS`)"));
+        return Err(Error::invalid("containerd passed no address to publish events to (`TTRPC_ADDRESS`)"));
     }
     Ok((params, protocol))
 }
@@ -119,7 +119,7 @@ pub(super) fn answer(address: &str, protocol: Protocol) -> Result<Vec<u8>> {
             ..BootstrapResult::default()
         }
         .write_to_bytes()
-        .doing(|| "cannot encode the answer".into()),
+        .doing(|| "cannot encode the response".into()),
     }
 }
 

@@ -34,7 +34,7 @@ pub(super) fn delete(flags: &Flags) -> Result<Vec<u8>> {
         exited_at: Some(timestamp(SystemTime::now())).into(),
         ..DeleteResponse::default()
     };
-    response.write_to_bytes().doing(|| "cannot encode the answer".into())
+    response.write_to_bytes().doing(|| "cannot encode the response".into())
 }
 
 /// Where the shim of a container listens that has left no record.
@@ -51,20 +51,25 @@ fn clean_up(id: &str, bundle: &Path, record: &Record) -> Result<i32> {
     let launcher = launch::recover(record, id, bundle);
     let pid = launcher.as_ref().ok().and_then(|launcher| launcher.as_ref()?.recorded_pid()).unwrap_or(0);
     let steps = [
-        launcher.and_then(|launcher| launcher.map_or(Ok(()), |launcher| end_processes(&*launcher, record))),
+        if record.launcher.is_some() { clean_cache(record) } else { Ok(()) },
+        launcher.and_then(|launcher| launcher.map_or(Ok(()), |launcher| end_processes(&*launcher))),
         remove_cgroup(id, record),
         rootfs::unmount(&bundle.join("rootfs")).doing(|| "cannot unmount the root file system".into()),
-        console::remove_sockets_of(record.shim_pid).doing(|| "cannot remove sockets of terminals".into()),
+        console::remove_sockets_of(record.shim_pid).doing(|| "cannot remove terminal sockets".into()),
         socket::remove_unserved(&record.socket),
     ];
     steps.into_iter().collect::<Result<()>>().map(|()| pid)
 }
 
-fn end_processes(launcher: &dyn Launcher, record: &Record) -> Result<()> {
-    // A compilation for the container has ended with the shim.
-    if let Ok(cache) = Cache::open(&record.settings.cache_dir, record.settings.cache_max_bytes) {
-        cache.remove_unlocked().doing(|| "cannot clean the cache of compiled code".into())?;
+/// Removes what a compilation for the container has left, which ended with the shim.
+fn clean_cache(record: &Record) -> Result<()> {
+    match Cache::open(&record.settings.cache_dir, record.settings.cache_max_bytes) {
+        Ok(cache) => cache.remove_unlocked().doing(|| "cannot clean the cache of compiled code".into()),
+        Err(_) => Ok(()),
     }
+}
+
+fn end_processes(launcher: &dyn Launcher) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().doing(|| "cannot start".into())?;
     runtime.block_on(launcher.delete())
 }

@@ -29,15 +29,17 @@ pub(crate) fn run() -> Result<()> {
     match flags.action.as_str() {
         "start" => print(&start::start(&flags)?),
         "delete" => print(&cleanup::delete(&flags)?),
-        pid_namespace::ACTION => pid_namespace::run_init().doing(|| "cannot hold the pid namespace".into()),
+        pid_namespace::ACTION => {
+            pid_namespace::run_init().doing(|| "cannot run the first process of the pid namespace".into())
+        }
         "" => server::run(flags),
-        other => Err(Error::invalid(format!("`{other}` is not an action of a shim"))),
+        other => Err(Error::invalid(format!("`{other}` is not a shim action"))),
     }
 }
 
 fn print(bytes: &[u8]) -> Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(bytes).and_then(|()| stdout.flush()).doing(|| "cannot write the answer".into())
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).doing(|| "cannot write the response".into())
 }
 
 fn version() -> String {
@@ -48,7 +50,7 @@ fn version() -> String {
 /// Describes the runtime; what the OCI runtime can do, skiff can.
 fn info() -> Result<Vec<u8>> {
     let input = bootstrap::read_input()?;
-    let options = Any::parse_from_bytes(&input).doing(|| "the options are not a message".into())?;
+    let options = Any::parse_from_bytes(&input).doing(|| "the options are not a protobuf message".into())?;
     let settings = options::decode(Some(&options))?;
     let features = Command::new(&settings.binary_name).arg("features").stderr(Stdio::null()).output();
     let features = features.ok().filter(|output| output.status.success()).map(|output| Any {
@@ -63,5 +65,5 @@ fn info() -> Result<Vec<u8>> {
         features: features.into(),
         ..RuntimeInfo::default()
     };
-    info.write_to_bytes().doing(|| "cannot encode the answer".into())
+    info.write_to_bytes().doing(|| "cannot encode the response".into())
 }

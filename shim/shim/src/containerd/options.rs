@@ -21,7 +21,7 @@ pub(super) fn decode(options: Option<&Any>) -> Result<Settings> {
     match options.type_url.rsplit('/').next().unwrap_or_default() {
         RUNC_OPTIONS => {
             let options = RuncOptions::parse_from_bytes(&options.value)
-                .map_err(|error| Error::invalid(format!("the runtime options are not a message: {error}")))?;
+                .map_err(|error| Error::invalid(format!("the runtime options are not a protobuf message: {error}")))?;
             Ok(from_runc(options))
         }
         RUNTIME_OPTIONS => match toml_of(&options.value)? {
@@ -29,7 +29,7 @@ pub(super) fn decode(options: Option<&Any>) -> Result<Settings> {
             None => Ok(Settings::default()),
         },
         other => {
-            log::warn!("runtime options of the type `{other}` are not known and are ignored");
+            log::warn!("runtime options of the unknown type `{other}` are ignored");
             Ok(Settings::default())
         }
     }
@@ -43,7 +43,7 @@ fn from_runc(options: RuncOptions) -> Settings {
         ("io_gid", options.io_gid != 0),
     ] {
         if set {
-            log::warn!("the runtime option `{name}` is not used by skiff and is ignored");
+            log::warn!("skiff does not use the runtime option `{name}` and ignores it");
         }
     }
     let mut settings = Settings {
@@ -68,16 +68,15 @@ fn from_runc(options: RuncOptions) -> Settings {
 fn toml_of(message: &[u8]) -> Result<Option<String>> {
     let mut input = CodedInputStream::from_bytes(message);
     let (mut path, mut body) = (String::new(), Vec::new());
-    let bad = |error| Error::invalid(format!("the runtime options are not a message: {error}"));
+    let bad = |error| Error::invalid(format!("the runtime options are not a protobuf message: {error}"));
     while let Some(tag) = input.read_raw_tag_or_eof().map_err(bad)? {
         match tag {
             0x12 => path = input.read_string().map_err(bad)?,
             0x1a => body = input.read_bytes().map_err(bad)?,
             _ => input
-                .skip_field(
-                    protobuf::rt::WireType::new(tag & 7)
-                        .ok_or_else(|| Error::invalid("the runtime options are not a message: unknown wire type"))?,
-                )
+                .skip_field(protobuf::rt::WireType::new(tag & 7).ok_or_else(|| {
+                    Error::invalid("the runtime options are not a protobuf message: unknown wire type")
+                })?)
                 .map_err(bad)?,
         }
     }

@@ -65,7 +65,7 @@ impl Publisher {
     pub(super) async fn flush(&self, limit: Duration) {
         let (done, sent) = oneshot::channel();
         if self.queue.send(Item::Flush(done)).is_ok() && tokio::time::timeout(limit, sent).await.is_err() {
-            log::warn!("some events cannot be sent before the shim ended");
+            log::warn!("some events were not sent before the shim ended");
         }
     }
 }
@@ -88,13 +88,13 @@ async fn forward(address: &str, client: &mut Option<EventsClient>, envelope: Env
     while let Err(error) = try_forward(address, client, &request).await {
         *client = None;
         if !is_told {
-            log::warn!("cannot publish an event of `{topic}`, which is tried again: {error}");
+            log::warn!("cannot publish an event of `{topic}`, will try again: {error}");
             is_told = true;
         }
         if matches!(error, ttrpc::Error::RpcStatus(_)) {
             refusals += 1;
             if refusals == REFUSALS_MAX {
-                log::error!("an event of `{topic}` is lost, which containerd has refused {refusals} times: {error}");
+                log::error!("an event of `{topic}` is lost because containerd refused it {refusals} times: {error}");
                 return;
             }
         }

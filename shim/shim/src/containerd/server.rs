@@ -58,7 +58,8 @@ pub(super) fn run(flags: Flags) -> Result<()> {
 
 /// The socket that `start` has bound.
 fn passed_listener() -> Result<UnixListener> {
-    let listener = inherit(FIRST_PASSED).doing(|| "the shim serves only when `start` has made its socket".into())?;
+    let listener = inherit(FIRST_PASSED)
+        .doing(|| "the shim has no socket: containerd starts it with the action `start`".into())?;
     Ok(listener.into())
 }
 
@@ -84,7 +85,7 @@ async fn serve(listener: UnixListener, identity: Identity, events: String, holde
     let removed = std::fs::remove_file(path).doing(|| format!("cannot remove the socket `{}`", path.display()));
     // Replies under way are sent, but a containerd that keeps its connection open is not waited for.
     if tokio::time::timeout(DISCONNECT_LIMIT, server.disconnect()).await.is_err() {
-        log::debug!("a connection was still open at the end");
+        log::debug!("a connection was still open when the shim ended");
     }
     publisher.flush(FLUSH_LIMIT).await;
     // The pod is gone for everybody; only who waits for the same code is still helped.

@@ -44,9 +44,9 @@ pub(super) fn listen(path: &Path) -> Result<Option<UnixListener>> {
                 return Ok(None);
             }
             std::fs::remove_file(path).doing(|| format!("cannot remove the stale socket `{}`", path.display()))?;
-            bind(path).map(Some).doing(|| format!("cannot listen at `{}`", path.display()))
+            bind(path).map(Some).doing(|| format!("cannot listen on `{}`", path.display()))
         }
-        bound => bound.map(Some).doing(|| format!("cannot listen at `{}`", path.display())),
+        bound => bound.map(Some).doing(|| format!("cannot listen on `{}`", path.display())),
     }
 }
 

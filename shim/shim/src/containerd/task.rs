@@ -150,10 +150,10 @@ impl Task for TaskService {
     async fn exec(&self, _context: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
         let container = self.pod.container(&request.id)?;
         if !is_exec_id(&request.exec_id) {
-            return Err(Error::invalid(format!("`{}` is not an id for a process", request.exec_id)).into());
+            return Err(Error::invalid(format!("`{}` is not a valid exec id", request.exec_id)).into());
         }
         let spec = serde_json::from_slice(&request.spec.value)
-            .map_err(|error| Error::invalid(format!("the process's specification is not understood: {error}")))?;
+            .map_err(|error| Error::invalid(format!("cannot parse the specification of the process: {error}")))?;
         let stdio = StdioPaths {
             stdin: request.stdin,
             stdout: request.stdout,
@@ -182,7 +182,7 @@ impl Task for TaskService {
     async fn update(&self, _context: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
         let container = self.pod.container(&request.id)?;
         let resources = serde_json::from_slice(&request.resources.value)
-            .map_err(|error| Error::invalid(format!("the resources are not understood: {error}")))?;
+            .map_err(|error| Error::invalid(format!("cannot parse the resources: {error}")))?;
         to_the_end(async move { container.update(resources).await }).await?;
         Ok(Empty::default())
     }

@@ -46,7 +46,7 @@ pub(super) fn process_info(pid: i32, exec_id: String) -> Result<ProcessInfo> {
         let details = ProcessDetails { exec_id, ..ProcessDetails::default() };
         info.info = Some(Any {
             type_url: "containerd.runc.v1.ProcessDetails".into(),
-            value: details.write_to_bytes().doing(|| "cannot encode the answer".into())?,
+            value: details.write_to_bytes().doing(|| "cannot encode the response".into())?,
             ..Any::default()
         })
         .into();
@@ -76,7 +76,7 @@ pub(super) fn to_mount(mount: &RootfsMount) -> Mount {
 /// `Invalid` when they cannot be decoded.
 pub(super) fn checkpoint_options(message: &[u8]) -> Result<CheckpointOptions> {
     let options = WireCheckpointOptions::parse_from_bytes(message)
-        .map_err(|error| Error::invalid(format!("the options are not understood: {error}")))?;
+        .map_err(|error| Error::invalid(format!("cannot parse the options: {error}")))?;
     Ok(CheckpointOptions {
         exit: options.exit,
         open_tcp: options.open_tcp,

@@ -75,7 +75,7 @@ impl Drop for ForOthers {
 pub(crate) async fn finish_for_others() {
     let mut count = FOR_OTHERS.subscribe();
     if tokio::time::timeout(LIMIT, count.wait_for(|count| *count == 0)).await.is_err() {
-        log::warn!("a compilation for others has not ended");
+        log::warn!("a compilation for another pod has not ended");
     }
 }
 
@@ -94,7 +94,7 @@ pub(crate) fn compile(
     let ran = tokio::runtime::Handle::current().block_on(run(source, name, code, want));
     let (digest, status, said) = ran.map_err(passing)?;
     if status.success() {
-        let cut = || passing(Error::new(Kind::Host, format!("the compiler of `{name}` did not read it to its end")));
+        let cut = || passing(Error::new(Kind::Host, format!("the compiler did not read all of `{name}`")));
         return digest.ok_or_else(cut);
     }
     let sentence = said.lines().last().unwrap_or_default().trim().trim_start_matches("skiff: ");
@@ -122,7 +122,7 @@ async fn run(source: &Source, name: &str, code: &File, want: &Want<'_>) -> Resul
         fed = tokio::time::timeout(FEED_LIMIT, feed(source, stdin)) => fed.unwrap_or_else(|_| Err(too_slow())),
         // The compiler ended early, and its exit code says why. Without this wait it would be reaped as an orphan.
         _ended = child.wait() => Ok(None),
-        () = want.unwanted.cancelled() => Err(io::Error::other("its container is not wanted any more")),
+        () = want.unwanted.cancelled() => Err(io::Error::other("its container is no longer wanted")),
     };
     let digest = match fed {
         Ok(digest) => digest,
@@ -136,14 +136,14 @@ async fn run(source: &Source, name: &str, code: &File, want: &Want<'_>) -> Resul
         end(&mut child).await.doing(|| "cannot end a compiler".into())?;
         return Err(Error::new(
             Kind::Conflict,
-            format!("compiling `{name}` was given up: its container is not wanted any more"),
+            format!("stopped compiling `{name}`: its container is no longer wanted"),
         ));
     };
     Ok((digest, status, said(stderr).await))
 }
 
 fn too_slow() -> io::Error {
-    io::Error::new(ErrorKind::TimedOut, format!("it did not come within {} s", FEED_LIMIT.as_secs()))
+    io::Error::new(ErrorKind::TimedOut, format!("reading it took more than {} s", FEED_LIMIT.as_secs()))
 }
 
 /// Waits for the compiler, which has its whole input. Returns `None` when nobody wants its code any more.
@@ -195,7 +195,7 @@ async fn said(stderr: Option<ChildStderr>) -> String {
     if let Some(stderr) = stderr
         && let Err(error) = stderr.take(SAID_BYTES_MAX).read_to_end(&mut said).await
     {
-        log::debug!("cannot read what the compiler said: {error}");
+        log::debug!("cannot read the compiler's messages: {error}");
     }
     String::from_utf8_lossy(&said).into_owned()
 }

@@ -59,7 +59,7 @@ pub(crate) fn open_file(rootfs: &Path, mounts: &[Mount], path: &Path) -> io::Res
         return Ok(None);
     }
     if !kind.is_file() {
-        let sentence = format!("`{}` is {}, and not a program", path.display(), name_of(kind));
+        let sentence = format!("`{}` cannot be run: it is {}", path.display(), name_of(kind));
         return Err(io::Error::new(io::ErrorKind::InvalidInput, sentence));
     }
     // Opens exactly the file that was checked, whatever has its name by now. This thread may have its own file table.
@@ -72,7 +72,7 @@ fn name_of(kind: FileType) -> &'static str {
         kind if kind.is_socket() => "a socket",
         kind if kind.is_block_device() => "a block device",
         kind if kind.is_char_device() => "a character device",
-        _ => "no regular file",
+        _ => "not a regular file",
     }
 }
 
@@ -182,10 +182,10 @@ mod tests {
         nix::sys::stat::mknod(&root.path().join("device"), kind, Mode::S_IRWXU, device).unwrap();
         let volume = Mount::bind("/app.wasm".into(), &fifo, &["bind"]);
         for (mounts, path, expected) in [
-            (&[][..], "/fifo", "`/fifo` is a fifo, and not a program"),
-            (&[], "/socket", "`/socket` is a socket, and not a program"),
-            (&[], "/device", "`/device` is a character device, and not a program"),
-            (&[volume], "/app.wasm", "`/app.wasm` is a fifo, and not a program"),
+            (&[][..], "/fifo", "`/fifo` cannot be run: it is a fifo"),
+            (&[], "/socket", "`/socket` cannot be run: it is a socket"),
+            (&[], "/device", "`/device` cannot be run: it is a character device"),
+            (&[volume], "/app.wasm", "`/app.wasm` cannot be run: it is a fifo"),
         ] {
             // Opening a fifo without a writer would block.
             assert_eq!(open_file(root.path(), mounts, Path::new(path)).unwrap_err().to_string(), expected);

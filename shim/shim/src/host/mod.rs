@@ -1,4 +1,4 @@
-//! The node: processes, files, mounts and cgroups. All system calls of the shim are made here.
+//! The node: processes, files, mounts and cgroups.
 
 pub(crate) mod account;
 pub(crate) mod cache;

@@ -88,7 +88,7 @@ impl Place {
         let free = |count| (count < READERS_MAX).then_some(count + 1);
         match READERS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free) {
             Ok(_) => Ok(Self),
-            Err(_) => Err(io::Error::other("too many files of the pod's volumes are read at once, or do not answer")),
+            Err(_) => Err(io::Error::other("too many files of the pod's volumes are being read, or do not respond")),
         }
     }
 }
@@ -133,7 +133,7 @@ pub(crate) fn digest_of(file: &File, is_unwanted: &dyn Fn() -> bool) -> io::Resu
     let mut digester = Digester::default();
     read_pieces(file, |piece| {
         digester.add(piece);
-        if is_unwanted() { Err(io::Error::other("its container is not wanted any more")) } else { Ok(()) }
+        if is_unwanted() { Err(io::Error::other("its container is no longer wanted")) } else { Ok(()) }
     })?;
     Ok(digester.finish())
 }
@@ -165,7 +165,10 @@ fn check_size(bytes: u64) -> io::Result<()> {
     if bytes <= MODULE_BYTES_MAX {
         return Ok(());
     }
-    Err(io::Error::new(ErrorKind::FileTooLarge, format!("it has more than the {MODULE_BYTES_MAX} bytes of a module")))
+    Err(io::Error::new(
+        ErrorKind::FileTooLarge,
+        format!("it is larger than {MODULE_BYTES_MAX} bytes, the limit for a module"),
+    ))
 }
 
 /// Computes a sha256.
@@ -217,7 +220,7 @@ mod tests {
     #[test]
     fn reading_ends_when_it_is_not_wanted_any_more() {
         let endless = File::open("/dev/zero").unwrap();
-        assert!(digest_of(&endless, &|| true).unwrap_err().to_string().contains("not wanted"));
+        assert!(digest_of(&endless, &|| true).unwrap_err().to_string().contains("no longer wanted"));
     }
 
     #[test]

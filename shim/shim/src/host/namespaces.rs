@@ -83,7 +83,7 @@ impl Origin {
 
 fn enter(namespaces: &SandboxNamespaces, origin: &mut Option<Origin>) -> io::Result<()> {
     if origin.is_some() {
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the shim holds a sandbox's namespaces already"));
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the shim already holds a sandbox's namespaces"));
     }
     *origin = Some(Origin::open()?);
     let entered = try_enter(namespaces);
@@ -115,7 +115,7 @@ fn try_enter(namespaces: &SandboxNamespaces) -> io::Result<()> {
 fn set_sysctl(name: &str, value: &str) -> io::Result<()> {
     let wrong = |why: String| io::Error::new(io::ErrorKind::InvalidInput, format!("sysctl `{name}`: {why}"));
     if name.contains("..") {
-        return Err(wrong("not a sysctl's name".into()));
+        return Err(wrong("this is not the name of a sysctl".into()));
     }
     fs::write(Path::new("/proc/sys").join(name.replace('.', "/")), value).map_err(|error| wrong(error.to_string()))
 }

@@ -17,7 +17,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Reaps orphans for ever. It only looks after a child has ended, and a zombie counts as an orphan when it is seen twice.
 pub(crate) async fn reap() {
     let Ok(mut ended) = signal(SignalKind::child()) else {
-        log::error!("cannot wait for the signal of children: orphans will not be reaped");
+        log::error!("cannot wait for SIGCHLD: orphans will not be reaped");
         return;
     };
     while ended.recv().await.is_some() {

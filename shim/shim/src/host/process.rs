@@ -81,7 +81,7 @@ pub(crate) async fn wait_within(child: &mut tokio::process::Child, limit: Durati
         Ok(ended) => ended,
         Err(_) => {
             child.kill().await?;
-            Err(io::Error::new(io::ErrorKind::TimedOut, format!("it had not ended after {} s", limit.as_secs())))
+            Err(io::Error::new(io::ErrorKind::TimedOut, format!("it did not end within {} s", limit.as_secs())))
         }
     }
 }

@@ -82,7 +82,9 @@ fn is_unsupported(error: &io::Error) -> bool {
     let is_unsupported = error.raw_os_error() == Some(libc::ENOSYS);
     if is_unsupported {
         SAID.call_once(|| {
-            log::warn!("this kernel cannot protect by read-only mounts what containers are handed: Linux 5.12 can");
+            log::warn!(
+                "this kernel cannot use read-only mounts to protect the files that containers get: use Linux 5.12 or later"
+            );
         });
     }
     is_unsupported

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use serde::Deserialize;
+use skiff_protocol::names::SKIFF;
+use skiff_protocol::{ImageLayers, WasmLayer};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
@@ -19,22 +20,6 @@ use crate::identity::Identity;
 const LIMIT: Duration = Duration::from_secs(20);
 /// The most that it may print, in bytes.
 const PRINTED_BYTES_MAX: u64 = 4 << 20;
-
-/// A wasm layer, as `skiff layers` prints it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-struct Printed {
-    digest: String,
-    title: Option<String>,
-    path: PathBuf,
-}
-
-/// What `skiff layers` prints.
-#[derive(Debug, Deserialize)]
-struct Image {
-    image: Option<String>,
-    announced: bool,
-    layers: Vec<Printed>,
-}
 
 /// The layer that a container's entry point means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,14 +46,15 @@ pub(super) async fn find(identity: &Identity, id: &str, name: &str) -> Result<Op
             "there is no file `{name}`, and the image's layers cannot be read: {said}"
         )));
     }
-    let image: Image = serde_json::from_slice(&printed).doing(|| "`skiff layers` was not understood".into())?;
+    let image: ImageLayers =
+        serde_json::from_slice(&printed).doing(|| "cannot parse the output of `skiff layers`".into())?;
     choose(&image, name)
 }
 
 /// What `skiff layers` ended with, what it printed and what it said. It is killed when its time is over, or when nobody waits
 /// for it any more.
 async fn run(identity: &Identity, id: &str) -> io::Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
-    let mut command = Command::new(beside_the_shim("skiff")?);
+    let mut command = Command::new(beside_the_shim(SKIFF)?);
     command.args(["layers", "--address", &identity.containerd, "--namespace", &identity.namespace, "--container", id]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     work_for_a_pod(command.as_std_mut(), libc::SIGKILL, OomScore::First);
@@ -86,15 +72,20 @@ async fn read(stream: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn choose(image: &Image, name: &str) -> Result<Option<Layer>> {
+fn choose(image: &ImageLayers, name: &str) -> Result<Option<Layer>> {
     if !image.announced {
         return Ok(None);
     }
     let reference = image.image.as_deref().unwrap_or_default();
     let wanted = name.trim_start_matches("./").trim_start_matches('/');
-    let titled = |layer: &&Printed| layer.title.as_deref().is_some_and(|title| title.trim_start_matches('/') == wanted);
+    let titled =
+        |layer: &&WasmLayer| layer.title.as_deref().is_some_and(|title| title.trim_start_matches('/') == wanted);
     let chosen = match (&image.layers[..], image.layers.iter().find(titled)) {
-        ([], _) => return Err(Error::invalid(format!("image `{reference}` announces wasm, but has no wasm layer"))),
+        ([], _) => {
+            return Err(Error::invalid(format!(
+                "image `{reference}` declares itself to be wasm, but has no wasm layer"
+            )));
+        }
         (_, Some(layer)) => layer,
         ([only], None) if only.title.is_none() || wanted.is_empty() => only,
         (several, None) => {
@@ -121,16 +112,17 @@ mod tests {
 
     use super::*;
 
-    fn layer(title: Option<&str>) -> Printed {
-        Printed {
+    fn layer(title: Option<&str>) -> WasmLayer {
+        WasmLayer {
             digest: format!("sha256:{}", title.unwrap_or("none")),
             title: title.map(str::to_string),
             path: "/blob".into(),
+            ..WasmLayer::default()
         }
     }
 
-    fn check(layers: Vec<Printed>, name: &str, expected: std::result::Result<&str, &str>) {
-        let image = Image { image: Some("r/i:1".into()), announced: true, layers };
+    fn check(layers: Vec<WasmLayer>, name: &str, expected: std::result::Result<&str, &str>) {
+        let image = ImageLayers { image: Some("r/i:1".into()), announced: true, layers, ..ImageLayers::default() };
         match (choose(&image, name), expected) {
             (Ok(Some(found)), Ok(digest)) => assert_eq!(found.digest, digest, "{name}"),
             (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{name}: {error}"),
@@ -151,7 +143,7 @@ mod tests {
 
     #[test]
     fn an_image_without_wasm_is_none_of_ours() {
-        let image = Image { image: None, announced: false, layers: vec![] };
+        let image = ImageLayers::default();
         assert_eq!(choose(&image, "/bin/sh").unwrap(), None);
     }
 
@@ -165,14 +157,14 @@ mod tests {
                     (r#"(sha256:)?[0-9a-z/.]{0,70}"#, r#"(null|"[a-z/.]{0,9}")"#, r#"[/a-z.]{0,20}"#), 0..4,
                 )).prop_map(|(image, announced, layers)| {
                     let layers: Vec<_> = layers.into_iter().map(|(digest, title, path)| {
-                        format!(r#"{{"digest":"{digest}","title":{title},"path":"{path}"}}"#)
+                        format!(r#"{{"media_type":"m","size":1,"digest":"{digest}","title":{title},"path":"{path}"}}"#)
                     }).collect();
                     format!(r#"{{"image":{image},"announced":{announced},"layers":[{}]}}"#, layers.join(","))
                 }),
             ],
             name in "[/a-z.]{0,9}",
         ) {
-            if let Ok(image) = serde_json::from_str::<Image>(&text)
+            if let Ok(image) = serde_json::from_str::<ImageLayers>(&text)
                 && let Ok(Some(found)) = choose(&image, &name)
             {
                 let digest = format!("sha256:{}", found.digest);

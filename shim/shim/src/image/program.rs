@@ -93,7 +93,7 @@ async fn read_layer(name: &str, layer: Layer, unwanted: &CancellationToken) -> R
         if digest != layer.digest {
             let expected = layer.digest;
             return Err(Error::invalid(format!(
-                "the layer of `{name}` has the digest {digest}, but the image says {expected}"
+                "the layer of `{name}` has the digest {digest}, but the image's manifest has {expected}"
             )));
         }
         Ok((source, digest))

@@ -114,7 +114,7 @@ fn stream_at(descriptor: u8, path: &Path) -> io::Result<Stream> {
 fn mount_of(file: &File) -> io::Result<u64> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
     let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
-    id.ok_or_else(|| io::Error::other("the kernel does not say through which mount a file was opened"))
+    id.ok_or_else(|| io::Error::other("the kernel does not report through which mount a file was opened"))
 }
 
 fn write_config(bundle: &Path, lines: impl Iterator<Item = String>) -> io::Result<PathBuf> {

@@ -308,7 +308,7 @@ async fn text_of(stream: Option<impl AsyncRead + Unpin>) -> String {
         tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
     };
     if let Err(error) = read.await {
-        log::debug!("cannot read what the OCI runtime said: {error}");
+        log::debug!("cannot read the OCI runtime's messages: {error}");
     }
     String::from_utf8_lossy(&text).into_owned()
 }
@@ -335,7 +335,7 @@ fn passed(stdio: ChildStdio) -> std::sync::Arc<dyn Io> {
 impl Io for Passed {
     async fn set(&self, command: &mut Command) -> io::Result<()> {
         let taken = self.0.lock().map_err(|_| io::Error::other("a lock is poisoned"))?.take();
-        let stdio = taken.ok_or_else(|| io::Error::other("the streams were used already"))?;
+        let stdio = taken.ok_or_else(|| io::Error::other("the streams have already been used"))?;
         command.stdin(stdio.stdin).stdout(Stdio::from(stdio.stdout)).stderr(Stdio::from(stdio.stderr));
         Ok(())
     }

@@ -135,7 +135,7 @@ impl Container {
     async fn stop_sandbox(&self, signal: i32) -> Result<()> {
         let _changing = self.changing.lock().await;
         if self.init.state().exit().is_some() {
-            return Err(Error::new(error::Kind::NotFound, "the process has ended already"));
+            return Err(Error::new(error::Kind::NotFound, "the process has already ended"));
         }
         if let Some(code) = Sandbox::exit_code(signal) {
             self.ended(&self.init, Exit { code, at: SystemTime::now() }).await;

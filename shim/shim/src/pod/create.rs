@@ -52,7 +52,7 @@ impl Pod {
         self.announce(Arc::new(container), reservation, &request).await
     }
 
-    /// Puts a container in its place and reports it, unless it is not wanted any more; then it is undone. Returns its pid.
+    /// Puts a container in its place and reports it, unless it is no longer wanted; then it is undone. Returns its pid.
     pub(super) async fn announce(
         &self,
         container: Arc<Container>,
@@ -62,6 +62,8 @@ impl Pod {
         let pid = container.init.pid();
         if !reservation.fill(&container, || self.events.created(request, pid)) {
             undo(&container).await;
+            // Its mounts go before its place is free.
+            drop(container);
             return Err(not_wanted(&request.id));
         }
         container.supervise(container.init.clone());
@@ -94,7 +96,7 @@ impl Pod {
         Ok(Created { first, kind: Kind::Sandbox(self.sandbox.clone()) })
     }
 
-    /// Makes a container with a process; what is made until a step fails, or until the container is not wanted any more, is
+    /// Makes a container with a process; what is made until a step fails, or until the container is no longer wanted, is
     /// taken back.
     async fn create_or_take_back(
         self: &Arc<Self>,
@@ -193,10 +195,10 @@ async fn mount(request: &CreateRequest, config: &Config) -> Result<Rootfs> {
 }
 
 fn not_wanted(id: &str) -> Error {
-    Error::new(ErrorKind::Conflict, format!("container `{id}` was deleted while it was made"))
+    Error::new(ErrorKind::Conflict, format!("container `{id}` was deleted while it was being created"))
 }
 
-/// Undoes a container that was made and is not wanted any more.
+/// Undoes a container that was made and is no longer wanted.
 async fn undo(container: &Container) {
     let undone = match &container.kind {
         Kind::Sandbox(sandbox) => sandbox.delete().await,

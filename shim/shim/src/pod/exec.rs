@@ -19,7 +19,7 @@ impl Container {
         self.native("exec")?;
         let mut execs = self.execs();
         if execs.contains_key(exec_id) {
-            return Err(Error::new(Kind::Exists, format!("process `{exec_id}` exists already")));
+            return Err(Error::new(Kind::Exists, format!("process `{exec_id}` already exists")));
         }
         execs.insert(exec_id.into(), Arc::new(Process::described(exec_id, stdio, spec)));
         drop(execs);
@@ -34,7 +34,9 @@ impl Container {
         let _changing = self.changing.lock().await;
         self.init.state().check_exec()?;
         process.state().check_start()?;
-        let spec = process.spec().ok_or_else(|| Error::new(Kind::Conflict, "the process has no description"))?;
+        let spec = process
+            .spec()
+            .ok_or_else(|| Error::new(Kind::Conflict, format!("process `{exec_id}` has no specification")))?;
         match native.exec(&process, spec).await {
             Ok(Connected { child, attached }) => process.attach(child, attached),
             Err(error) => {

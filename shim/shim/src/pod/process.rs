@@ -107,8 +107,11 @@ impl Process {
     /// Waits for the exit.
     pub(crate) async fn wait(&self) -> Result<Exit> {
         let mut states = self.state.subscribe();
-        let state = states.wait_for(|state| state.exit().is_some()).await.doing(|| "cannot wait for an exit".into())?;
-        state.exit().ok_or_else(|| Error::new(Kind::Host, "a process that ended has no exit"))
+        let state = states
+            .wait_for(|state| state.exit().is_some())
+            .await
+            .doing(|| "cannot wait for the process to end".into())?;
+        state.exit().ok_or_else(|| Error::new(Kind::Host, "a process that has ended has no exit status"))
     }
 
     /// Waits for the process itself and returns its exit; to be called once, by its owner.
@@ -125,7 +128,7 @@ impl Process {
 
     /// Sends `signal` to the process.
     pub(crate) fn signal(&self, signal: i32) -> Result<()> {
-        let gone = || Error::new(Kind::NotFound, "the process has ended already");
+        let gone = || Error::new(Kind::NotFound, "the process has already ended");
         if self.state().exit().is_some() {
             return Err(gone());
         }

@@ -32,27 +32,25 @@ impl Sandbox {
             cgroup.create_empty().doing(|| "cannot make the cgroup of the sandbox".into())?;
         }
         let entered = self.holder.enter(namespaces).await.doing(|| "cannot enter the namespaces of the pod".into());
-        if entered.is_err()
-            && let Some(cgroup) = cgroup
+        if entered.is_ok() {
+            *self.held_cgroup() = cgroup;
+        } else if let Some(cgroup) = cgroup
+            && let Err(error) = remove(cgroup).await
         {
-            if let Err(error) = remove(cgroup).await {
-                log::error!("{}", chain(&error));
-            }
-            return entered;
+            log::error!("{}", chain(&error));
         }
-        *self.held_cgroup() = cgroup;
         entered
     }
 
     /// Leaves the namespaces, which ends them, and removes the cgroup.
     pub(super) async fn delete(&self) -> Result<()> {
-        let left = self.holder.leave().await.doing(|| "cannot leave the namespaces of the pod".into());
+        // Whoever enters after this one has left may already have a cgroup of their own here.
         let cgroup = self.cgroup();
-        let removed = match cgroup {
+        self.holder.leave().await.doing(|| "cannot leave the namespaces of the pod".into())?;
+        match cgroup {
             Some(cgroup) => remove(cgroup).await,
             None => Ok(()),
-        };
-        left.and(removed)
+        }
     }
 
     /// Its cgroup, if it was made with one.

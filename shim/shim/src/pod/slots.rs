@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{Error, Kind, Result};
 use crate::pod::container::Container;
 
-/// How long a create that is not wanted any more may take to be undone before nobody waits for it.
+/// How long a create that is no longer wanted may take to be undone before nobody waits for it.
 const UNDO_LIMIT: Duration = Duration::from_secs(10);
 
 /// The containers of a pod, by their ids.
@@ -30,7 +30,7 @@ struct Inner {
 }
 
 enum Slot {
-    /// Taken by a create that is under way; cancelled when its container is not wanted any more.
+    /// Taken by a create that is under way; cancelled when its container is no longer wanted.
     Reserved(CancellationToken),
     Ready(Arc<Container>),
 }
@@ -53,7 +53,7 @@ impl Slots {
     pub(super) fn reserve(self: &Arc<Self>, id: &str) -> Result<Reservation> {
         let mut inner = self.inner();
         if inner.containers.contains_key(id) {
-            return Err(Error::new(Kind::Exists, format!("container `{id}` exists already")));
+            return Err(Error::new(Kind::Exists, format!("container `{id}` already exists")));
         }
         if inner.is_closed {
             return Err(Error::new(Kind::Conflict, format!("the pod of container `{id}` has been deleted")));
@@ -102,7 +102,7 @@ impl Slots {
         self.undo_creates(|_| true).await;
     }
 
-    /// Whether nothing is left of the pod once what is not wanted any more is undone: a create of the container `id`, or any in a
+    /// Whether nothing is left of the pod once what is no longer wanted is undone: a create of the container `id`, or any in a
     /// pod without its sandbox. It is not waited for for ever: `delete` finds what is left by the record.
     pub(super) async fn are_over(&self, id: &str) -> bool {
         let is_closed = self.inner().is_closed;
@@ -114,7 +114,7 @@ impl Slots {
         })
     }
 
-    /// Says of the creates under way for which `is_meant` that they are not wanted any more, and waits, not for ever, until
+    /// Says of the creates under way for which `is_meant` that they are no longer wanted, and waits, not for ever, until
     /// they are undone.
     pub(super) async fn undo_creates(&self, is_meant: impl Fn(&str) -> bool) {
         self.inner().reserved(&is_meant).for_each(CancellationToken::cancel);
@@ -128,7 +128,7 @@ impl Slots {
             }
         };
         if tokio::time::timeout(UNDO_LIMIT, undone).await.is_err() {
-            log::error!("a create that is not wanted any more has not been undone within {UNDO_LIMIT:?}");
+            log::error!("a cancelled create was not undone within {UNDO_LIMIT:?}");
         }
     }
 
@@ -141,14 +141,14 @@ impl Slots {
 pub(super) struct Reservation {
     slots: Arc<Slots>,
     id: String,
-    /// Cancelled when the container is not wanted any more.
+    /// Cancelled when the container is no longer wanted.
     pub(super) unwanted: CancellationToken,
     kept: bool,
 }
 
 impl Reservation {
-    /// Puts the container in its place, and does `announce` before anybody can find it there; unless it is not wanted any
-    /// more.
+    /// Puts the container in its place, and does `announce` before anybody can find it there; unless it is no longer
+    /// wanted.
     pub(super) fn fill(&mut self, container: &Arc<Container>, announce: impl FnOnce()) -> bool {
         let mut inner = self.slots.inner();
         if self.unwanted.is_cancelled() {

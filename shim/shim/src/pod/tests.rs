@@ -264,7 +264,7 @@ async fn a_container_that_is_killed_before_its_start_cannot_be_started() {
     container.kill(&container.init, libc::SIGKILL, false).await.unwrap();
     assert_eq!(container.init.wait().await.unwrap().code, 137);
     assert_eq!(refusal(container.start().await), "cannot start a container that is stopped");
-    assert_eq!(refusal(container.kill(&container.init, 0, false).await), "the process has ended already");
+    assert_eq!(refusal(container.kill(&container.init, 0, false).await), "the process has already ended");
     bed.check(&["created c", "exited c 137"]);
 }
 
@@ -329,7 +329,7 @@ async fn a_further_process_has_events_of_its_own() {
     let container = bed.native().await;
     let add = |id| container.add_exec(id, StdioPaths::default(), ProcessSpec::default());
     add("e").unwrap();
-    assert_eq!(refusal(add("e")), "process `e` exists already");
+    assert_eq!(refusal(add("e")), "process `e` already exists");
     assert_eq!(refusal(container.start_exec("e").await), "cannot start a process in a container that is created");
     container.start().await.unwrap();
     container.start_exec("e").await.unwrap();
@@ -363,7 +363,7 @@ async fn a_sandbox_ends_as_a_pause_program_does() {
         let exec = container.add_exec("e", StdioPaths::default(), ProcessSpec::default());
         assert_eq!(refusal(exec), "exec is not implemented for the sandbox of a pod (container `c`)");
         container.kill(&container.init, signal, false).await.unwrap();
-        assert_eq!(refusal(container.kill(&container.init, signal, false).await), "the process has ended already");
+        assert_eq!(refusal(container.kill(&container.init, signal, false).await), "the process has already ended");
         bed.pod.delete("c", "").await.unwrap();
         bed.check(&["created c", "started c", &format!("exited c {code}"), &format!("deleted c {code}")]);
         assert_eq!(refusal(bed.pod.slots.reserve("d")), "the pod of container `d` has been deleted");
@@ -382,7 +382,10 @@ async fn a_container_that_is_not_wanted_any_more_is_undone_unseen() {
     let announce = async {
         // By now the deletion waits.
         tokio::task::yield_now().await;
-        assert_eq!(refusal(bed.announce(created, reservation).await), "container `c` was deleted while it was made");
+        assert_eq!(
+            refusal(bed.announce(created, reservation).await),
+            "container `c` was deleted while it was being created"
+        );
     };
     tokio::join!(delete, announce);
     bed.check(&[]);

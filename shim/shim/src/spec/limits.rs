@@ -28,13 +28,13 @@ pub(crate) fn from_annotations(annotations: &BTreeMap<String, String>) -> Result
         for (key, value) in annotations {
             let Some(name) = key.strip_prefix(&prefix).and_then(|rest| rest.strip_prefix('/')) else { continue };
             set(&mut limits, name, value)
-                .map_err(|wanted| Error::invalid(format!("the annotation `{key}` is `{value}`, but {wanted}")))?;
+                .map_err(|wrong| Error::invalid(format!("the annotation `{key}` is `{value}`, but {wrong}")))?;
         }
     }
     Ok(limits)
 }
 
-/// Sets one limit; an error says what is wanted instead.
+/// Sets one limit; an error says what is wrong with its name or value.
 fn set(limits: &mut Limits, name: &str, value: &str) -> Result<(), String> {
     match name {
         "run-time" => limits.run_time = Some(duration(value)?),
@@ -56,7 +56,7 @@ fn duration(value: &str) -> Result<Duration, String> {
     humantime::parse_duration(value)
         .ok()
         .filter(|duration| !duration.is_zero() && *duration <= TIME_MAX)
-        .ok_or_else(|| "a time like `500ms`, `30s` or `1h30m`, of a year at most, is wanted".into())
+        .ok_or_else(|| "must be a time such as `500ms`, `30s` or `1h30m`, at most a year".into())
 }
 
 fn number<T: TryFrom<u64>>(value: &str) -> Result<T, String> {
@@ -65,7 +65,7 @@ fn number<T: TryFrom<u64>>(value: &str) -> Result<T, String> {
         .ok()
         .filter(|number| *number > 0)
         .and_then(|number: u64| T::try_from(number).ok())
-        .ok_or_else(|| "a number from 1 on is wanted".into())
+        .ok_or_else(|| "must be a number of at least 1".into())
 }
 
 /// A quantity of Kubernetes, as far as it is whole bytes.
@@ -86,7 +86,7 @@ fn bytes(value: &str) -> Result<u64, String> {
         .ok()
         .and_then(|count: u64| count.checked_mul(factor))
         .filter(|bytes| *bytes > 0)
-        .ok_or_else(|| "a number of bytes like `65536`, `64Ki` or `1M` is wanted".into())
+        .ok_or_else(|| "must be a number of bytes such as `65536`, `64Ki` or `1M`".into())
 }
 
 fn stack(value: &str) -> Result<usize, String> {
@@ -94,7 +94,7 @@ fn stack(value: &str) -> Result<usize, String> {
         .ok()
         .filter(|bytes| (STACK_BYTES_MIN..=STACK_BYTES_MAX).contains(bytes))
         .and_then(|bytes| usize::try_from(bytes).ok())
-        .ok_or_else(|| "a number of bytes from `16Ki` to `64Mi` is wanted".into())
+        .ok_or_else(|| "must be a number of bytes from `16Ki` to `64Mi`".into())
 }
 
 #[cfg(test)]
@@ -160,13 +160,13 @@ mod tests {
         for (key, value, part) in [
             ("limits.skiff.dev/runtime", "1s", "no limit `runtime`"),
             ("limits.skiff.dev/", "1s", "no limit ``"),
-            ("limits.skiff.dev/run-time", "30", "a time like"),
-            ("limits.skiff.dev/run-time", "0s", "a time like"),
-            ("limits.skiff.dev/request-time", "-1s", "a time like"),
-            ("limits.skiff.dev/request-time", "18446744073709551615s", "of a year at most"),
-            ("limits.skiff.dev/tables", "0", "a number from 1"),
-            ("limits.skiff.dev/tables", "1.5", "a number from 1"),
-            ("limits.skiff.dev/memory-pages", "99999999999999999999", "a number from 1"),
+            ("limits.skiff.dev/run-time", "30", "a time such as"),
+            ("limits.skiff.dev/run-time", "0s", "a time such as"),
+            ("limits.skiff.dev/request-time", "-1s", "a time such as"),
+            ("limits.skiff.dev/request-time", "18446744073709551615s", "at most a year"),
+            ("limits.skiff.dev/tables", "0", "a number of at least 1"),
+            ("limits.skiff.dev/tables", "1.5", "a number of at least 1"),
+            ("limits.skiff.dev/memory-pages", "99999999999999999999", "a number of at least 1"),
             ("limits.skiff.dev/output-per-second", "1Q", "a number of bytes"),
             ("limits.skiff.dev/output-per-second", "", "a number of bytes"),
             ("limits.skiff.dev/output-per-second", "99999999999G", "a number of bytes"),

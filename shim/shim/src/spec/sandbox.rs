@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::LinuxNamespaceType;
 
-use crate::spec::config::{Config, Namespace};
+use crate::spec::config::{Config, Linux, Namespace};
 
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 
@@ -32,7 +32,7 @@ pub(crate) fn is_sandbox(config: &Config) -> bool {
 ///
 /// `None` for an ordinary container, and for a sandbox with a user namespace, which needs a process to live in.
 pub(crate) fn held_by_the_shim(config: &Config) -> Option<SandboxNamespaces> {
-    if !is_sandbox(config) || config.namespace(LinuxNamespaceType::User).is_some() {
+    if !is_sandbox(config) || config.linux == Linux::default() || config.namespace(LinuxNamespaceType::User).is_some() {
         return None;
     }
     // A namespace to join is given by its path; for a sandbox that is only ever the network's.
@@ -63,7 +63,10 @@ pub(crate) fn has_own_pids(config: &Config) -> bool {
 pub(crate) fn shared_pids(config: &mut Config, sandbox_pid: u32) -> Option<&mut Namespace> {
     let shared = PathBuf::from(format!("/proc/{sandbox_pid}/ns/pid"));
     let mut namespaces = config.linux.namespaces.iter_mut();
-    namespaces.find(|namespace| namespace.kind == LinuxNamespaceType::Pid && namespace.path.as_ref() == Some(&shared))
+    // As containerd writes it, letter by letter.
+    let is_pods = |path: &PathBuf| path.as_os_str() == shared.as_os_str();
+    namespaces
+        .find(|namespace| namespace.kind == LinuxNamespaceType::Pid && namespace.path.as_ref().is_some_and(is_pods))
 }
 
 #[cfg(test)]

@@ -74,7 +74,7 @@ pub(crate) fn for_engine(
     config.is_rewritten = true;
 
     let memory_limit_bytes = config.memory_limit_bytes();
-    let process = config.process.as_mut().ok_or_else(|| Error::invalid("the specification is not one of OCI's"))?;
+    let process = config.process.as_mut().ok_or_else(|| Error::invalid("the specification has no `process`"))?;
     let mut engine_args = vec![format!("/proc/self/fd/{ENGINE_FD}")];
     engine_args.extend(process.args.iter().cloned());
     let plan = EnginePlan {
@@ -160,7 +160,7 @@ fn without_the_kernel(mount: &Mount, node: &Node<'_>) -> Result<Mount> {
         Shown::Kernel(kind) => {
             return Err(Error::invalid(format!(
                 "the volume at `{}` is a file system of the kernel (`{kind}`), through which a guest could reach \
-                 the memory of its engine: a wasm container cannot have it",
+                 the memory of its engine: remove it from the wasm container",
                 mount.destination.display()
             )));
         }

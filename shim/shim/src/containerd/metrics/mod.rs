@@ -27,7 +27,7 @@ pub(super) fn collect(cgroup: &Cgroup) -> io::Result<Any> {
     }?;
     // Looked at last: what vanished while it was read is not to be told as zeros.
     if !cgroup.exists() {
-        return Err(io::Error::new(ErrorKind::NotFound, "there is no cgroup of the container"));
+        return Err(io::Error::new(ErrorKind::NotFound, "the container has no cgroup"));
     }
     Ok(any)
 }

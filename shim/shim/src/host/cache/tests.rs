@@ -548,7 +548,7 @@ fn a_directory_that_others_control_is_refused() {
         spoil(&scratch.0);
         let error = Cache::open(&dir, 0).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{name}");
-        let culprit = format!("`{}` is no safe place", scratch.0.join(culprit).display());
+        let culprit = format!("`{}` is not a safe place", scratch.0.join(culprit).display());
         assert!(error.to_string().starts_with(&culprit), "{name}: {error}");
     }
     assert_eq!(Cache::open(Path::new("cache"), 0).unwrap_err().kind(), ErrorKind::InvalidInput);

@@ -62,10 +62,10 @@ pub(super) fn verify(entry: &File, digest: &str) -> io::Result<()> {
         return Err(bad("it belongs to another user"));
     }
     if meta.nlink() != 1 {
-        return Err(bad("it has another name"));
+        return Err(bad("it has another hard link"));
     }
     if permissions & 0o022 != 0 {
-        return Err(bad("others may write to it"));
+        return Err(bad("others can write to it"));
     }
     let Some(artefact_bytes) = meta.len().checked_sub(TRAILER_BYTES as u64) else {
         return Err(bad("it is too short"));

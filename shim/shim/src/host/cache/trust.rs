@@ -22,7 +22,7 @@ pub(super) fn check_directory(path: &Path) -> io::Result<()> {
     }
     // The sticky bit keeps others from replacing files here, but not from adding some.
     if meta.mode() & 0o022 != 0 {
-        return Err(denied(path, "others may write to it"));
+        return Err(denied(path, "others can write to it"));
     }
     Ok(())
 }
@@ -36,7 +36,7 @@ fn check_way(path: &Path, links_left: u32) -> io::Result<()> {
         check_step(step, &meta)?;
         if meta.is_symlink() {
             if links_left == 0 {
-                return Err(denied(step, "there are too many symbolic links on the way"));
+                return Err(denied(step, "its path has too many symbolic links"));
             }
             let target = fs::read_link(step)?;
             check_way(&step.parent().unwrap_or(step).join(target), links_left - 1)?;
@@ -48,14 +48,14 @@ fn check_way(path: &Path, links_left: u32) -> io::Result<()> {
 fn check_step(step: &Path, meta: &Metadata) -> io::Result<()> {
     let is_ours = meta.uid() == 0 || meta.uid() == Uid::effective().as_raw();
     if meta.is_symlink() {
-        return if is_ours { Ok(()) } else { Err(denied(step, "it is a symbolic link of another user")) };
+        return if is_ours { Ok(()) } else { Err(denied(step, "it is a symbolic link that belongs to another user")) };
     }
     if !is_ours {
         return Err(denied(step, "it belongs to another user"));
     }
     // In a sticky directory others cannot replace what is ours, and the next step checks that it is.
     if meta.mode() & 0o022 != 0 && meta.mode() & libc::S_ISVTX == 0 {
-        return Err(denied(step, "others may write to it"));
+        return Err(denied(step, "others can write to it"));
     }
     Ok(())
 }
@@ -65,5 +65,5 @@ fn denied(step: &Path, reason: &str) -> io::Error {
 }
 
 fn sentence(step: &Path, reason: &str) -> String {
-    format!("`{}` is no safe place for the cache of compiled code: {reason}", step.display())
+    format!("`{}` is not a safe place for the cache of compiled code: {reason}", step.display())
 }

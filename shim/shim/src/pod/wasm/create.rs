@@ -82,7 +82,7 @@ async fn rewrite(config: Arc<Config>, module: String, function: Option<String>) 
 
 fn stderr_of(attachment: &Attachment) -> Result<Option<File>> {
     match attachment {
-        Attachment::Files(stdio) => stdio.stderr.try_clone().map(Some).doing(|| "cannot hold the stderr".into()),
+        Attachment::Files(stdio) => stdio.stderr.try_clone().map(Some).doing(|| "cannot keep stderr open".into()),
         Attachment::Console(_) => Ok(None),
     }
 }

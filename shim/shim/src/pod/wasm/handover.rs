@@ -69,7 +69,7 @@ impl Handover {
     async fn ready(mut self, process: &Child) -> Result<()> {
         let mut reply = self.replies.next().await?;
         if let Reply::Refused(Refusal::Incompatible(why)) = reply {
-            log::info!("`{}` is compiled again: {why}", self.code.name());
+            log::info!("compiling `{}` again: {why}", self.code.name());
             self = self.recompiled(process).await?;
             reply = self.replies.next().await?;
         }
@@ -131,7 +131,7 @@ impl<R: AsyncBufReadExt + AsyncRead + Unpin> Replies<R> {
         let read = tokio::time::timeout(REPLY_LIMIT, bounded.read_until(b'\n', &mut line)).await;
         read.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())).map_err(failed)?;
         let text = str::from_utf8(&line).map_err(io::Error::other);
-        text.and_then(Reply::parse).doing(|| "the engine's answer was not understood".into())
+        text.and_then(Reply::parse).doing(|| "cannot parse the engine's reply".into())
     }
 
     /// What became of the guest after `reply`: it is started, or still in its start function after `limit`, or refused.
@@ -231,9 +231,9 @@ mod tests {
     fn what_an_engine_says_is_bounded_in_length_and_time() {
         assert_eq!(next(b"\"ready\"\n", true), Ok(Reply::Ready));
         assert!(next(b"\"rea", true).unwrap_err().contains("timed out"), "a line that does not end");
-        assert!(next(b"\"rea", false).unwrap_err().contains("not understood"), "a line that is cut");
-        assert!(next(b"\xff\n", true).unwrap_err().contains("not understood"), "no text");
+        assert!(next(b"\"rea", false).unwrap_err().contains("cannot parse"), "a line that is cut");
+        assert!(next(b"\xff\n", true).unwrap_err().contains("cannot parse"), "no text");
         let endless = vec![b'x'; REPLY_BYTES_MAX];
-        assert!(next(&endless, true).unwrap_err().contains("not understood"), "a line that is longer than one may be");
+        assert!(next(&endless, true).unwrap_err().contains("cannot parse"), "a line that is longer than one may be");
     }
 }

@@ -32,7 +32,7 @@ impl Wasm {
     /// Starts the engine, which is the `first` process, and waits until it has started the guest.
     pub(super) async fn start(&self, first: &Process) -> Result<()> {
         let handover = self.handover.lock().await.take();
-        let handover = handover.ok_or_else(|| Error::new(Kind::Conflict, "the guest was started before"))?;
+        let handover = handover.ok_or_else(|| Error::new(Kind::Conflict, "the guest has already been started"))?;
         let engine = first.child().ok_or_else(|| Error::new(Kind::Conflict, "the engine has no process"))?;
         self.launched.launcher.start().await?;
         handover.wait_until_ready(engine).await
@@ -53,9 +53,9 @@ impl Wasm {
         let is_killed = self.launched.ended(first, exit).await;
         let figures = self.figures();
         if let Some(stderr) = self.stderr.lock().unwrap_or_else(PoisonError::into_inner).take()
-            && let Some(figures) = figures.filter(|_| is_killed)
+            && is_killed
         {
-            say_why(&self.launched.cgroup, &figures, &stderr);
+            say_why(&self.launched.cgroup, &figures.unwrap_or_default(), &stderr);
         }
         is_killed || figures.is_some_and(|figures| figures.ran_out)
     }
