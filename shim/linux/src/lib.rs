@@ -15,3 +15,4 @@ pub mod process;
 pub mod seccomp;
 pub mod signals;
 pub mod termination;
+pub mod trust;

@@ -25,6 +25,7 @@ const CRATES: [Crate; 6] = [
             ("seccomp", &[]),
             ("signals", &["process"]),
             ("termination", &["process"]),
+            ("trust", &[]),
         ],
     },
     Crate {

@@ -2,8 +2,9 @@
 //! cache of compiled code has the same rule.
 
 use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+
+use skiff_linux::trust::{self, Distrust, Step};
 
 use crate::node::files::Host;
 
@@ -13,22 +14,16 @@ pub(crate) fn distrust(host: &Host, path: &Path) -> Option<String> {
     let steps = host.steps(path).ok()?;
     let last = steps.len().saturating_sub(1);
     steps.iter().enumerate().find_map(|(index, (step, metadata))| {
-        let fault = fault(metadata, index == last)?;
+        let fault = fault(metadata, if index == last { Step::Last } else { Step::Way })?;
         Some(format!("cannot be trusted: `{}` {fault}", step.display()))
     })
 }
 
-fn fault(metadata: &Metadata, is_last: bool) -> Option<String> {
-    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
-    if owner != 0 {
-        return Some(format!("belongs to user {owner}"));
-    }
-    // In a sticky directory others cannot replace what belongs to root; the next step checks that it does.
-    let is_kept = mode & libc::S_ISVTX != 0 && !is_last;
-    if metadata.is_symlink() || mode & 0o022 == 0 || is_kept {
-        return None;
-    }
-    Some(format!("can be written by users other than root (mode {mode:04o})"))
+fn fault(metadata: &Metadata, place: Step) -> Option<String> {
+    Some(match trust::distrust(metadata, place, &[0])? {
+        Distrust::Owner(owner) => format!("belongs to user {owner}"),
+        Distrust::Writable(mode) => format!("can be written by users other than root (mode {mode:04o})"),
+    })
 }
 
 #[cfg(test)]

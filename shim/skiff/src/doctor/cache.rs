@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::sys::statvfs::statvfs;
+use skiff_linux::trust::{self, Distrust, Step};
 
 use super::check::Check;
 
@@ -44,17 +44,16 @@ fn fault(directory: &Path, links_left: u32) -> Option<(String, &'static str)> {
         // A step that does not exist yet will be root's.
         let metadata = fs::symlink_metadata(step).ok()?;
         let shown = step.display();
-        if metadata.uid() != 0 {
-            return Some((format!("`{shown}` does not belong to root"), OWN));
+        let place = if step == directory { Step::Last } else { Step::Way };
+        match trust::distrust(&metadata, place, &[0]) {
+            Some(Distrust::Owner(_)) => Some((format!("`{shown}` does not belong to root"), OWN)),
+            Some(Distrust::Writable(_)) => Some((format!("`{shown}` can be written by users other than root"), CLOSE)),
+            None if metadata.is_symlink() => {
+                let target = step.parent().unwrap_or(step).join(fs::read_link(step).ok()?);
+                fault(&target, links_left.checked_sub(1)?)
+            }
+            None => None,
         }
-        if metadata.is_symlink() {
-            let target = step.parent().unwrap_or(step).join(fs::read_link(step).ok()?);
-            return fault(&target, links_left.checked_sub(1)?);
-        }
-        // The sticky bit keeps others from replacing what is root's, not from adding to it.
-        let is_kept = metadata.mode() & libc::S_ISVTX != 0 && step != directory;
-        let is_open = metadata.mode() & 0o022 != 0 && !is_kept;
-        is_open.then(|| (format!("`{shown}` can be written by users other than root"), CLOSE))
     })
 }
 

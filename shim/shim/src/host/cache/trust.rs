@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::unistd::Uid;
+use skiff_linux::trust::{self, Distrust, Step};
 
 /// The kernel's own limit on symbolic links in a path.
 const LINKS_MAX: u32 = 40;
@@ -46,18 +47,14 @@ fn check_way(path: &Path, links_left: u32) -> io::Result<()> {
 }
 
 fn check_step(step: &Path, meta: &Metadata) -> io::Result<()> {
-    let is_ours = meta.uid() == 0 || meta.uid() == Uid::effective().as_raw();
-    if meta.is_symlink() {
-        return if is_ours { Ok(()) } else { Err(denied(step, "it is a symbolic link that belongs to another user")) };
+    match trust::distrust(meta, Step::Way, &[0, Uid::effective().as_raw()]) {
+        Some(Distrust::Owner(_)) if meta.is_symlink() => {
+            Err(denied(step, "it is a symbolic link that belongs to another user"))
+        }
+        Some(Distrust::Owner(_)) => Err(denied(step, "it belongs to another user")),
+        Some(Distrust::Writable(_)) => Err(denied(step, "others can write to it")),
+        None => Ok(()),
     }
-    if !is_ours {
-        return Err(denied(step, "it belongs to another user"));
-    }
-    // In a sticky directory others cannot replace what is ours, and the next step checks that it is.
-    if meta.mode() & 0o022 != 0 && meta.mode() & libc::S_ISVTX == 0 {
-        return Err(denied(step, "others can write to it"));
-    }
-    Ok(())
 }
 
 fn denied(step: &Path, reason: &str) -> io::Error {
