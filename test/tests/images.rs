@@ -143,7 +143,7 @@ fn an_image_that_announces_wasm_and_cannot_be_read_is_an_error() {
     fs::remove_file(&blob).unwrap();
     check_sentence(&job(&image, "/app.wasm").refused(), &[&image.layers[0], "not in containerd's content store"]);
     fs::write(containerd.blob(&none.manifest), "{}").unwrap();
-    check_sentence(&job(&none, "/app.wasm").refused(), &[&none.manifest, "not what its digest says"]);
+    check_sentence(&job(&none, "/app.wasm").refused(), &[&none.manifest, "does not match its digest"]);
 }
 
 /// A section that changes only a module's digest.
