@@ -171,7 +171,8 @@ fn an_api_server_that_never_answers_is_given_up() {
     let run = server.uninstall();
     server.expect_patch("removed");
     let sentence = "skiff-node: the API server does not respond within 10 s";
-    assert_eq!(end(run, 3 * AT_ONCE), (Some(2), sentence.into()));
+    // Two requests, of 10 s each.
+    assert_eq!(end(run, 6 * AT_ONCE), (Some(2), sentence.into()));
     // Whether the request has reached the cluster is not known, so it is taken back.
     server.expect_patch("installed");
 }
