@@ -200,12 +200,7 @@ fn not_wanted(id: &str) -> Error {
 
 /// Undoes a container that was made and is no longer wanted.
 async fn undo(container: &Container) {
-    let undone = match &container.kind {
-        Kind::Sandbox(sandbox) => sandbox.delete().await,
-        Kind::Native(native) => native.launched.launcher.delete().await,
-        Kind::Wasm(wasm) => wasm.launched.launcher.delete().await,
-    };
-    log_what_is_left(&container.id, undone);
+    log_what_is_left(&container.id, container.kind.undo().await);
     if let Some(child) = container.init.child() {
         child.end().await;
     }

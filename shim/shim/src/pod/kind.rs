@@ -85,6 +85,15 @@ impl Kind {
         }
     }
 
+    /// Takes back a container that nobody has seen yet.
+    pub(super) async fn undo(&self) -> Result<()> {
+        match self {
+            Kind::Sandbox(sandbox) => sandbox.delete().await,
+            Kind::Native(native) => native.launched.launcher.delete().await,
+            Kind::Wasm(wasm) => wasm.launched.launcher.delete().await,
+        }
+    }
+
     /// Removes what is left of the container, whose `first` process has ended.
     pub(super) async fn delete(&self, first: &Process) -> Result<()> {
         match self {
