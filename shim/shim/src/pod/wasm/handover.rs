@@ -50,7 +50,7 @@ impl Handover {
         Ok(Self { code, plan, account, memory_limits, control, replies })
     }
 
-    /// Waits until the engine, which is `process`, says that the guest is about to run.
+    /// Waits until the engine, which is `process`, says that the guest is about to run, or has run it to its end.
     ///
     /// # Errors
     /// `Invalid` with the engine's sentence when it refuses the guest.
@@ -60,20 +60,23 @@ impl Handover {
             process.ended().await;
             tokio::time::sleep(REPLY_LIMIT).await;
         };
-        tokio::select! {
-            ready = self.ready(process) => ready,
-            () = gone => Err(Error::new(Kind::Host, ENDED)),
-        }
+        let (reply, mut replies) = tokio::select! {
+            first = self.first_reply(process) => first?,
+            () = gone => return Err(Error::new(Kind::Host, ENDED)),
+        };
+        replies.outcome(reply, START_FUNCTION_LIMIT).await
     }
 
-    async fn ready(mut self, process: &Child) -> Result<()> {
+    /// The engine's first reply to code that it can load, and what its further ones come through.
+    async fn first_reply(mut self, process: &Child) -> Result<(Reply, Replies<BufReader<Receiver>>)> {
         let mut reply = self.replies.next().await?;
-        if let Reply::Refused(Refusal::Incompatible(why)) = reply {
+        if let Some(Reply::Refused(Refusal::Incompatible(why))) = reply {
             log::info!("compiling `{}` again: {why}", self.code.name());
             self = self.recompiled(process).await?;
             reply = self.replies.next().await?;
         }
-        self.replies.outcome(reply, START_FUNCTION_LIMIT).await
+        let reply = reply.ok_or_else(|| Error::new(Kind::Host, ENDED))?;
+        Ok((reply, self.replies))
     }
 
     /// Compiles the module again and sends it; not for an engine that has ended meanwhile.
@@ -113,33 +116,39 @@ fn send(
     Ok(Replies(BufReader::new(ours)))
 }
 
-const ENDED: &str = "the engine ended before the guest was ready";
+const ENDED: &str = "the engine ended before it had loaded the guest";
 
 /// What the engine says, line by line. Whoever has taken the engine over may say anything: a line is bounded, in length and
 /// in time.
 struct Replies<R>(R);
 
 impl<R: AsyncBufReadExt + AsyncRead + Unpin> Replies<R> {
-    /// Waits for the next one, however long a loaded node lets the engine wait: one that dies closes the pipe.
-    async fn next(&mut self) -> Result<Reply> {
+    /// Waits for the next one, however long a loaded node lets the engine wait: one that dies closes the pipe, and there is
+    /// none.
+    async fn next(&mut self) -> Result<Option<Reply>> {
         let failed = |error| Error::host("cannot read from the engine", error);
         if self.0.fill_buf().await.map_err(failed)?.is_empty() {
-            return Err(Error::new(Kind::Host, ENDED));
+            return Ok(None);
         }
         let mut line = Vec::new();
         let mut bounded = (&mut self.0).take(REPLY_BYTES_MAX as u64);
         let read = tokio::time::timeout(REPLY_LIMIT, bounded.read_until(b'\n', &mut line)).await;
         read.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())).map_err(failed)?;
         let text = str::from_utf8(&line).map_err(io::Error::other);
-        text.and_then(Reply::parse).doing(|| "cannot parse the engine's reply".into())
+        text.and_then(Reply::parse).map(Some).doing(|| "cannot parse the engine's reply".into())
     }
 
-    /// What became of the guest after `reply`: it is started, or still in its start function after `limit`, or refused.
+    /// What became of the guest after `reply`: it is started, or still in its start function after `limit`, or ended there, or
+    /// refused.
     async fn outcome(&mut self, reply: Reply, limit: Duration) -> Result<()> {
         let reply = match reply {
             Reply::Loaded => match tokio::time::timeout(limit, self.next()).await {
                 Err(_still_in_its_start_function) => return Ok(()),
-                Ok(reply) => reply?,
+                Ok(reply) => match reply? {
+                    // Its run time, a signal or the kernel ended the engine in the start function. Its exit code says which.
+                    None => return Ok(()),
+                    Some(reply) => reply,
+                },
             },
             reply @ (Reply::Ready | Reply::Refused(_)) => reply,
         };
@@ -179,8 +188,8 @@ mod tests {
         (theirs, Replies(BufReader::new(Receiver::from_owned_fd(ours.into()).unwrap())))
     }
 
-    /// What Start returns when the engine says this, late, and lives on.
-    fn outcome(limit: Duration, said: &[Reply]) -> std::result::Result<(), String> {
+    /// What Start returns when the engine says this, late, and lives on or ends.
+    fn outcome(limit: Duration, said: &[Reply], is_alive: bool) -> std::result::Result<(), String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let outcome = runtime.block_on(async {
             let (mut engine, mut read) = replies();
@@ -188,16 +197,16 @@ mod tests {
                 // The shim reads by now.
                 tokio::task::yield_now().await;
                 said.iter().for_each(|reply| reply.write_to(&mut engine).unwrap());
-                engine
+                is_alive.then_some(engine)
             };
             let (first, _engine) = tokio::join!(read.next(), engine);
-            read.outcome(first?, limit).await
+            read.outcome(first?.expect("a reply"), limit).await
         });
         outcome.map_err(|error| error.to_string())
     }
 
     /// What the shim makes of these bytes, after which the engine says no more and lives on, or ends.
-    fn next(said: &[u8], is_alive: bool) -> std::result::Result<Reply, String> {
+    fn next(said: &[u8], is_alive: bool) -> std::result::Result<Option<Reply>, String> {
         runtime().block_on(async {
             let (mut engine, mut read) = replies();
             // As much as the pipe holds.
@@ -212,24 +221,30 @@ mod tests {
     #[test]
     fn an_engine_is_waited_for_until_it_has_loaded_the_guest() {
         let refused = || Reply::Refused(Refusal::Guest("no `_start`".into()));
-        assert_eq!(outcome(Duration::ZERO, &[refused()]), Err("no `_start`".into()));
-        assert_eq!(outcome(LONG, &[Reply::Loaded, refused()]), Err("no `_start`".into()));
-        assert_eq!(outcome(LONG, &[Reply::Loaded, Reply::Ready]), Ok(()));
+        assert_eq!(outcome(Duration::ZERO, &[refused()], true), Err("no `_start`".into()));
+        assert_eq!(outcome(LONG, &[Reply::Loaded, refused()], true), Err("no `_start`".into()));
+        assert_eq!(outcome(LONG, &[Reply::Loaded, refused()], false), Err("no `_start`".into()));
+        assert_eq!(outcome(LONG, &[Reply::Loaded, Reply::Ready], true), Ok(()));
     }
 
     #[test]
     fn a_loaded_guest_may_stay_in_its_start_function() {
-        assert_eq!(outcome(Duration::ZERO, &[Reply::Loaded]), Ok(()));
+        assert_eq!(outcome(Duration::ZERO, &[Reply::Loaded], true), Ok(()));
     }
 
     #[test]
-    fn an_engine_that_dies_is_no_started_guest() {
-        assert_eq!(next(b"", false), Err(ENDED.into()));
+    fn a_loaded_guest_may_end_in_its_start_function() {
+        assert_eq!(outcome(LONG, &[Reply::Loaded], false), Ok(()));
+    }
+
+    #[test]
+    fn an_engine_that_dies_says_nothing() {
+        assert_eq!(next(b"", false), Ok(None));
     }
 
     #[test]
     fn what_an_engine_says_is_bounded_in_length_and_time() {
-        assert_eq!(next(b"\"ready\"\n", true), Ok(Reply::Ready));
+        assert_eq!(next(b"\"ready\"\n", true), Ok(Some(Reply::Ready)));
         assert!(next(b"\"rea", true).unwrap_err().contains("timed out"), "a line that does not end");
         assert!(next(b"\"rea", false).unwrap_err().contains("cannot parse"), "a line that is cut");
         assert!(next(b"\xff\n", true).unwrap_err().contains("cannot parse"), "no text");
