@@ -215,6 +215,13 @@ impl Archive {
         Self { config_type: CONFIG.into(), config, layers: vec![Layer::new(TAR, layer, None)] }
     }
 
+    /// The same with the signal that stops its containers, by its name.
+    #[must_use]
+    pub fn stopped_by(mut self, signal: &str) -> Self {
+        self.config["config"]["StopSignal"] = signal.into();
+        self
+    }
+
     /// An image of layers that containerd does not unpack, with this configuration.
     pub fn of_layers(config_type: &str, config: Value, layers: Vec<Layer>) -> Self {
         Self { config_type: config_type.into(), config, layers }

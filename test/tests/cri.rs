@@ -248,6 +248,25 @@ fn commands_end_with_their_codes() {
 }
 
 #[test]
+fn the_stop_signal_of_an_image_ends_its_containers() {
+    let node = Node::start(&[]);
+    let pod = node.run_pod(&node.pod("stop"));
+    for (name, guest, signal, code) in [
+        ("quit", "rust-p2-http", "SIGQUIT", 0),
+        ("winch", "c-sleep", "SIGWINCH", 156),
+        ("realtime", "c-sleep", "SIGRTMIN+3", 165),
+    ] {
+        let image = format!("localhost/{name}:1");
+        node.import_stopped_by(&image, guest, signal);
+        let id = pod.run(name, &image, &[], &NOTHING);
+        // A container that ignores the signal is killed after that, and ends with 137.
+        node.ask(&["--timeout", "60s", "stop", "--timeout", "30", &id]);
+        assert_eq!(node.ask_json(&["inspect", &id])["status"]["exitCode"], json!(code), "{signal}");
+    }
+    pod.remove();
+}
+
+#[test]
 fn a_pod_lives_on_while_containerd_is_restarted() {
     let mut node = Node::start(&["rust-p2-http"]);
     let pod = node.run_pod(&node.pod("lasting"));

@@ -133,15 +133,26 @@ fn a_guest_that_is_about_done_when_sigterm_comes_ends_by_itself() {
 
 #[test]
 fn signals_end_a_guest_with_128_and_their_number() {
-    for (signal, code) in
-        [(libc::SIGKILL, 137), (libc::SIGINT, 130), (libc::SIGHUP, 129), (libc::SIGQUIT, 131), (libc::SIGUSR1, 138)]
-    {
-        let container = started("c-spin", &[], "spinning\n");
+    // Some that images name as their stop signal, and some that the kernel would not deliver to the first process of a pid
+    // namespace: SIGSTKFLT, SIGXCPU, SIGVTALRM, SIGPROF, SIGIO, SIGPWR, and real-time signals.
+    let named = [libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, 37];
+    for signal in named.into_iter().chain([libc::SIGKILL, libc::SIGSEGV, 16, 24, 26, 27, 29, 30, 34, 64]) {
+        let container = started("c-sleep", &[], "sleeping\n");
         let began = Instant::now();
         container.kill(signal).unwrap();
-        assert_eq!(container.finish().code, code, "signal {signal}");
+        assert_eq!(container.finish().code, 128 + signal.cast_unsigned(), "signal {signal}");
         assert!(began.elapsed() < Duration::from_secs(20), "signal {signal} took {:?}", began.elapsed());
     }
+}
+
+#[test]
+fn what_a_terminal_sends_does_not_end_a_guest_outside_of_a_pod() {
+    let container = started("c-sleep", &[], "sleeping\n");
+    for signal in [libc::SIGWINCH, libc::SIGCHLD, libc::SIGCONT, libc::SIGTSTP, libc::SIGURG] {
+        container.kill(signal).unwrap();
+    }
+    container.kill(libc::SIGUSR1).unwrap();
+    assert_eq!(container.finish().code, 138);
 }
 
 #[test]

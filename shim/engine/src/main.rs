@@ -52,6 +52,9 @@ fn serve(reporter: &Arc<Reporter>) -> std::io::Result<i32> {
     loop {
         let Message { plan, code, account, replies, memory_limits } = control.receive()?;
         let replies = Replies::new(replies, reporter);
+        if plan.each_signal_stops {
+            signals::let_each_stop()?;
+        }
         match Loaded::new(plan, &code, &account, memory_limits, reporter) {
             Ok(loaded) => {
                 drop((control, code, account));

@@ -3,20 +3,32 @@
 //! doing, and need no thread.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
-use nix::unistd::pipe2;
+use nix::unistd::{getpid, pipe2};
 
 use crate::process::exit_now;
 
+/// The last real-time signal.
+const LAST: libc::c_int = 64;
+/// The kernel lets nobody handle the first two. The C library uses the others, in threads.
+const OUT_OF_REACH: [libc::c_int; 4] = [libc::SIGKILL, libc::SIGSTOP, 32, 33];
+/// Signals that do not end a process without a handler.
+const HARMLESS: [libc::c_int; 7] =
+    [libc::SIGCHLD, libc::SIGCONT, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU, libc::SIGURG, libc::SIGWINCH];
+
 /// The state of the signal handlers. It is static because a handler cannot be given an argument.
 struct Handlers {
-    /// The exit code for the first SIGTERM or SIGINT; 0 before it arrives.
+    /// This process, as the kernel names the sender of a signal.
+    own_pid: AtomicI32,
+    /// The exit code for the first signal that somebody sent; 0 before it arrives.
     ending: AtomicI32,
     /// How long the process goes on after it, in microseconds; 0 ends the process at once.
     grace_us: AtomicU32,
@@ -25,32 +37,61 @@ struct Handlers {
 }
 
 /// The signal handling of this process.
-static HANDLERS: Handlers =
-    Handlers { ending: AtomicI32::new(0), grace_us: AtomicU32::new(0), notified: OnceLock::new() };
+static HANDLERS: Handlers = Handlers {
+    own_pid: AtomicI32::new(0),
+    ending: AtomicI32::new(0),
+    grace_us: AtomicU32::new(0),
+    notified: OnceLock::new(),
+};
 
-/// Lets each of `signals`, and SIGALRM, end the process at once with 128 plus its number. [`grant_grace`] and [`notify`]
-/// change that for SIGTERM and SIGINT.
+/// Lets every signal that ends a process without a handler end this one at once with 128 plus its number. [`grant_grace`] and
+/// [`notify`] change that. Handlers that are there are replaced.
 ///
 /// # Errors
-/// Those of `sigaction(2)`: a signal that cannot be handled.
-pub fn install(signals: &[Signal]) -> io::Result<()> {
-    let signals: SigSet = signals.iter().copied().chain([Signal::SIGALRM]).collect();
-    let action = SigAction::new(SigHandler::Handler(on_signal), SaFlags::SA_RESTART, SigSet::all());
-    for signal in &signals {
-        // SAFETY: the handler only makes system calls and uses atomics.
-        unsafe { sigaction(signal, &action) }?;
+/// Those of `sigaction(2)`.
+pub fn install() -> io::Result<()> {
+    HANDLERS.own_pid.store(getpid().as_raw(), Ordering::SeqCst);
+    let flags = SaFlags::SA_SIGINFO | SaFlags::SA_RESTART | SaFlags::SA_ONSTACK;
+    let action = SigAction::new(SigHandler::SigAction(on_signal), flags, SigSet::all());
+    // SAFETY: the handler only makes system calls and uses atomics.
+    unsafe { sigaction(Signal::SIGTERM, &action) }?;
+    for signal in (1..=LAST).filter(|signal| !OUT_OF_REACH.contains(signal) && !HARMLESS.contains(signal)) {
+        handle_like_sigterm(signal)?;
     }
     // The mask survives exec, and a blocked signal would never arrive.
-    Ok(sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&signals), None)?)
+    Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?)
 }
 
-/// From now on the process goes on for `grace` (less than a second) after the first SIGTERM or SIGINT. A second one ends
-/// it.
+/// From now on the other signals do the same if somebody sends them.
+///
+/// # Errors
+/// Those of `sigaction(2)`.
+pub fn install_for_harmless() -> io::Result<()> {
+    HARMLESS.into_iter().try_for_each(handle_like_sigterm)
+}
+
+/// Gives `signal` the handler of SIGTERM. C libraries refuse some real-time signals that the kernel knows.
+fn handle_like_sigterm(signal: libc::c_int) -> io::Result<()> {
+    const SET_BYTES: usize = 8;
+    // More than the kernel's structure takes on any architecture.
+    let mut action = MaybeUninit::<[u64; 8]>::zeroed();
+    let none = std::ptr::null::<u64>();
+    // SAFETY: there is no new action, and the old one has room.
+    Errno::result(unsafe {
+        libc::syscall(libc::SYS_rt_sigaction, libc::SIGTERM, none, action.as_mut_ptr(), SET_BYTES)
+    })?;
+    // SAFETY: the kernel has just written this action, whose handler is that of `install`.
+    Errno::result(unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, action.as_ptr(), none, SET_BYTES) })?;
+    Ok(())
+}
+
+/// From now on the process goes on for `grace` (less than a second) after the first signal that somebody sends. A second one
+/// ends it.
 pub fn grant_grace(grace: Duration) {
     HANDLERS.grace_us.store(grace.subsec_micros(), Ordering::SeqCst);
 }
 
-/// From now on the first SIGTERM or SIGINT only makes the returned pipe readable. A second one ends the process.
+/// From now on the first signal that somebody sends only makes the returned pipe readable. A second one ends the process.
 ///
 /// # Errors
 /// Those of `pipe2(2)`.
@@ -60,20 +101,41 @@ pub fn notify() -> io::Result<OwnedFd> {
     Ok(ours)
 }
 
-extern "C" fn on_signal(signal: libc::c_int) {
+extern "C" fn on_signal(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // The shell's code for a process that a signal ended.
     let code = 128 + signal;
-    match signal {
-        libc::SIGTERM | libc::SIGINT => {
-            if HANDLERS.ending.swap(code, Ordering::SeqCst) != 0 || !(has_notified() || starts_timer()) {
-                exit_now(code);
-            }
+    if is_sent_by_another(info) {
+        if HANDLERS.ending.swap(code, Ordering::SeqCst) != 0 || !(has_notified() || starts_timer()) {
+            exit_now(code);
         }
+        return;
+    }
+    match signal {
         libc::SIGALRM if HANDLERS.ending.load(Ordering::SeqCst) != 0 => {
             exit_now(HANDLERS.ending.load(Ordering::SeqCst))
         }
+        // The instruction is repeated, and ends the process as it would have without a handler.
+        libc::SIGSEGV | libc::SIGBUS | libc::SIGILL | libc::SIGFPE => {
+            // SAFETY: the default action runs no code of this program.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        // The failed write says so, too.
+        libc::SIGPIPE | libc::SIGXFSZ => {}
+        signal if HARMLESS.contains(&signal) => {}
         _ => exit_now(code),
     }
+}
+
+/// Whether another process has sent the signal, rather than the kernel because of something that this one did.
+fn is_sent_by_another(info: *const libc::siginfo_t) -> bool {
+    // SAFETY: the kernel passes the information to a handler that was installed with `SA_SIGINFO`.
+    let Some(info) = (unsafe { info.as_ref() }) else { return true };
+    if info.si_code > 0 {
+        return false;
+    }
+    // SAFETY: signals with such a code have a sender. It is 0 if this pid namespace cannot see it.
+    let sender = unsafe { info.si_pid() };
+    sender != HANDLERS.own_pid.load(Ordering::SeqCst)
 }
 
 fn has_notified() -> bool {

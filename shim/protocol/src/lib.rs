@@ -61,6 +61,8 @@ pub struct EnginePlan {
     pub memory_limit_bytes: Option<u64>,
     /// The processors that the CPU quotas of the container and its pod allow, rounded up.
     pub processors: Option<usize>,
+    /// Signals that do not end a native process ask the guest to end, too. In a pod one of them is the container's stop signal.
+    pub each_signal_stops: bool,
 }
 
 /// A directory of the container that the guest may open.

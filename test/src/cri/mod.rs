@@ -167,8 +167,18 @@ impl Node {
     /// Imports an image with one file, which is its entry point.
     pub fn import(&self, reference: &str, name: &str, content: Vec<u8>) {
         let files = [image::File::program(name, content)];
-        let archive = self.dir.join(format!("{name}.tar"));
-        fs::write(&archive, Archive::ordinary(&files, &[&format!("/{name}")]).pack(reference)).unwrap();
+        self.import_archive(reference, &Archive::ordinary(&files, &[&format!("/{name}")]));
+    }
+
+    /// Imports the image of a guest with this stop signal.
+    pub fn import_stopped_by(&self, reference: &str, name: &str, stop_signal: &str) {
+        let files = [image::File::program("app.wasm", fs::read(guest(name)).unwrap())];
+        self.import_archive(reference, &Archive::ordinary(&files, &["/app.wasm"]).stopped_by(stop_signal));
+    }
+
+    fn import_archive(&self, reference: &str, image: &Archive) {
+        let archive = self.dir.join("image.tar");
+        fs::write(&archive, image.pack(reference)).unwrap();
         let mut command = Command::new(tools().join("ctr"));
         command.arg("--address").arg(self.dir.join("c.sock")).args([
             "--namespace",

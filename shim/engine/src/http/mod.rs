@@ -1,6 +1,6 @@
 //! HTTP servers: components of `wasi:http`, 0.2 and 0.3, behind HTTP/1.1 and HTTP/2 without TLS.
 //!
-//! A server's life: bind and try one instance, say Ready, accept until SIGTERM, finish what is under way, end with 0.
+//! A server's life: bind and try one instance, say Ready, accept until a signal, finish what is under way, end with 0.
 
 mod address;
 mod answer;

@@ -1,4 +1,4 @@
-//! The server itself: what it needs before its guest is instantiated, and its life until SIGTERM.
+//! The server itself: what it needs before its guest is instantiated, and its life until a signal.
 
 use std::convert::Infallible;
 use std::io;
@@ -35,7 +35,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 pub(crate) struct Server {
     runtime: Runtime,
     listener: TcpListener,
-    /// Readable after the first SIGTERM or SIGINT.
+    /// Readable after the first signal.
     terminated: Receiver,
     service: Arc<Service>,
     /// Closed when the last connection and the last instance are gone.
@@ -95,7 +95,7 @@ impl LinkedServer {
 }
 
 impl Server {
-    /// Serves until SIGTERM or SIGINT, and returns the exit code.
+    /// Serves until a signal, and returns the exit code.
     pub(crate) fn run(self) -> i32 {
         let Self { runtime, listener, mut terminated, service, gone, ending, connections_max } = self;
         runtime.block_on(async move {

@@ -14,8 +14,6 @@ use std::time::Instant;
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use skiff_protocol::{
     Account, CONTROL_FD, ENGINE_FD, EnginePlan, Limits, Message, Preopen, Refusal, Reply, send_message,
 };
@@ -152,6 +150,12 @@ impl Guest {
     /// Runs with as many processors.
     pub(crate) fn processors(mut self, count: usize) -> Self {
         self.plan.processors = Some(count);
+        self
+    }
+
+    /// Runs in a pod, where each signal may be the one that stops the container.
+    pub(crate) fn in_a_pod(mut self) -> Self {
+        self.plan.each_signal_stops = true;
         self
     }
 
@@ -337,8 +341,8 @@ impl Running {
     }
 
     pub(crate) fn signal(&self, signal: libc::c_int) {
-        let process = Pid::from_raw(self.child.id().try_into().unwrap());
-        kill(process, Signal::try_from(signal).unwrap()).unwrap();
+        // SAFETY: the child has not been waited for, so the number is its own. nix has no real-time signals.
+        assert_eq!(unsafe { libc::kill(self.child.id().try_into().unwrap(), signal) }, 0);
     }
 
     pub(crate) fn stdout(&self) -> String {

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use crate::driver::Guest;
 use crate::server::{BOTH, Server, finish};
 use crate::watch::wait_for;
 
@@ -22,6 +23,20 @@ fn sigterm_lets_requests_finish_and_ends_with_0() {
         let ended = server.running.end();
         assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{name}");
         drop(idle);
+    }
+}
+
+#[test]
+fn each_signal_of_a_pod_lets_requests_finish() {
+    // Those that images name besides SIGTERM (nginx, httpd, PostgreSQL, systemd), and some that are often forgotten.
+    let named = [libc::SIGQUIT, libc::SIGWINCH, libc::SIGINT, 37];
+    let others = [libc::SIGHUP, libc::SIGUSR1, libc::SIGPIPE, libc::SIGCHLD, libc::SIGPWR, libc::SIGSEGV, 34, 64];
+    for signal in named.into_iter().chain(others) {
+        let mut server = Server::start(Guest::named("rust-p2-http").in_a_pod());
+        let slow = server.begin("/slow?ms=500");
+        server.running.signal(signal);
+        assert_eq!(finish(slow).status(), 200, "signal {signal}");
+        assert_eq!(server.running.end().code, 0, "signal {signal}");
     }
 }
 

@@ -6,9 +6,9 @@ use crate::driver::Guest;
 use crate::watch::wait_for;
 
 #[test]
-fn sigterm_ends_a_guest_after_a_short_grace() {
+fn a_signal_ends_a_guest_after_a_short_grace() {
     for (name, said) in [("c-spin", "spinning"), ("c-sleep", "sleeping"), ("go-sleep", "")] {
-        for (signal, code) in [(libc::SIGTERM, 143), (libc::SIGINT, 130)] {
+        for (signal, code) in [(libc::SIGTERM, 143), (libc::SIGINT, 130), (libc::SIGQUIT, 131), (37, 165)] {
             let mut running = Guest::named(name).start().ready().said(said);
             let begun = Instant::now();
             running.signal(signal);
@@ -38,19 +38,65 @@ fn a_guest_that_ends_within_the_grace_keeps_its_code() {
     assert_eq!((ended.code, ended.stdout.as_str()), (0, "sleeping\nwoke\n"));
 }
 
+/// Each signal that a handler can have, except for the two that belong to the C library.
+fn signals() -> impl Iterator<Item = i32> {
+    (1..=64).filter(|signal| ![libc::SIGKILL, libc::SIGSTOP, 32, 33].contains(signal))
+}
+
+/// Those that do not end a native program.
+const HARMLESS: [i32; 7] =
+    [libc::SIGCHLD, libc::SIGCONT, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU, libc::SIGURG, libc::SIGWINCH];
+
 #[test]
-fn other_signals_end_the_guest_at_once() {
-    for (signal, code) in
-        [(libc::SIGHUP, 129), (libc::SIGQUIT, 131), (libc::SIGUSR1, 138), (libc::SIGUSR2, 140), (libc::SIGALRM, 142)]
-    {
-        let mut running = Guest::named("c-spin").start().ready().said("spinning");
-        running.signal(signal);
-        assert_eq!(running.end().code, code);
+fn each_signal_of_a_pod_ends_a_command_with_128_and_its_number() {
+    let mut running: Vec<_> =
+        signals().map(|signal| (signal, Guest::named("c-sleep").in_a_pod().start().ready())).collect();
+    for (signal, running) in &running {
+        running.signal(*signal);
     }
+    for (signal, running) in &mut running {
+        assert_eq!(running.end().code, 128 + *signal, "signal {signal}");
+    }
+}
+
+#[test]
+fn outside_of_a_pod_the_same_signals_end_a_command_as_end_a_native_program() {
+    let mut running: Vec<_> = signals()
+        .filter(|signal| signal % 4 == 0 || HARMLESS.contains(signal))
+        .map(|signal| (signal, Guest::named("c-sleep").start().ready()))
+        .collect();
+    for (signal, running) in &running {
+        running.signal(*signal);
+    }
+    for (signal, running) in &mut running {
+        let code = match HARMLESS.contains(signal) {
+            true => {
+                // Here, unlike in a container, some of them have stopped it.
+                running.signal(libc::SIGCONT);
+                running.signal(libc::SIGUSR1);
+                128 + libc::SIGUSR1
+            }
+            false => 128 + *signal,
+        };
+        assert_eq!(running.end().code, code, "signal {signal}");
+    }
+}
+
+#[test]
+fn a_second_signal_ends_a_command_at_once() {
     let mut running = Guest::named("c-spin").start().ready().said("spinning");
     running.signal(libc::SIGTERM);
     running.signal(libc::SIGINT);
     assert!([130, 143].contains(&running.end().code));
+}
+
+#[test]
+fn what_the_kernel_sends_because_of_a_write_is_no_request_to_end() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut running = Guest::named("c-hello").in_a_pod().stdout(writer).start().ready();
+    let code = running.end().code;
+    assert!(code < 128, "SIGPIPE ended the guest: {code}");
 }
 
 #[test]

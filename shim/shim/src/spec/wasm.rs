@@ -74,6 +74,7 @@ pub(crate) fn for_engine(
     config.is_rewritten = true;
 
     let memory_limit_bytes = config.memory_limit_bytes();
+    let each_signal_stops = config.pod().is_some();
     let process = config.process.as_mut().ok_or_else(|| Error::invalid("the specification has no `process`"))?;
     let mut engine_args = vec![format!("/proc/self/fd/{ENGINE_FD}")];
     engine_args.extend(process.args.iter().cloned());
@@ -88,6 +89,7 @@ pub(crate) fn for_engine(
         limits,
         memory_limit_bytes,
         processors: None,
+        each_signal_stops,
     };
     Ok((config, plan))
 }
