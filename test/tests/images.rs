@@ -53,6 +53,27 @@ fn an_image_runs_whatever_platform_it_names() {
 }
 
 #[test]
+fn an_entry_point_that_is_neither_wasm_nor_executable_is_refused_with_what_it_is() {
+    let containerd = Containerd::shared();
+    let gzip = b"\x1f\x8b\x08\0\0\0\0\0".to_vec();
+    for (file, path, why) in [
+        (
+            File::text("app.wasm", "(module)"),
+            "/app.wasm",
+            "is wasm in its text format: skiff runs only the binary format",
+        ),
+        (File::program("app.wasm", gzip), "/app.wasm", "is compressed with gzip: unpack it first"),
+        (File::text("app.wasm", ""), "/app.wasm", "is empty"),
+        (File::program("app.wasm", b"hello".to_vec()), "/app.wasm", "is not wasm: it does not begin with `\\0asm`"),
+        (File::text("app", "#!/bin/sh\n"), "/app", "is neither wasm nor executable: its mode is 0644"),
+    ] {
+        let image = Archive::ordinary(&[file], &[path]).import(containerd);
+        let refused = containerd.job_of(&image).refused();
+        check_sentence(&refused, &[&format!("`{path}` {why}")]);
+    }
+}
+
+#[test]
 fn an_image_of_a_wasm_platform_runs_by_ctr() {
     let containerd = Containerd::shared();
     let archive = containerd.directory().join("wasi.tar");

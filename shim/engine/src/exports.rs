@@ -1,7 +1,7 @@
-//! Questions about what a guest exports: whether it is a server, and whether what is to be called can be called.
+//! Questions about what a guest exports: whether it is a server, whether what is to be called can be called, and if not, why.
 
 use skiff_protocol::interfaces::is_server;
-use skiff_protocol::{EnginePlan, Refusal};
+use skiff_protocol::{EnginePlan, Refusal, other_target};
 use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::{ExternType, Module};
@@ -24,10 +24,16 @@ pub(crate) fn check_module(module: &Module, plan: &EnginePlan) -> Result<(), Ref
         Some(ExternType::Func(ty)) => check_parameters(ty.params().len(), name, plan),
         Some(other) => Err(not_a_function(describe(&other), name, plan)),
         None if plan.function.is_none() => {
-            Err(refused(plan, "exports no function `_start`: it is a library, not a command"))
+            let why = built_for(module).unwrap_or("it is a library, not a command");
+            Err(refused(plan, &format!("exports no function `_start`: {why}")))
         }
         None => Err(no_function(name, plan)),
     }
+}
+
+/// What `module` was built for, if its imports show that it was not WASI.
+pub(crate) fn built_for(module: &Module) -> Option<&'static str> {
+    other_target(module.imports().map(|import| (import.module(), import.name())))
 }
 
 /// Makes sure that a component exports the function `name`, and that it can be called.

@@ -9,6 +9,7 @@ use wasmtime_wasi_http::handler::ProxyPre;
 use wasmtime_wasi_http::{p2, p3};
 
 use crate::error::{cannot_link, engine_failed, sentence};
+use crate::exports::built_for;
 use crate::host::add::Add;
 use crate::host::{cli, clocks, filesystem, http, io, names, preview, random, sockets};
 use crate::role::Role;
@@ -68,7 +69,7 @@ fn module_linker(module: &Module) -> Result<wasmtime::Linker<State>> {
     Ok(linker)
 }
 
-/// Says which imports are missing, or else what is wrong with one.
+/// Says which imports are missing, after what the module was built for if they show it; or else what is wrong with one.
 fn explain(
     linker: &wasmtime::Linker<State>,
     store: &mut Store<State>,
@@ -80,11 +81,12 @@ fn explain(
         .filter(|import| linker.get_by_import(&mut *store, import).is_none())
         .map(|import| format!("`{}::{}`", import.module(), import.name()))
         .collect();
-    match missing.as_slice() {
-        [] => sentence(error),
+    let unknown = match missing.as_slice() {
+        [] => return sentence(error),
         [one] => format!("unknown import: {one} has not been defined"),
         many => format!("unknown imports: {} have not been defined", many.join(", ")),
-    }
+    };
+    built_for(module).map_or(unknown.clone(), |target| format!("{target}; {unknown}"))
 }
 
 /// Defines the interfaces of the WASI versions that `component` imports from or exports to.

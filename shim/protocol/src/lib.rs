@@ -3,6 +3,7 @@
 //! containerd.
 
 mod account;
+mod content;
 mod control;
 mod exit;
 mod fault;
@@ -11,14 +12,17 @@ mod layers;
 mod limits;
 mod mounts;
 pub mod names;
+mod targets;
 
 pub use account::{ACCOUNT_FILE, Account, Figures};
+pub use content::{Content, HEAD_BYTES};
 pub use control::{LIMIT_FILES_MAX, Message, REPLY_BYTES_MAX, Refusal, Reply, VERSION, receive_message, send_message};
 pub use exit::{EXIT_ENGINE, EXIT_OOM, EXIT_TRAP, exit_code_of_proc_exit, exit_code_of_signal};
 pub use fault::Fault;
 pub use layers::{ImageLayers, WasmLayer};
 pub use limits::Limits;
 pub use mounts::KERNEL_FILE_SYSTEMS;
+pub use targets::other_target;
 
 use serde::{Deserialize, Serialize};
 

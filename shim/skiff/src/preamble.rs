@@ -1,5 +1,7 @@
 //! What a file is by its first bytes. It decides nothing else: a file with the right first bytes may still be broken.
 
+use skiff_protocol::Content;
+
 use crate::error::{Error, Result};
 
 /// The two things that skiff compiles.
@@ -30,21 +32,11 @@ const COMPONENT: &[u8] = &[0x0d, 0, 1, 0];
 /// # Errors
 /// The guest's fault if it is not a wasm binary; the message says what it is instead.
 pub(crate) fn kind_of(bytes: &[u8], name: &str) -> Result<Kind> {
-    if bytes.is_empty() {
-        return Err(Error::guest(format!("`{name}` is empty")));
+    if !bytes.is_empty() && MAGIC.starts_with(bytes) {
+        return Err(truncated(bytes, name));
     }
-    if bytes.starts_with(b"\x7fELF") {
-        let reason = "is native or precompiled code (ELF): skiff never runs compiled code from an image";
-        return Err(Error::guest(format!("`{name}` {reason}")));
-    }
-    if is_text(bytes) {
-        return Err(Error::guest(format!("`{name}` is wasm in its text format: skiff runs only the binary format")));
-    }
-    if !bytes.starts_with(MAGIC) {
-        if MAGIC.starts_with(bytes) {
-            return Err(truncated(bytes, name));
-        }
-        return Err(Error::guest(format!("`{name}` is not wasm: it does not begin with `\\0asm`")));
+    if let Some(fault) = Content::of(bytes).fault() {
+        return Err(Error::guest(format!("`{name}` {fault}")));
     }
     match bytes.get(4..8) {
         Some(MODULE) => Ok(Kind::Module),
@@ -56,16 +48,6 @@ pub(crate) fn kind_of(bytes: &[u8], name: &str) -> Result<Kind> {
 
 fn truncated(bytes: &[u8], name: &str) -> Error {
     Error::guest(format!("`{name}` is corrupt: it ends after {} bytes, within the preamble", bytes.len()))
-}
-
-/// Whether `bytes` begin with `(module` or `(component`, after white space and line comments.
-fn is_text(bytes: &[u8]) -> bool {
-    let mut rest = bytes.trim_ascii_start();
-    while rest.starts_with(b";;") {
-        let end = rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len());
-        rest = rest[end..].trim_ascii_start();
-    }
-    rest.starts_with(b"(module") || rest.starts_with(b"(component")
 }
 
 #[cfg(test)]
@@ -88,9 +70,13 @@ mod tests {
         check(b"\0as", Err("is corrupt: it ends after 3 bytes, within the preamble"));
         check(b"\0asm\x01", Err("is corrupt: it ends after 5 bytes, within the preamble"));
         check(b"\0asm\x02\0\0\0", Err("is corrupt: unknown wasm version `[02, 00, 00, 00]`"));
-        check(b"#!/bin/sh\n", Err("is not wasm: it does not begin with `\\0asm`"));
+        check(b"#!/bin/sh\n", Err("is a script, not wasm: it does not begin with `\\0asm`"));
         check(b";; hi\n (module)", Err("is wasm in its text format: skiff runs only the binary format"));
-        check(b"\x7fELF\x02", Err("is native or precompiled code (ELF): skiff never runs compiled code from an image"));
+        check(b"\x7fELF", Err(Content::Elf.fault().unwrap()));
+        check(
+            b"\x7fELF\x02\x01\x01\xc8",
+            Err("is code that wasmtime compiled: skiff never runs compiled code from an image"),
+        );
     }
 
     proptest! {

@@ -32,6 +32,28 @@ fn unknown_imports_are_refused_by_name() {
 }
 
 #[test]
+fn a_module_for_another_host_is_refused_with_what_it_was_built_for() {
+    let refused = |text: &str| Guest::text(text).refused_as_guest();
+    for (import, target) in [
+        (r#""__wbindgen_placeholder__" "__wbindgen_throw" (func (param i32 i32))"#, "wasm-bindgen"),
+        (r#""gojs" "runtime.wasmExit" (func (param i32))"#, "`GOOS=js`"),
+    ] {
+        let sentence = refused(&format!(r#"(module (import {import}) (func (export "run")))"#));
+        let head = "`/app/guest.wasm` exports no function `_start`: it was built for ";
+        assert!(sentence.starts_with(head) && sentence.contains(target), "{sentence}");
+    }
+    for (import, name, target) in [
+        (r#""env" "emscripten_run_script" (func (param i32))"#, "env::emscripten_run_script", "with emscripten"),
+        (r#""wasi" "thread-spawn" (func (param i32) (result i32))"#, "wasi::thread-spawn", "with threads"),
+    ] {
+        let sentence = refused(&format!(r#"(module (import {import}) (func (export "_start")))"#));
+        let head = "cannot link `/app/guest.wasm`: it was built ";
+        let tail = format!("; unknown import: `{name}` has not been defined");
+        assert!(sentence.starts_with(head) && sentence.contains(target) && sentence.ends_with(&tail), "{sentence}");
+    }
+}
+
+#[test]
 fn shared_memory_is_refused() {
     let guest = Guest::text(r#"(module (memory 1 2 shared) (func (export "_start")))"#);
     let sentence = guest.refused_as_guest();

@@ -9,6 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
+use skiff_protocol::{Content, HEAD_BYTES};
 
 use crate::spec::config::Mount;
 
@@ -18,24 +19,19 @@ const LINKS_MAX: u32 = 255;
 /// How often a look-up is tried if the kernel asks for another try.
 const TRIES_MAX: u32 = 64;
 
-/// What a file is, judged by its first bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FileKind {
-    /// A WebAssembly module or component in the binary format.
-    Wasm,
-    /// Anything else; the kernel can execute it or reports why not.
-    Native,
-}
-
-/// Finds out what `file` is by its magic number. Its offset does not change.
-pub(crate) fn kind_of(file: &File) -> io::Result<FileKind> {
-    let mut magic = [0; 4];
-    match file.read_exact_at(&mut magic, 0) {
-        Ok(()) if magic == skiff_protocol::WASM_MAGIC => Ok(FileKind::Wasm),
-        Ok(()) => Ok(FileKind::Native),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(FileKind::Native),
-        Err(error) => Err(error),
+/// What `file` is by its first bytes. Its offset does not change.
+pub(crate) fn content_of(file: &File) -> io::Result<Content> {
+    let mut head = [0; HEAD_BYTES];
+    let mut length = 0;
+    while length < head.len() {
+        match file.read_at(&mut head[length..], length as u64) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
+    Ok(Content::of(&head[..length]))
 }
 
 /// Opens `path` as the container will see it: in the last bind mount that covers it, otherwise in the root file system.
@@ -216,15 +212,15 @@ mod tests {
     #[test]
     fn wasm_is_told_by_its_magic_number() {
         for (bytes, expected) in [
-            (&b"\0asm\x01\0\0\0"[..], FileKind::Wasm),
-            (b"\x7fELF", FileKind::Native),
-            (b"\0as", FileKind::Native),
-            (b"", FileKind::Native),
-            (b"(module)", FileKind::Native),
+            (&b"\0asm\x01\0\0\0"[..], Content::Wasm),
+            (b"\x7fELF", Content::Elf),
+            (b"\0as", Content::Other),
+            (b"", Content::Empty),
+            (b"(module)", Content::Text),
         ] {
             let mut file = tempfile::tempfile().unwrap();
             io::Write::write_all(&mut file, bytes).unwrap();
-            assert_eq!(kind_of(&file).unwrap(), expected, "{bytes:?}");
+            assert_eq!(content_of(&file).unwrap(), expected, "{bytes:?}");
         }
     }
 }

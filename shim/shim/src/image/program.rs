@@ -1,12 +1,15 @@
 //! Looking for the program of a container.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 
+use skiff_protocol::Content;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Context, Error, Result};
-use crate::host::lookup::{FileKind, kind_of, open_file};
+use crate::host::lookup::{content_of, open_file};
 use crate::host::module::{Source, digest_of};
 use crate::host::reader::read_apart;
 use crate::identity::Identity;
@@ -60,6 +63,8 @@ pub(crate) async fn find(
 fn find_file(config: &Config, unwanted: &CancellationToken) -> Result<Option<Program>> {
     let (Some(process), Some(entrypoint)) = (&config.process, config.entrypoint()) else { return Ok(None) };
     let (rootfs, mounts) = (&config.root.path, &config.mounts);
+    // The first file that can be run neither way: a later one of the `PATH` may be the right one.
+    let mut refused = None;
     for candidate in candidates(entrypoint, &process.cwd, &process.env) {
         let name = candidate.path.to_string_lossy();
         let file = open_file(rootfs, mounts, &candidate.path).map_err(|error| match error.kind() {
@@ -67,9 +72,10 @@ fn find_file(config: &Config, unwanted: &CancellationToken) -> Result<Option<Pro
             _ => Error::host(format!("cannot look for `{name}`"), error),
         })?;
         let Some(file) = file else { continue };
-        return match kind_of(&file).doing(|| format!("cannot read `{name}`"))? {
-            FileKind::Native => Ok(Some(Program::Native)),
-            FileKind::Wasm => Ok(Some(Program::Wasm(Module {
+        let reading = || format!("cannot read `{name}`");
+        let content = content_of(&file).doing(reading)?;
+        if content == Content::Wasm {
+            return Ok(Some(Program::Wasm(Module {
                 digest: digest_of(&file, &|| unwanted.is_cancelled()).map_err(|error| cannot_read(&name, error))?,
                 source: Source::Container {
                     rootfs: rootfs.clone(),
@@ -78,10 +84,33 @@ fn find_file(config: &Config, unwanted: &CancellationToken) -> Result<Option<Pro
                 },
                 function: candidate.function,
                 name: name.into_owned(),
-            }))),
-        };
+            })));
+        }
+        match why_not_native(content, file.metadata().doing(reading)?.mode(), &candidate.path) {
+            None => return Ok(Some(Program::Native)),
+            Some(why) => refused = refused.or_else(|| Some(Error::invalid(format!("`{name}` {why}")))),
+        }
     }
-    Ok(None)
+    refused.map_or(Ok(None), Err)
+}
+
+/// Why a file that is not wasm is not left to the OCI runtime either: it was meant to be wasm, or nothing can execute it. Then
+/// the runtime's own words would be `permission denied` or `exec format error`.
+fn why_not_native(content: Content, mode: u32, path: &Path) -> Option<String> {
+    let fault = content.fault()?;
+    let is_executable = mode & 0o111 != 0;
+    let is_named_wasm = path.extension().is_some_and(|extension| extension == "wasm");
+    match content {
+        Content::Elf | Content::Script if is_executable => None,
+        // What the kernel has a handler for (binfmt_misc) runs natively, unless it was meant to be wasm.
+        Content::Compiled | Content::Pe | Content::MachO | Content::Other if is_executable && !is_named_wasm => None,
+        Content::Wasm => None,
+        Content::Empty | Content::Text | Content::Gzip => Some(fault.into()),
+        _ if is_named_wasm => Some(fault.into()),
+        Content::Compiled | Content::Elf | Content::MachO | Content::Other | Content::Pe | Content::Script => {
+            Some(format!("is neither wasm nor executable: its mode is {:04o}", mode & 0o7777))
+        }
+    }
 }
 
 /// Makes sure that a layer in containerd's store is what the image says.
@@ -106,5 +135,59 @@ fn cannot_read(name: &str, error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::FileTooLarge => Error::invalid(format!("`{name}` is too big: {error}")),
         _ => Error::host(format!("cannot read `{name}`"), error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_can_be_executed_is_left_to_the_oci_runtime() {
+        let check = |content, mode, path, expected: Option<&str>| {
+            assert_eq!(
+                why_not_native(content, mode, Path::new(path)).as_deref(),
+                expected,
+                "{content:?} {mode:o} {path}"
+            );
+        };
+        for content in [Content::Elf, Content::Script] {
+            check(content, 0o100_755, "/app", None);
+            check(content, 0o100_755, "/app.wasm", None);
+            check(content, 0o100_644, "/app", Some("is neither wasm nor executable: its mode is 0644"));
+            check(content, 0o100_644, "/app.wasm", content.fault());
+        }
+        for content in [Content::Compiled, Content::Pe, Content::MachO, Content::Other] {
+            check(content, 0o100_711, "/app", None);
+            check(content, 0o100_711, "/app.wasm", content.fault());
+            check(content, 0o104_600, "/app", Some("is neither wasm nor executable: its mode is 4600"));
+        }
+        for content in [Content::Empty, Content::Text, Content::Gzip] {
+            check(content, 0o100_755, "/app", content.fault());
+            check(content, 0o100_644, "/app.wasm", content.fault());
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_run_does_not_hide_one_of_the_path_that_can() {
+        let root = tempfile::tempdir().unwrap();
+        let put = |path: &str, bytes: &[u8]| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        };
+        put("first/app", b"notes");
+        let config: Config = serde_json::from_value(serde_json::json!({
+            "ociVersion": "1.0.0",
+            "root": {"path": root.path()},
+            "process": {"args": ["app"], "cwd": "/", "env": ["PATH=/first:/second"]},
+        }))
+        .unwrap();
+        let find = || find_file(&config, &CancellationToken::new());
+        let Err(error) = find() else { panic!("it is refused") };
+        assert_eq!(error.to_string(), "`/first/app` is neither wasm nor executable: its mode is 0644");
+        put("second/app", b"\0asm\x01\0\0\0");
+        let Ok(Some(Program::Wasm(module))) = find() else { panic!("it is a module") };
+        assert_eq!(module.name, "/second/app");
     }
 }

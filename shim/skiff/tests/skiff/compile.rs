@@ -29,14 +29,19 @@ fn equal_input_gives_equal_code_confined_or_not_from_a_file_or_a_pipe() {
 fn what_is_no_wasm_is_refused_in_one_sentence_with_its_name() {
     let mut truncated = hello();
     truncated.truncate(60);
-    let cases: [(&[u8], &str); 6] = [
+    let cases: [(&[u8], &str); 8] = [
         (b"", "`/app.wasm` is empty"),
         (
-            b"\x7fELF\x02\x01",
-            "`/app.wasm` is native or precompiled code (ELF): skiff never runs compiled code from an image",
+            b"\x7fELF\x02\x01\x01\xc8",
+            "`/app.wasm` is code that wasmtime compiled: skiff never runs compiled code from an image",
         ),
+        (
+            b"\x7fELF\x02\x01\x01\0",
+            "`/app.wasm` is a native program (ELF), not wasm: build it for WASI (`GOOS=wasip1 GOARCH=wasm`, `--target wasm32-wasip1`)",
+        ),
+        (b"\x1f\x8b\x08", "`/app.wasm` is compressed with gzip: unpack it first"),
         (b"(module)", "`/app.wasm` is wasm in its text format: skiff runs only the binary format"),
-        (b"#!/bin/sh\n", "`/app.wasm` is not wasm: it does not begin with `\\0asm`"),
+        (b"#!/bin/sh\n", "`/app.wasm` is a script, not wasm: it does not begin with `\\0asm`"),
         (b"\0asm", "`/app.wasm` is corrupt: it ends after 4 bytes, within the preamble"),
         (&truncated, "`/app.wasm` is corrupt: unexpected end-of-file (at offset 0x3c)"),
     ];
