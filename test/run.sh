@@ -42,7 +42,7 @@ image=localhost/guest:1
 case ${IMAGE:-} in
   '')
     wasm=${WASM:-$("$here/guests/build.sh" c | tail -n 1)/c-hello.wasm}
-    skiff pack "$wasm" --name "$image" -o "$state/image.tar" > /dev/null
+    skiff pack --force "$wasm" --name "$image" -o "$state/image.tar" > /dev/null
     ctr images import --local "$state/image.tar" > /dev/null 2>&1
     # `ctr run` takes the words after the image's name as the whole command line.
     [ -z "${ARGS:-}" ] || ARGS="/$(basename "$wasm") $ARGS" ;;

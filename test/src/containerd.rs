@@ -171,7 +171,7 @@ impl Containerd {
             let archive = self.path.join(format!("{name}.tar"));
             let reference = format!("skiff.test/{name}:1");
             let output = Command::new(places::programs().join("skiff"))
-                .args(["pack", "--name", &reference, "--output"])
+                .args(["pack", "--force", "--name", &reference, "--output"])
                 .arg(&archive)
                 .arg(places::guest(name))
                 .output()

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 use skiff_protocol::interfaces::{is_command, is_server};
+use wasmparser::component_types::ComponentEntityType;
+use wasmparser::types::Types;
 use wasmparser::{
     ComponentExternalKind, ComponentTypeRef, ExternalKind, MemoryType, Parser, Payload, TypeRef, Validator,
 };
@@ -38,6 +40,9 @@ pub(crate) struct Import {
 pub(crate) struct Export {
     pub(crate) name: String,
     pub(crate) kind: &'static str,
+    /// How many parameters it takes, if it is a function.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) parameters: Option<usize>,
 }
 
 /// A linear memory.
@@ -71,7 +76,7 @@ impl Guest {
         let kind = kind_of(bytes, name)?;
         let invalid =
             |error: wasmparser::BinaryReaderError| Error::guest(explain_invalid(error.message(), error.offset(), name));
-        Validator::new().validate_all(bytes).map_err(invalid)?;
+        let types = Validator::new().validate_all(bytes).map_err(invalid)?;
         let mut guest = Self { kind, imports: Vec::new(), exports: Vec::new(), memories: Vec::new() };
         // How many modules and components the parser is in.
         let mut depth = 0_usize;
@@ -79,13 +84,13 @@ impl Guest {
             match payload.map_err(invalid)? {
                 Payload::Version { .. } => depth += 1,
                 Payload::End(_) => depth = depth.saturating_sub(1),
-                payload => guest.add(&payload, depth == 1).map_err(invalid)?,
+                payload => guest.add(&payload, depth == 1, &types).map_err(invalid)?,
             }
         }
         Ok(guest)
     }
 
-    fn add(&mut self, payload: &Payload<'_>, is_outermost: bool) -> wasmparser::Result<()> {
+    fn add(&mut self, payload: &Payload<'_>, is_outermost: bool, types: &Types) -> wasmparser::Result<()> {
         match payload {
             Payload::MemorySection(memories) => {
                 for memory in memories.clone() {
@@ -105,7 +110,12 @@ impl Guest {
             Payload::ExportSection(exports) if is_outermost => {
                 for export in exports.clone() {
                     let export = export?;
-                    self.exports.push(Export { name: export.name.into(), kind: kind_of_export(export.kind) });
+                    let parameters = parameters_of_export(&export, types);
+                    self.exports.push(Export {
+                        name: export.name.into(),
+                        kind: kind_of_export(export.kind),
+                        parameters,
+                    });
                 }
             }
             Payload::ComponentImportSection(imports) if is_outermost => {
@@ -118,13 +128,19 @@ impl Guest {
             Payload::ComponentExportSection(exports) if is_outermost => {
                 for export in exports.clone() {
                     let export = export?;
-                    let kind = kind_of_component_item(export.kind);
-                    self.exports.push(Export { name: export.name.name.into(), kind });
+                    let (kind, parameters) =
+                        (kind_of_component_item(export.kind), parameters_of_item(export.name.name, types));
+                    self.exports.push(Export { name: export.name.name.into(), kind, parameters });
                 }
             }
             _ => {}
         }
         Ok(())
+    }
+
+    /// The export `name`.
+    pub(crate) fn export(&self, name: &str) -> Option<&Export> {
+        self.exports.iter().find(|export| export.name == name)
     }
 
     /// How it is started.
@@ -149,6 +165,22 @@ impl Memory {
             shared: memory.shared,
             memory64: memory.memory64,
         }
+    }
+}
+
+fn parameters_of_export(export: &wasmparser::Export<'_>, types: &Types) -> Option<usize> {
+    match export.kind {
+        ExternalKind::Func | ExternalKind::FuncExact => {
+            Some(types[types.as_ref().core_function_at(export.index)].unwrap_func().params().len())
+        }
+        ExternalKind::Table | ExternalKind::Memory | ExternalKind::Global | ExternalKind::Tag => None,
+    }
+}
+
+fn parameters_of_item(name: &str, types: &Types) -> Option<usize> {
+    match types.component_item_for_export(name)?.ty {
+        ComponentEntityType::Func(id) => Some(types[id].params.len()),
+        _ => None,
     }
 }
 

@@ -8,10 +8,12 @@ mod error;
 mod guest;
 mod inspect;
 mod layers;
+mod output;
 mod pack;
 mod preamble;
 mod regular;
 mod stats;
+mod support;
 #[cfg(test)]
 mod testing;
 
@@ -23,9 +25,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use serde::Serialize;
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Fault, Result};
 
 /// WebAssembly containers for containerd: compile, pack, inspect and check.
 #[derive(Debug, Parser)]
@@ -78,20 +79,8 @@ struct CompileArguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let done = match &arguments.command {
-        Command::Compile(arguments) => compile(arguments),
-        Command::Pack(arguments) => pack(arguments).map_err(Error::plain),
-        Command::Inspect(arguments) => inspect(arguments).map_err(Error::plain),
-        Command::Doctor(arguments) => doctor::doctor(arguments).map_err(Error::plain),
-        Command::Stats(arguments) => stats::stats(arguments)
-            .and_then(|figures| if arguments.json { print_json(&figures) } else { stats::print(&figures) })
-            .map_err(Error::plain),
-        Command::Layers(arguments) => {
-            layers::layers(arguments).and_then(|report| print_json(&report)).map_err(Error::plain)
-        }
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
+    match run(&arguments.command) {
+        Ok(code) => code,
         Err(error) => {
             // If standard error is closed, there is nobody to report to.
             drop(writeln!(io::stderr().lock(), "skiff: {error}"));
@@ -100,20 +89,24 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints `report` as one line of JSON.
-fn print_json(report: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string(report).or_host("cannot write JSON")?;
-    writeln!(io::stdout().lock(), "{text}").or_host("cannot write to standard output")
-}
-
-fn pack(arguments: &pack::Arguments) -> Result<()> {
-    let reference = pack::pack(arguments)?;
-    writeln!(io::stdout().lock(), "{reference}").or_host("cannot write to standard output")
-}
-
-fn inspect(arguments: &inspect::Arguments) -> Result<()> {
-    let report = inspect::inspect(arguments)?;
-    if arguments.json { print_json(&report) } else { report.print() }
+/// Does what the command line says, and returns the exit code.
+fn run(command: &Command) -> Result<ExitCode> {
+    match command {
+        Command::Compile(arguments) => compile(arguments),
+        Command::Inspect(arguments) => {
+            return inspect::inspect(arguments)
+                .map(|runs| if runs { ExitCode::SUCCESS } else { Fault::Guest.code().into() });
+        }
+        Command::Pack(arguments) => pack::pack(arguments).and_then(output::print).map_err(Error::plain),
+        Command::Doctor(arguments) => doctor::doctor(arguments).map_err(Error::plain),
+        Command::Stats(arguments) => stats::stats(arguments)
+            .and_then(|figures| if arguments.json { output::print_json(&figures) } else { stats::print(&figures) })
+            .map_err(Error::plain),
+        Command::Layers(arguments) => {
+            layers::layers(arguments).and_then(|report| output::print_json(&report)).map_err(Error::plain)
+        }
+    }
+    .map(|()| ExitCode::SUCCESS)
 }
 
 fn compile(arguments: &CompileArguments) -> Result<()> {

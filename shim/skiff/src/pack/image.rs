@@ -24,6 +24,16 @@ pub(super) struct Image {
     pub(super) manifest: Blob,
     pub(super) config: Blob,
     pub(super) layer: Blob,
+    /// Whether it is one that every tool knows: its layer is a file system.
+    pub(super) is_ordinary: bool,
+}
+
+/// What runs in a container of the image, and as whom.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) entrypoint: Vec<String>,
+    pub(super) env: Vec<String>,
+    pub(super) user: Option<String>,
 }
 
 /// Bytes and what they are.
@@ -55,17 +65,12 @@ struct WasmComponent<'a> {
 ///
 /// # Errors
 /// The host's, when a part cannot be written as JSON.
-pub(super) fn ordinary(
-    layer: &[u8],
-    entrypoint: Vec<String>,
-    env: Vec<String>,
-    platform: Option<(String, String)>,
-) -> Result<Image> {
+pub(super) fn ordinary(layer: &[u8], process: Process, platform: Option<(String, String)>) -> Result<Image> {
     let (os, architecture) = platform.unwrap_or_else(|| ("linux".into(), host_architecture().into()));
     let layer = Blob::new(MediaType::ImageLayer, layer.to_vec())?;
     let diff_ids = vec![layer.descriptor.digest().to_string()];
-    let config = configuration(&os, &architecture, diff_ids, process(entrypoint, env)?)?;
-    Image::new(config, layer)
+    let config = configuration(&os, &architecture, diff_ids, process.into_config()?)?;
+    Ok(Image { is_ordinary: true, ..Image::new(config, layer)? })
 }
 
 /// A wasm OCI artifact.
@@ -91,13 +96,7 @@ pub(super) fn artifact(guest: &Guest, file_name: &str, bytes: Vec<u8>) -> Result
 ///
 /// # Errors
 /// Those of [`ordinary`].
-pub(super) fn layer(
-    guest: &Guest,
-    file_name: &str,
-    bytes: Vec<u8>,
-    entrypoint: Vec<String>,
-    env: Vec<String>,
-) -> Result<Image> {
+pub(super) fn layer(guest: &Guest, file_name: &str, bytes: Vec<u8>, process: Process) -> Result<Image> {
     let media_type = match guest.kind {
         Kind::Module => MODULE_LAYER,
         Kind::Component => COMPONENT_LAYER,
@@ -105,15 +104,20 @@ pub(super) fn layer(
     let layer = Blob::new(MediaType::from(media_type), bytes)?.titled(file_name);
     // containerd does not unpack such a layer, and compares the number of these with the number of unpacked layers.
     let diff_ids = Vec::new();
-    Image::new(configuration("wasi", "wasm", diff_ids, process(entrypoint, env)?)?, layer)
+    Image::new(configuration("wasi", "wasm", diff_ids, process.into_config()?)?, layer)
 }
 
-fn process(entrypoint: Vec<String>, env: Vec<String>) -> Result<Config> {
-    let mut config = ConfigBuilder::default().entrypoint(entrypoint).working_dir("/");
-    if !env.is_empty() {
-        config = config.env(env);
+impl Process {
+    fn into_config(self) -> Result<Config> {
+        let mut config = ConfigBuilder::default().entrypoint(self.entrypoint).working_dir("/");
+        if !self.env.is_empty() {
+            config = config.env(self.env);
+        }
+        if let Some(user) = self.user {
+            config = config.user(user);
+        }
+        config.build().or_host("cannot make the configuration")
     }
-    config.build().or_host("cannot make the configuration")
 }
 
 fn configuration(os: &str, architecture: &str, diff_ids: Vec<String>, config: Config) -> Result<Blob> {
@@ -139,7 +143,7 @@ impl Image {
             .layers([layer.descriptor.clone()])
             .build()
             .or_host("cannot make the manifest")?;
-        Ok(Self { manifest: Blob::json(MediaType::ImageManifest, &manifest)?, config, layer })
+        Ok(Self { manifest: Blob::json(MediaType::ImageManifest, &manifest)?, config, layer, is_ordinary: false })
     }
 }
 

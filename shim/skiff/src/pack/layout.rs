@@ -1,18 +1,29 @@
-//! The archive: an OCI image layout in a tar file, as `ctr images import` and registries' tools accept it.
+//! The archive: an OCI image layout in a tar file, as `ctr images import` and registries' tools accept it. An ordinary image also
+//! gets the list that `docker load` reads; everybody else ignores it beside a layout.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 
 use oci_spec::image::{ANNOTATION_REF_NAME, ImageIndexBuilder, MediaType, OciLayoutBuilder};
+use serde::Serialize;
 use tar::EntryType;
 
-use super::image::{Image, to_json};
+use super::image::{Blob, Image, to_json};
 use super::reference::Reference;
 use super::rootfs::header;
 use crate::error::{Context, Result};
 
 /// containerd's annotation with the name under which it imports an image.
 const IMAGE_NAME: &str = "io.containerd.image.name";
+
+/// An image as Docker lists it (<https://github.com/moby/docker-image-spec/blob/main/spec.md#combined-image-json--filesystem-changeset-format>).
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerImage {
+    config: String,
+    repo_tags: [String; 1],
+    layers: [String; 1],
+}
 
 /// Writes the archive and returns the manifest's digest.
 ///
@@ -37,10 +48,22 @@ pub(super) fn write(output: impl Write, image: &Image, reference: &Reference) ->
     let (index, layout) = (to_json(&index)?, to_json(&layout)?);
     let mut files = BTreeMap::from([("index.json".to_owned(), index.as_slice()), ("oci-layout".into(), &layout)]);
     for blob in [&image.manifest, &image.config, &image.layer] {
-        files.insert(format!("blobs/sha256/{}", blob.descriptor.digest().digest()), &blob.bytes);
+        files.insert(path_of(blob), &blob.bytes);
+    }
+    let docker = to_json(&[DockerImage {
+        config: path_of(&image.config),
+        repo_tags: [reference.to_string()],
+        layers: [path_of(&image.layer)],
+    }])?;
+    if image.is_ordinary {
+        files.insert("manifest.json".into(), &docker);
     }
     write_archive(output, &files).or_host("cannot write the archive")?;
     Ok(image.manifest.descriptor.digest().to_string())
+}
+
+fn path_of(blob: &Blob) -> String {
+    format!("blobs/sha256/{}", blob.descriptor.digest().digest())
 }
 
 fn write_archive(output: impl Write, files: &BTreeMap<String, &[u8]>) -> io::Result<()> {

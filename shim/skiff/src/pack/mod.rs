@@ -1,6 +1,7 @@
 //! `skiff pack`: makes an image of a wasm binary, as a tar archive of an OCI image layout. Equal input gives an equal
 //! archive, byte by byte.
 
+mod entry;
 mod image;
 mod layout;
 mod reference;
@@ -11,12 +12,13 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use self::image::Image;
+use self::image::{Image, Process};
 use self::reference::Reference;
 use self::rootfs::Rootfs;
 use crate::error::{Context, Error, Result};
 use crate::guest::Guest;
 use crate::regular::read_module;
+use crate::support::{missing, missing_for};
 
 /// What to pack, and how.
 #[derive(Debug, Args)]
@@ -35,6 +37,9 @@ pub(crate) struct Arguments {
     /// An argument of the entrypoint; repeat it for each, in order [default: the wasm file].
     #[arg(long)]
     entrypoint: Vec<String>,
+    /// The user that the container runs as, `UID` or `UID:GID` [default: root].
+    #[arg(long, value_parser = user)]
+    user: Option<String>,
     /// An environment variable, `NAME=VALUE`.
     #[arg(long, value_parser = variable)]
     env: Vec<String>,
@@ -44,6 +49,9 @@ pub(crate) struct Arguments {
     /// A file or directory to put into an ordinary image, `SOURCE:DESTINATION`.
     #[arg(long, value_parser = addition)]
     add: Vec<(PathBuf, PathBuf)>,
+    /// Pack what skiff does not run, and an entrypoint that is not in the image.
+    #[arg(long)]
+    force: bool,
 }
 
 /// The kinds of images that carry wasm.
@@ -60,7 +68,7 @@ enum Form {
 /// Packs and returns the image's reference with its digest.
 ///
 /// # Errors
-/// If the file is not valid wasm, an option does not apply to the kind, or the archive cannot be written.
+/// If the file is not valid wasm, skiff does not run it, an option does not apply to the kind, or the archive cannot be written.
 pub(crate) fn pack(arguments: &Arguments) -> Result<String> {
     refuse_unfit_options(arguments)?;
     let path = arguments.wasm.display().to_string();
@@ -81,7 +89,7 @@ fn make(arguments: &Arguments, guest: &Guest, file_name: &str, bytes: Vec<u8>) -
         [] => vec![format!("/{file_name}")],
         entrypoint => entrypoint.to_vec(),
     };
-    let env = arguments.env.clone();
+    let process = Process { entrypoint, env: arguments.env.clone(), user: arguments.user.clone() };
     match arguments.kind {
         Form::Image => {
             let mut rootfs = Rootfs::default();
@@ -89,11 +97,45 @@ fn make(arguments: &Arguments, guest: &Guest, file_name: &str, bytes: Vec<u8>) -
             for (source, destination) in &arguments.add {
                 rootfs.add(source, destination)?;
             }
-            image::ordinary(&rootfs.into_tar()?, entrypoint, env, arguments.platform.clone())
+            let find = |argument: &str| entry::find(&rootfs, argument, &process.env, Path::new(file_name));
+            check(arguments, guest, process.entrypoint.first(), find)?;
+            image::ordinary(&rootfs.into_tar()?, process, arguments.platform.clone())
         }
-        Form::Artifact => image::artifact(guest, file_name, bytes),
-        Form::Layer => image::layer(guest, file_name, bytes, entrypoint, env),
+        Form::Artifact => {
+            refuse(arguments, &missing(guest))?;
+            image::artifact(guest, file_name, bytes)
+        }
+        Form::Layer => {
+            check(arguments, guest, process.entrypoint.first(), |argument| entry::find_layer(file_name, argument))?;
+            image::layer(guest, file_name, bytes, process)
+        }
     }
+}
+
+/// Refuses an image whose entry point is not there, or a guest that skiff does not run from it, unless that is asked for.
+fn check(
+    arguments: &Arguments,
+    guest: &Guest,
+    entrypoint: Option<&String>,
+    find: impl FnOnce(&str) -> entry::Found,
+) -> Result<()> {
+    let argument = entrypoint.map_or("", String::as_str);
+    match find(argument) {
+        entry::Found::Guest { function } => refuse(arguments, &missing_for(guest, function.as_deref())),
+        entry::Found::Other => refuse(arguments, &missing(guest)),
+        entry::Found::Nothing { there } if !arguments.force => Err(Error::guest(format!(
+            "there is no `{argument}` in the image, only {there}: correct `--entrypoint`; `--force` packs it anyway"
+        ))),
+        entry::Found::Nothing { .. } => Ok(()),
+    }
+}
+
+fn refuse(arguments: &Arguments, missing: &[String]) -> Result<()> {
+    if missing.is_empty() || arguments.force {
+        return Ok(());
+    }
+    let name = arguments.wasm.display();
+    Err(Error::guest(format!("skiff does not run `{name}`: {}; `--force` packs it anyway", missing.join(", "))))
 }
 
 fn refuse_unfit_options(arguments: &Arguments) -> Result<()> {
@@ -104,6 +146,7 @@ fn refuse_unfit_options(arguments: &Arguments) -> Result<()> {
         ("--add", !is_image && !arguments.add.is_empty()),
         ("--entrypoint", is_artifact && !arguments.entrypoint.is_empty()),
         ("--env", is_artifact && !arguments.env.is_empty()),
+        ("--user", is_artifact && arguments.user.is_some()),
     ] {
         if is_unfit {
             return Err(Error::guest(format!(
@@ -136,6 +179,13 @@ fn variable(text: &str) -> Result<String, String> {
         Some((name, _)) if !name.is_empty() => Ok(text.into()),
         _ => Err("write an environment variable as `NAME=VALUE`".into()),
     }
+}
+
+/// A numeric user: the kubelet checks `runAsNonRoot` by it, and an image of one file has no `/etc/passwd` for names.
+fn user(text: &str) -> Result<String, String> {
+    let is_id = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u32>().is_ok();
+    let (user, group) = text.split_once(':').unwrap_or((text, "0"));
+    if is_id(user) && is_id(group) { Ok(text.into()) } else { Err("write a user as `UID` or `UID:GID`".into()) }
 }
 
 fn platform(text: &str) -> Result<(String, String), String> {

@@ -83,6 +83,13 @@ impl Rootfs {
         }
     }
 
+    /// Whether `path`, which is absolute and has no `..`, is a file here, or may be one behind a symbolic link.
+    pub(super) fn may_have(&self, path: &Path) -> bool {
+        let path = path.strip_prefix("/").unwrap_or(path);
+        path.ancestors().any(|step| matches!(self.files.get(step), Some(Content::Link(_))))
+            || matches!(self.files.get(path), Some(Content::File { .. }))
+    }
+
     /// The layer.
     ///
     /// # Errors

@@ -76,7 +76,8 @@ fn an_image_has_the_module_as_its_entrypoint_and_is_the_same_every_time() {
     let directory = guests();
     fs::create_dir(directory.path().join("www")).unwrap();
     fs::write(directory.path().join("www/index.html"), "hi").unwrap();
-    let arguments = ["app.wasm", "-o", "a.tar", "--env", "A=b", "--env", "C=", "--add", "www:/srv/www"];
+    let mut arguments = vec!["app.wasm", "-o", "a.tar", "--env", "A=b", "--env", "C=", "--user", "1000:100"];
+    arguments.extend(["--add", "www:/srv/www"]);
     let packed = pack(directory.path(), &arguments);
     assert!(packed.status.success(), "{packed:?}");
     let reference = String::from_utf8(packed.stdout).unwrap();
@@ -90,6 +91,7 @@ fn an_image_has_the_module_as_its_entrypoint_and_is_the_same_every_time() {
     assert_eq!(config["os"], "linux");
     assert_eq!(config["config"]["Entrypoint"], json!(["/app.wasm"]));
     assert_eq!(config["config"]["Env"], json!(["A=b", "C="]));
+    assert_eq!(config["config"]["User"], "1000:100");
     assert_eq!(config["rootfs"]["diff_ids"], json!([manifest["layers"][0]["digest"]]));
     let mut layer = tar::Archive::new(blob(&files, &manifest["layers"][0]));
     let names: Vec<_> =
@@ -135,14 +137,15 @@ fn a_layer_has_the_media_type_of_its_kind() {
     ] {
         let packed = pack(
             directory.path(),
-            &[file, "-o", "a.tar", "--kind", "layer", "--entrypoint", "/x", "--entrypoint", "y"],
+            &[file, "-o", "a.tar", "--kind", "layer", "--entrypoint", file, "--entrypoint", "y", "--user", "7"],
         );
         assert!(packed.status.success(), "{packed:?}");
         let (_, manifest, config) = documents(&files(&directory.path().join("a.tar")));
         assert_eq!(manifest["layers"][0]["mediaType"], media_type);
         assert_eq!((&config["os"], &config["architecture"]), (&json!("wasi"), &json!("wasm")));
         assert_eq!(config["rootfs"]["diff_ids"], json!([]));
-        assert_eq!(config["config"]["Entrypoint"], json!(["/x", "y"]));
+        assert_eq!(config["config"]["Entrypoint"], json!([file, "y"]));
+        assert_eq!(config["config"]["User"], "7");
     }
 }
 
@@ -150,6 +153,7 @@ fn a_layer_has_the_media_type_of_its_kind() {
 fn what_cannot_be_packed_is_refused_and_leaves_no_archive() {
     let directory = guests();
     fs::write(directory.path().join("elf.wasm"), b"\x7fELF").unwrap();
+    fs::write(directory.path().join("other.wasm"), other()).unwrap();
     let check = |arguments: &[&str], expected: &str| {
         let mut arguments = arguments.to_vec();
         arguments.extend(["-o", "a.tar"]);
@@ -158,40 +162,152 @@ fn what_cannot_be_packed_is_refused_and_leaves_no_archive() {
         assert!(sentence(&output).starts_with(expected), "{}", sentence(&output));
         assert!(!directory.path().join("a.tar").exists());
     };
-    check(&["elf.wasm"], "`elf.wasm` is native or precompiled code (ELF)");
+    check(&["elf.wasm"], "`elf.wasm` is a native program (ELF), not wasm: build it for WASI");
     check(&["absent.wasm"], "cannot read `absent.wasm`: No such file");
     check(&["app.wasm", "--name", "Not A Name"], "`Not A Name` is not an image name");
     check(&["app.wasm", "--kind", "artifact", "--env", "A=b"], "`--env` does not apply to this kind of image");
+    check(&["app.wasm", "--kind", "artifact", "--user", "1"], "`--user` does not apply to this kind of image");
+    check(
+        &["app.wasm", "--entrypoint", "/typo.wasm"],
+        "there is no `/typo.wasm` in the image, only `/app.wasm` and what was added: correct `--entrypoint`",
+    );
+    check(
+        &["app.wasm", "--kind", "layer", "--entrypoint", "/typo.wasm"],
+        "there is no `/typo.wasm` in the image, only `/app.wasm`: correct `--entrypoint`",
+    );
+    check(
+        &["app.wasm", "--entrypoint", "/app.wasm#gone"],
+        "skiff does not run `app.wasm`: it exports no function `gone`; `--force` packs it anyway",
+    );
+    for kind in ["image", "artifact", "layer"] {
+        check(&["other.wasm", "--kind", kind], "skiff does not run `other.wasm`: unknown import `env::log`; `--force`");
+    }
     check(&["app.wasm", "--add", "app.wasm:/app.wasm"], "`/app.wasm` is in the image twice");
     check(&["app.wasm", "--add", "app.wasm:/../x"], "`/../x` leads out of the image");
+}
+
+/// A command with an import that skiff does not provide.
+fn other() -> Vec<u8> {
+    wat::parse_str(r#"(module (import "env" "log" (func)) (memory (export "memory") 2) (func (export "_start")))"#)
+        .unwrap()
+}
+
+#[test]
+fn what_does_not_run_is_packed_if_that_is_asked_for() {
+    let directory = guests();
+    fs::write(directory.path().join("other.wasm"), other()).unwrap();
+    for arguments in [&["other.wasm"][..], &["app.wasm", "--entrypoint", "/volume/app.wasm"]] {
+        let mut arguments = arguments.to_vec();
+        arguments.extend(["-o", "a.tar", "--force"]);
+        let packed = pack(directory.path(), &arguments);
+        assert!(packed.status.success(), "{packed:?}");
+        assert!(!files(&directory.path().join("a.tar")).is_empty());
+    }
+}
+
+#[test]
+fn a_user_is_a_number_because_only_that_can_be_checked() {
+    let directory = guests();
+    for (user, code) in [("1000", 0), ("0:5", 0), ("nobody", 2), ("1000:", 2), ("", 2), ("-1", 2), ("4294967296", 2)] {
+        let packed = pack(directory.path(), &["app.wasm", "-o", "a.tar", &format!("--user={user}")]);
+        assert_eq!(packed.status.code(), Some(code), "{user}: {packed:?}");
+    }
+}
+
+#[test]
+fn an_ordinary_image_has_the_list_that_docker_load_reads() {
+    let directory = guests();
+    let packed = pack(directory.path(), &["app.wasm", "-o", "a.tar", "--name", "me/app:2"]);
+    assert!(packed.status.success(), "{packed:?}");
+    let packed = files(&directory.path().join("a.tar"));
+    // What `docker load` does: `moby/daemon/internal/image/tarexport/load.go`.
+    let list: Vec<BTreeMap<String, Value>> = serde_json::from_slice(&packed["manifest.json"]).unwrap();
+    assert_eq!(list.len(), 1);
+    assert_eq!(list[0]["RepoTags"], json!(["docker.io/me/app:2"]));
+    let config: Value = serde_json::from_slice(&packed[list[0]["Config"].as_str().unwrap()]).unwrap();
+    let layers = list[0]["Layers"].as_array().unwrap();
+    let digest = |layer: &Value| {
+        let digest = Sha256::digest(&packed[layer.as_str().unwrap()]);
+        format!("sha256:{}", digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+    };
+    assert_eq!(config["rootfs"]["type"], "layers");
+    assert_eq!(config["rootfs"]["diff_ids"], json!(layers.iter().map(digest).collect::<Vec<_>>()));
+    // What is no file system cannot be loaded.
+    for kind in ["artifact", "layer"] {
+        assert!(pack(directory.path(), &["app.wasm", "-o", "a.tar", "--kind", kind]).status.success());
+        assert!(!files(&directory.path().join("a.tar")).contains_key("manifest.json"), "{kind}");
+    }
+}
+
+fn inspect(directory: &Path, file: &str, options: &[&str]) -> Output {
+    let mut arguments = vec!["inspect", file];
+    arguments.extend(options);
+    skiff(&arguments).current_dir(directory).output().unwrap()
 }
 
 #[test]
 fn inspect_names_what_the_engine_does_not_have() {
     let directory = guests();
-    let module = wat::parse_str(r#"(module (import "env" "log" (func)) (memory (export "memory") 2))"#).unwrap();
-    fs::write(directory.path().join("other.wasm"), module).unwrap();
-    let inspect = |file: &str| {
-        let output = skiff(&["inspect", "--json", file]).current_dir(directory.path()).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    fs::write(directory.path().join("other.wasm"), other()).unwrap();
+    let check = |file: &str, kind: &str, entry: &str, runs: bool| {
+        let output = inspect(directory.path(), file, &["--json"]);
+        assert_eq!(output.status.code(), Some(if runs { 0 } else { 1 }), "{output:?}");
+        let report = serde_json::from_slice::<Value>(&output.stdout).unwrap();
+        assert_eq!((&report["kind"], &report["entry"], &report["runs"]), (&json!(kind), &json!(entry), &json!(runs)));
+        report
     };
-    let report = inspect("app.wasm");
-    assert_eq!(
-        (&report["kind"], &report["entry"], &report["runs"]),
-        (&json!("module"), &json!("command"), &json!(true))
-    );
-    assert_eq!(report["wasi"], json!(["0.1"]));
-    let report = inspect("component.wasm");
-    assert_eq!(
-        (&report["kind"], &report["entry"], &report["runs"]),
-        (&json!("component"), &json!("command"), &json!(true))
-    );
-    assert_eq!(report["wasi"], json!(["0.2.3"]));
-    let report = inspect("other.wasm");
-    assert_eq!((&report["entry"], &report["runs"]), (&json!("reactor"), &json!(false)));
+    assert_eq!(check("app.wasm", "module", "command", true)["wasi"], json!(["0.1"]));
+    assert_eq!(check("component.wasm", "component", "command", true)["wasi"], json!(["0.2.3"]));
+    let report = check("other.wasm", "module", "command", false);
     assert_eq!(report["missing"], json!(["unknown import `env::log`"]));
     assert_eq!(report["memories"][0]["initial_bytes"], json!(131_072));
+}
+
+#[test]
+fn inspect_ends_with_a_code_that_says_whether_skiff_runs_the_file() {
+    let directory = guests();
+    let write = |name: &str, text: &str| {
+        fs::write(directory.path().join(name), wat::parse_str(text).unwrap()).unwrap();
+        name.to_owned()
+    };
+    let library = write("library.wasm", r#"(module (func (export "work")))"#);
+    let nothing = write("nothing.wasm", "(component)");
+    let browser = write("browser.wasm", r#"(module (import "wbg" "__wbg_alert" (func)) (func (export "f")))"#);
+    let hostile = write("hostile.wasm", r#"(module (import "env" "\1b[2J\0a" (func)) (func (export "_start")))"#);
+    fs::write(directory.path().join("broken.wasm"), b"\0asm\x01\0\0\0\xff").unwrap();
+    for (file, code, expected) in [
+        ("app.wasm", 0, "runs      yes\n"),
+        (&library, 0, "kind      module, library (name a function in the container's command: `FILE.wasm#work`)\n"),
+        (
+            &nothing,
+            1,
+            "runs      no: it is neither a command nor an HTTP server, and exports no function without parameters\n",
+        ),
+        (&browser, 1, "runs      no: it was built for JavaScript with wasm-bindgen: build it for `wasm32-wasip1`"),
+        (&hostile, 1, "runs      no: unknown import `env::\\u{1b}[2J\\n`\n"),
+    ] {
+        let output = inspect(directory.path(), file, &[]);
+        assert_eq!(output.status.code(), Some(code), "{file}: {output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains(expected), "{file}: {text}");
+    }
+    for (file, code) in [("broken.wasm", 1), ("absent.wasm", 2)] {
+        assert_eq!(inspect(directory.path(), file, &[]).status.code(), Some(code), "{file}");
+    }
+    assert_eq!(inspect(directory.path(), "app.wasm", &["--unknown"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let directory = guests();
+    for (file, code) in [("app.wasm", 0), ("absent.wasm", 2)] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut child = skiff(&["inspect", file]);
+        let output = child.current_dir(directory.path()).stdout(writer).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), said.is_empty()), (Some(code), code == 0), "{said}");
+    }
 }
 
 #[test]
@@ -199,15 +315,18 @@ fn only_regular_files_of_a_module_s_size_are_looked_into() {
     let directory = guests();
     mkfifo(&directory.path().join("fifo"), Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
     fs::File::create(directory.path().join("big")).unwrap().set_len(1 << 40).unwrap();
-    for command in [&["inspect"][..], &["pack", "--output", "image.tar"]] {
-        for (file, expected) in [
-            ("fifo", "cannot read `fifo`: it is a pipe, not a regular file"),
-            ("/dev/zero", "cannot read `/dev/zero`: it is a device, not a regular file"),
-            (".", "cannot read `.`: it is a directory, not a regular file"),
-            ("big", "`big` is too big: skiff compiles at most 512 MiB"),
-        ] {
+    for (file, expected) in [
+        ("fifo", "cannot read `fifo`: it is a pipe, not a regular file"),
+        ("/dev/zero", "cannot read `/dev/zero`: it is a device, not a regular file"),
+        (".", "cannot read `.`: it is a directory, not a regular file"),
+        ("big", "`big` is too big: skiff compiles at most 512 MiB"),
+    ] {
+        let is_read = file == "big";
+        for (command, code) in
+            [(&["inspect"][..], if is_read { 1 } else { 2 }), (&["pack", "--output", "image.tar"], 1)]
+        {
             let output = skiff(command).arg(file).current_dir(directory.path()).output().unwrap();
-            assert_eq!((output.status.code(), sentence(&output).as_str()), (Some(1), expected));
+            assert_eq!((output.status.code(), sentence(&output).as_str()), (Some(code), expected));
         }
     }
 }

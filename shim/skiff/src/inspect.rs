@@ -1,19 +1,21 @@
 //! `skiff inspect`: what a wasm binary is, what it needs and whether skiff's engine can run it.
 
-mod support;
-
 use std::collections::BTreeSet;
-use std::io::{self, Write};
+use std::fmt::{self, Display};
 use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
 
-use self::support::{full_name, missing, wasi_version};
 use crate::digest::sha256;
 use crate::error::{Context, Result};
 use crate::guest::{Entry, Export, Guest, Import, Memory};
+use crate::output;
 use crate::regular::read_module;
+use crate::support::{callable, full_name, missing, wasi_version};
+
+/// The most that is shown of a name.
+const NAME_CHARACTERS: usize = 400;
 
 /// Which file to inspect.
 #[derive(Debug, Args)]
@@ -22,17 +24,20 @@ pub(crate) struct Arguments {
     file: PathBuf,
     /// Print JSON.
     #[arg(long)]
-    pub(crate) json: bool,
+    json: bool,
 }
 
 /// The report about a wasm binary.
 #[derive(Debug, Serialize)]
-pub(crate) struct Report {
+struct Report {
     file: String,
     kind: &'static str,
     entry: Entry,
     size: u64,
     sha256: String,
+    /// A function of a library that can be named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    callable: Option<String>,
     wasi: BTreeSet<String>,
     imports: Vec<Import>,
     exports: Vec<Export>,
@@ -42,11 +47,21 @@ pub(crate) struct Report {
     missing: Vec<String>,
 }
 
-/// Inspects a file.
+/// Prints the report about a file, and returns whether skiff runs it.
 ///
 /// # Errors
-/// If the file cannot be read or is not valid wasm.
-pub(crate) fn inspect(arguments: &Arguments) -> Result<Report> {
+/// The guest's fault if the file is not valid wasm; the host's if it cannot be read, or nothing can be printed.
+pub(crate) fn inspect(arguments: &Arguments) -> Result<bool> {
+    let report = examine(arguments)?;
+    if arguments.json {
+        output::print_json(&report)?
+    } else {
+        output::print(&report)?
+    }
+    Ok(report.runs)
+}
+
+fn examine(arguments: &Arguments) -> Result<Report> {
     let name = arguments.file.display().to_string();
     let bytes = read_module(&arguments.file)?;
     let guest = Guest::read(&bytes, &name)?;
@@ -57,6 +72,7 @@ pub(crate) fn inspect(arguments: &Arguments) -> Result<Report> {
         entry: guest.entry(),
         size: u64::try_from(bytes.len()).or_host("cannot count")?,
         sha256: sha256(&bytes),
+        callable: callable(&guest).filter(|_| guest.entry() == Entry::Reactor).map(|export| export.name.clone()),
         wasi: wasi_versions(&guest),
         imports: guest.imports,
         exports: guest.exports,
@@ -73,40 +89,50 @@ fn wasi_versions(guest: &Guest) -> BTreeSet<String> {
 }
 
 impl Report {
-    /// Prints the report for a reader.
-    ///
-    /// # Errors
-    /// When standard output cannot be written.
-    pub(crate) fn print(&self) -> Result<()> {
-        self.write(&mut io::stdout().lock()).or_host("cannot write to standard output")
+    /// What the file is, in words.
+    fn entry(&self) -> String {
+        match (self.entry, &self.callable) {
+            (Entry::Command, _) => "command".into(),
+            (Entry::Http, _) => "http server".into(),
+            (Entry::Reactor, None) => "library".into(),
+            (Entry::Reactor, Some(name)) => {
+                format!("library (name a function in the container's command: `FILE.wasm#{}`)", shown(name))
+            }
+        }
     }
+}
 
-    fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        let entry = match self.entry {
-            Entry::Command => "command",
-            Entry::Http => "http server",
-            Entry::Reactor => "reactor (name a function: `entrypoint: FILE.wasm#FUNCTION`)",
-        };
+/// The report for a reader.
+impl Display for Report {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let entry = self.entry();
         let wasi: Vec<&str> = self.wasi.iter().map(String::as_str).collect();
         writeln!(out, "file      {}", self.file)?;
         writeln!(out, "kind      {}, {entry}", self.kind)?;
-        writeln!(out, "wasi      {}", if wasi.is_empty() { "none".into() } else { wasi.join(", ") })?;
+        writeln!(out, "wasi      {}", if wasi.is_empty() { "none".into() } else { shown(&wasi.join(", ")) })?;
         writeln!(out, "size      {} bytes", self.size)?;
         writeln!(out, "sha256    {}", self.sha256)?;
         for memory in &self.memories {
             writeln!(out, "memory    {}", describe(memory))?;
         }
         for import in &self.imports {
-            writeln!(out, "import    {} ({})", full_name(import), import.kind)?;
+            writeln!(out, "import    {} ({})", shown(&full_name(import)), import.kind)?;
         }
         for export in &self.exports {
-            writeln!(out, "export    {} ({})", export.name, export.kind)?;
+            writeln!(out, "export    {} ({})", shown(&export.name), export.kind)?;
         }
         match self.missing.as_slice() {
-            [] => writeln!(out, "runs      yes"),
-            missing => writeln!(out, "runs      no: {}", missing.join(", ")),
+            [] => write!(out, "runs      yes"),
+            missing => {
+                write!(out, "runs      no: {}", missing.iter().map(|why| shown(why)).collect::<Vec<_>>().join(", "))
+            }
         }
     }
+}
+
+/// A name that the file has, for a terminal.
+fn shown(name: &str) -> String {
+    output::shown(name, NAME_CHARACTERS)
 }
 
 fn describe(memory: &Memory) -> String {
