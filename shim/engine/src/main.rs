@@ -13,6 +13,7 @@ mod http;
 mod link;
 mod load;
 mod memory;
+mod metrics;
 mod names;
 mod outgoing;
 mod prepare;

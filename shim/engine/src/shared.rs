@@ -27,6 +27,8 @@ const FILES: [&str; 4] = [HOSTS, RESOLV_CONF, "/dev/random", "/dev/urandom"];
 pub(crate) struct Shared {
     /// The container's plan.
     pub(crate) plan: EnginePlan,
+    /// What the shim and others on the node see of the guest.
+    pub(crate) account: Account,
     /// The container's memory.
     pub(crate) budget: Arc<Budget>,
     /// Where the guest's output goes.
@@ -49,6 +51,7 @@ impl Shared {
         let home = std::env::var_os(HOME).map(|home| home.to_string_lossy().into_owned());
         let environment = guest_environment(std::mem::take(&mut plan.env), home, &plan.cwd);
         Self {
+            account,
             budget: Budget::new(memory_limits, plan.memory_limit_bytes, account),
             streams: Arc::new(Streams::new(plan.limits.output_bytes_per_second)),
             reporter: Arc::clone(reporter),

@@ -1,10 +1,11 @@
-//! What skiff's programs agree on: the plan of a wasm container and the control socket that carries it, the account of its
-//! memory, exit codes, limits, what the command line prints for the shim, and names. This crate knows neither wasmtime nor
+//! What skiff's programs agree on: the plan of a wasm container and the control socket that carries it, the account of what it
+//! uses and does, the counters of the cache, exit codes, limits, what the command line prints for the shim, and names. This crate knows neither wasmtime nor
 //! containerd.
 
 mod account;
 mod content;
 mod control;
+mod counters;
 mod exit;
 mod fault;
 pub mod interfaces;
@@ -14,9 +15,10 @@ mod mounts;
 pub mod names;
 mod targets;
 
-pub use account::{ACCOUNT_FILE, Account, Figures};
+pub use account::{ACCOUNT_FILE, Account, Activity, CODE_CLASSES, DURATION_BOUNDS, Figures};
 pub use content::{Content, HEAD_BYTES};
 pub use control::{LIMIT_FILES_MAX, Message, REPLY_BYTES_MAX, Refusal, Reply, VERSION, receive_message, send_message};
+pub use counters::{COUNTERS_FILE, Counters};
 pub use exit::{EXIT_ENGINE, EXIT_OOM, EXIT_TRAP, exit_code_of_proc_exit, exit_code_of_signal};
 pub use fault::Fault;
 pub use layers::{ImageLayers, WasmLayer};

@@ -12,18 +12,21 @@ use hyper::header::{HOST, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto;
+use skiff_protocol::Account;
 use tokio::sync::{Semaphore, oneshot};
 use wasmtime_wasi_http::WasiBody;
 use wasmtime_wasi_http::handler::{InstantiationError, ProxyHandler};
 
 use super::instances::{Ended, Instances, RequestData, is_shortage};
 use crate::error::sentence;
+use crate::metrics::CountedRequest;
 use crate::report::Reporter;
 use crate::shared::Shared;
 
 /// What all connections and requests of a server have in common.
 pub(super) struct Service {
     module: String,
+    account: Account,
     reporter: Arc<Reporter>,
     handler: ProxyHandler<Instances>,
     /// Has all its permits while no request is under way.
@@ -36,6 +39,7 @@ pub(super) struct Service {
 
 /// Answers one request.
 pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>) -> Result<Response<Tracked>, Infallible> {
+    let mut counted = CountedRequest::begin(service.account);
     let under_way = UnderWay::begin(&service).await;
     let request = with_host(request).map(|body| body.map_err(Into::into).boxed_unsync());
     let begun = Instant::now();
@@ -44,7 +48,8 @@ pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>) ->
         Ok(response) => response,
         Err(error) => service.failed(&error, begun, ended),
     };
-    Ok(response.map(|body| Tracked { body, _under_way: under_way }))
+    counted.responds(response.status());
+    Ok(response.map(|body| Tracked { body, _under_way: under_way, _counted: counted }))
 }
 
 /// Adds to a request of HTTP/1.0 the authority that `wasi:http` requires.
@@ -58,11 +63,21 @@ fn with_host(mut request: Request<Incoming>) -> Request<Incoming> {
 impl Service {
     /// A service of these instances for connections that `builder` serves.
     pub(super) fn new(instances: Instances, builder: auto::Builder<TokioExecutor>) -> Self {
-        let Shared { plan, reporter, .. } = instances.shared();
+        let Shared { account, plan, reporter, .. } = instances.shared();
+        let account = *account;
         let (module, reporter, request_time) = (plan.module.clone(), Arc::clone(reporter), plan.limits.request_time);
         let requests_max = plan.limits.concurrent_requests.min(Semaphore::MAX_PERMITS);
         let handler = ProxyHandler::new(instances);
-        Self { module, reporter, handler, requests: Semaphore::new(requests_max), requests_max, request_time, builder }
+        Self {
+            module,
+            account,
+            reporter,
+            handler,
+            requests: Semaphore::new(requests_max),
+            requests_max,
+            request_time,
+            builder,
+        }
     }
 
     /// Whether no request is under way and no instance is alive.
@@ -131,6 +146,7 @@ impl Drop for UnderWay {
 pub(super) struct Tracked {
     body: WasiBody,
     _under_way: UnderWay,
+    _counted: CountedRequest,
 }
 
 impl Body for Tracked {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use skiff_protocol::Refusal;
+use skiff_protocol::{Account, Refusal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout_at};
 use wasmtime::component::GuestTaskId;
@@ -20,6 +20,7 @@ use super::ticker::{Ticker, Ticking};
 use crate::error::{cannot_start, engine_failed, is_guests_end};
 use crate::memory::budget::{Budget, Lease};
 use crate::memory::denied::Denied;
+use crate::metrics::CountedInstance;
 use crate::report::Reporter;
 use crate::role::Role;
 use crate::shared::Shared;
@@ -102,6 +103,8 @@ impl Instances {
             requests: Mutex::new(Vec::new()),
             _alive: self.alive.clone(),
             _ticking: self.ticker.tick(),
+            account: self.shared.account,
+            _counted: CountedInstance::new(self.shared.account),
             _lease: state.limiter.lease(),
             room: None,
         };
@@ -188,6 +191,8 @@ pub(super) struct Worker {
     request_time: Option<Duration>,
     timed_out: Arc<AtomicBool>,
     requests: Mutex<Vec<RequestData>>,
+    account: Account,
+    _counted: CountedInstance,
     _lease: Arc<Lease>,
     room: Option<Room>,
     _ticking: Ticking,
@@ -253,7 +258,10 @@ impl Worker {
             Some(exit) => {
                 reporter.line(&format!("{module}: an instance exited with code {} while serving a request", exit.0))
             }
-            None => reporter.trap(module, error),
+            None => {
+                self.account.add_trap();
+                reporter.trap(module, error);
+            }
         }
         if let Some(denied) = denied {
             reporter.line(&format!("{module}: an instance ran out of memory: {denied}"));

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use skiff_protocol::{EXIT_OOM, Refusal};
+use skiff_protocol::{Account, EXIT_OOM, Refusal};
 use tokio::runtime::{Builder, Runtime};
 use wasmtime::{Engine, Error, Store};
 use wasmtime_wasi::I32Exit;
@@ -21,6 +21,7 @@ use crate::{deadline, signals};
 /// A command that is instantiated and has not run.
 pub(crate) struct Command {
     module: String,
+    account: Account,
     budget: Arc<Budget>,
     streams: Arc<Streams>,
     reporter: Arc<Reporter>,
@@ -32,14 +33,18 @@ pub(crate) struct Command {
 impl Command {
     /// A command that is about to call `entry`.
     pub(super) fn new(shared: Shared, runtime: Runtime, store: Store<State>, entry: Entry) -> Self {
-        let Shared { plan, budget, streams, reporter, .. } = shared;
-        Self { module: plan.module, budget, streams, reporter, runtime, store, entry }
+        let Shared { account, plan, budget, streams, reporter, .. } = shared;
+        account.add_instance();
+        Self { module: plan.module, account, budget, streams, reporter, runtime, store, entry }
     }
 
     /// Runs the guest to its end, and returns the exit code.
     pub(crate) fn run(mut self) -> i32 {
         let result = self.runtime.block_on(call(&mut self.store, self.entry));
         let trapped = result.as_ref().is_err_and(|error| !error.is::<I32Exit>());
+        if trapped {
+            self.account.add_trap();
+        }
         let code = self.reporter.exit_code(&self.module, result);
         let gave_up = trapped || (code != 0 && self.streams.said_out_of_memory());
         let code = match self.store.data().limiter.denied_just_now().filter(|_| gave_up) {

@@ -1,6 +1,8 @@
 //! The engine as its users see it: real guests, compiled by `skiff`, in real processes.
 
 #[cfg(test)]
+mod activity;
+#[cfg(test)]
 mod collected;
 #[cfg(test)]
 mod command;

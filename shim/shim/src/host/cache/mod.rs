@@ -7,8 +7,11 @@
 //! sentence with which the guest recently failed to compile. The directories `DIR/slot.N` are locks that limit how many
 //! guests are compiled at once.
 //!
+//! `counters.1` has the numbers of hits, misses, compilations and evictions.
+//!
 //! The cache does not know how code is compiled or whether an engine accepts it.
 
+mod counters;
 mod failures;
 mod room;
 mod slots;
@@ -21,10 +24,10 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use skiff_protocol::CODE_ID;
+use skiff_protocol::{CODE_ID, Counters};
 
 use super::read_only;
 
@@ -158,12 +161,13 @@ impl Cache {
             self.recent_failure(wanted.digest)?.map_or(Ok(None), |sentence| Err(CacheError::Remembered(sentence)))
         };
         if let Some(file) = known()? {
-            return Ok(file);
+            return Ok(self.hit(file));
         }
         let pending = self.with_room(1, || self.lock(wanted.digest))?;
         if let Some(file) = known()? {
-            return Ok(file);
+            return Ok(self.hit(file));
         }
+        self.count(&Counters { misses: 1, ..Counters::default() });
         self.compile_into(pending, wanted, compile)
     }
 
@@ -188,7 +192,12 @@ impl Cache {
     ) -> Result<File, CacheError<E>> {
         let _slot = self.with_room(1, || self.slot(wanted.pod))?;
         let output = File::from(memfd_create(c"skiff-code", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?);
-        match compile(&output) {
+        let begun = Instant::now();
+        let compiled = compile(&output);
+        let failures = u64::from(compiled.is_err());
+        let compile_time = begun.elapsed();
+        self.count(&Counters { compilations: 1, failures, compile_time, ..Counters::default() });
+        match compiled {
             Ok(digest) if digest == wanted.digest => Ok(self.publish(wanted, pending, &output)?),
             Ok(_other) => Err(CacheError::Changed),
             Err(failure) => {

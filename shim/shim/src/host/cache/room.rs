@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use skiff_protocol::CODE_ID;
+use skiff_protocol::{CODE_ID, Counters};
 
 use super::slots::SLOT;
 use super::trailer::owner_of;
@@ -46,7 +46,7 @@ impl Cache {
             && let Some(index) = first_to_go(&entries, None)
         {
             let entry = entries.remove(index);
-            remove_file(&entry.path)?;
+            self.remove_entry(&entry)?;
             removed_bytes += entry.bytes;
         }
         Ok(())
@@ -61,7 +61,7 @@ impl Cache {
             && let Some(index) = first_to_go(&entries, Some(newest))
         {
             let entry = entries.remove(index);
-            remove_file(&entry.path)?;
+            self.remove_entry(&entry)?;
             total_bytes -= entry.bytes;
         }
         self.remove_unlocked()?;
@@ -69,6 +69,12 @@ impl Cache {
             // Fails while the directory is not empty, as it should.
             drop(fs::remove_dir(dir));
         }
+        Ok(())
+    }
+
+    fn remove_entry(&self, entry: &Entry) -> io::Result<()> {
+        remove_file(&entry.path)?;
+        self.count(&Counters { evictions: 1, ..Counters::default() });
         Ok(())
     }
 

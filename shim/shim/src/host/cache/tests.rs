@@ -12,6 +12,8 @@ use nix::sys::resource::{Resource, setrlimit};
 
 use std::os::unix::fs::FileExt;
 
+use skiff_protocol::COUNTERS_FILE;
+
 use super::*;
 
 /// Set when this test binary is run again, as a process that can be killed.
@@ -41,7 +43,7 @@ impl Scratch {
     }
 }
 
-/// Every file below the cache, relative to it.
+/// Every file below the cache, relative to it, without its counters.
 fn files_below(cache: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut dirs = vec![cache.to_owned()];
@@ -50,7 +52,7 @@ fn files_below(cache: &Path) -> Vec<String> {
             let path = file.unwrap().path();
             if path.is_dir() {
                 dirs.push(path);
-            } else {
+            } else if !path.ends_with(COUNTERS_FILE) {
                 found.push(path.strip_prefix(cache).unwrap().display().to_string());
             }
         }
@@ -454,6 +456,25 @@ fn the_least_recently_used_entries_go_first_and_the_new_one_never() {
     assert_eq!(scratch.files(), [entry(1), entry(3), entry(4)]);
     put(&cache, 5, 100_000);
     assert_eq!(scratch.files(), [entry(5)]);
+}
+
+#[test]
+fn hits_misses_compilations_and_evictions_are_counted() {
+    let scratch = Scratch::new();
+    let cache = scratch.cache_of(100_000);
+    put(&cache, 1, 60_000);
+    put(&cache, 1, 60_000);
+    put(&cache, 1, 60_000);
+    put(&cache, 2, 60_000);
+    assert!(cache.get_or_compile(wanted(&key(3)), |_| Err(passing("corrupt"))).is_err());
+    let counted = Counters::read(&cache.dir).unwrap();
+    assert!(counted.compile_time > Duration::ZERO, "{counted:?}");
+    let expected = Counters { hits: 2, misses: 3, compilations: 3, failures: 1, evictions: 1, ..counted };
+    assert_eq!(counted, expected);
+    // A cache that cannot count is still useful.
+    fs::remove_file(cache.dir.join(COUNTERS_FILE)).unwrap();
+    fs::create_dir(cache.dir.join(COUNTERS_FILE)).unwrap();
+    put(&cache, 4, 10);
 }
 
 #[test]
