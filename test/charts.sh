@@ -46,6 +46,18 @@ every_value_is_read() {
   [ -z "$missing" ] || { echo "no template reads:$missing"; return 1; }
 }
 
+# limits_in FILE PATTERN: the names of limits in a file, one per line.
+limits_in() { grep -oE "$2" "$1" | grep -oE '[a-z]+(-[a-z]+)*"' | tr -d '"' | sort; }
+
+# same_limits: the annotations that the policy knows are those that the shim knows.
+same_limits() {
+  diff <(limits_in "$chart/templates/annotation-policy.yaml" '\$limits := list .*' ) \
+    <(sed -n 's/^ *\("[a-z-]*"\) => limits\..*/\1/p' shim/shim/src/spec/limits.rs > "$work/limits" && limits_in "$work/limits" '.*')
+}
+
+# values_of_old: a release whose values are those of a chart without metrics and annotation policy (`--reuse-values`).
+values_of_old() { render --set image.repository=x --set metrics=null --set annotationPolicy=null > /dev/null; }
+
 for file in "$chart"/tests/values/*.yaml; do
   name=$(basename "$file" .yaml)
   [ "${1:-}" != --update ] || render --values "$file" > "$chart/tests/golden/$name.yaml"
@@ -53,6 +65,8 @@ for file in "$chart"/tests/values/*.yaml; do
   check "the output for the values $name" golden "$name"
 done
 check "the runtime class is that of runtime-class/manifests/skiff.yaml" same_class
+check "the policy of annotations knows the limits of the shim" same_limits
+check "values of a release that had no metrics" values_of_old
 check "every value is read" every_value_is_read
 
 check "an image that is not set" refused "image.repository: say where the installer's image is" --set image.repository=
@@ -66,6 +80,9 @@ check "a unit without systemd" refused 'restart.unit is for `restart.by: systemd
   --set restart.by=signal --set restart.unit=x
 check "a command that is not used" refused 'restart.command is for `restart.by: command`, not for `systemd`' --set restart.command=x
 check "a command that is missing" refused '`restart.by: command` needs restart.command' --set restart.by=command
+check "a port that is none" refused "at '/metrics/port'" --set metrics.port=70000
+check "a ServiceMonitor without metrics" refused 'metrics.serviceMonitor.create needs metrics.enabled' \
+  --set metrics.serviceMonitor.create=true
 check "a path that is relative" refused "at '/programs'" --set programs=opt/skiff
 check "an interval of zero" refused "at '/intervalSeconds'" --set intervalSeconds=0
 check "a share above 100 %" refused "at '/updateStrategy/maxUnavailable'" --set updateStrategy.maxUnavailable=200%

@@ -17,6 +17,7 @@ const SYSTEM: &str = "skiff-system";
 const DAEMON_SET: &str = "daemonset/skiff-node";
 const PODS: &str = "app.kubernetes.io/name=skiff-node";
 const LABEL: &str = "skiff.dev/installed";
+const VERSION_LABEL: &str = "skiff.dev/version";
 /// The installer's own files on the node, if containerd imports a directory.
 const DROP_IN: &str = "/etc/containerd/conf.d/skiff.toml";
 const CONFIG: &str = "/etc/containerd/config.toml";
@@ -33,10 +34,11 @@ const TREE: &str = r#"
     find /etc/containerd -type f -exec sha256sum {} + | sort
 "#;
 
-/// The installer's options in a pod's specification that all of its commands take, or that set where the programs go.
+/// The installer's option in a pod's specification that sets where the programs go. Its other options are for `keep`, or in
+/// variables that all of its commands read.
 fn options_of(spec: &Value) -> Vec<String> {
     let words = spec["containers"][0]["args"].as_array().unwrap().iter().map(|word| word.as_str().unwrap());
-    words.filter(|word| word.starts_with("--") && !word.starts_with("--interval=")).map(str::to_owned).collect()
+    words.filter(|word| word.starts_with("--to=")).map(str::to_owned).collect()
 }
 
 /// The release, while no other test changes the node.
@@ -211,6 +213,8 @@ fn push_another_version(cluster: &Cluster) -> String {
 fn the_node_is_labelled_last_and_the_chart_s_own_test_runs_a_wasm_pod() {
     let release = Release::installed();
     assert!(release.is_labelled());
+    let node = release.cluster.get(&["node", &release.cluster.node()]);
+    assert_eq!(node["metadata"]["labels"][VERSION_LABEL], env!("CARGO_PKG_VERSION"));
     let class = release.cluster.get(&["runtimeclass", "skiff"]);
     assert_eq!(class["handler"], "skiff");
     let said = release.helm(&["test", "skiff"]).unwrap();
@@ -227,7 +231,7 @@ fn the_node_is_labelled_last_and_the_chart_s_own_test_runs_a_wasm_pod() {
 }
 
 #[test]
-fn the_installer_s_account_changes_one_label_of_its_own_node_and_nothing_else() {
+fn the_installer_s_account_changes_two_labels_of_its_own_node_and_nothing_else() {
     let release = Release::installed();
     let node = release.cluster.node();
     let patch = |on: &str, metadata: Value, spec: Value| {
@@ -246,12 +250,107 @@ fn the_installer_s_account_changes_one_label_of_its_own_node_and_nothing_else() 
     let labels = |key: &str, value: &str| json!({"name": node, "labels": {key: value}});
     patch(&node, labels(LABEL, "true"), json!({})).unwrap();
     refused(patch("another", labels(LABEL, "true"), json!({})), "may label the node that it runs on, and no other");
-    let only = "may change the label skiff.dev/installed of a node, and nothing else";
+    let only = "may change the labels skiff.dev/installed and skiff.dev/version of a node, and nothing else";
+    patch(&node, labels(VERSION_LABEL, "0.1.0"), json!({})).unwrap();
+    refused(patch(&node, labels(VERSION_LABEL, "anything"), json!({})), only);
     refused(patch(&node, labels(LABEL, "false"), json!({})), only);
     refused(patch(&node, labels("other", "true"), json!({})), only);
     refused(patch(&node, json!({"name": node, "annotations": {"a": "b"}}), json!({})), only);
     refused(patch(&node, labels(LABEL, "true"), json!({"unschedulable": true})), only);
     refused(patch(&node, labels(LABEL, "true"), json!({"taints": [{"key": "a", "effect": "NoExecute"}]})), only);
+}
+
+#[test]
+fn status_needs_nothing_but_the_root_of_the_node_whatever_the_values_are() {
+    let release = Release::installed();
+    for words in [&["/skiff-node", "status", "--host=/host"][..], &["/skiff-node", "status"]] {
+        let status = release.kubectl(&[&["exec", &release.pod_name(), "--"], words].concat()).unwrap();
+        assert!(status.contains("ready       yes\n"), "{status}");
+    }
+}
+
+#[test]
+fn metrics_of_the_node_and_of_a_pod_s_guest_are_served() {
+    let release = Release::installed();
+    release.upgrade(&["metrics.enabled=true"]).unwrap();
+    let web = release.serving();
+    release.check_serves(&web);
+    let ip = release.pod()["status"]["podIP"].as_str().unwrap().to_owned();
+    let metrics =
+        || release.cluster.run("in-net", &["curl", "-sf", "--max-time", "10", &format!("http://{ip}:9470/metrics")]);
+    let labels = format!("{{namespace=\"{}\",pod=\"web\",container=\"main\"", web.name);
+    let request = format!("skiff_container_requests_total{labels},code=\"2xx\"}} ");
+    let has_request =
+        |text: &str| text.lines().any(|line| line.strip_prefix(&request).is_some_and(|count| count != "0"));
+    release.until("the request to be counted", || has_request(&metrics()));
+    let text = metrics();
+    let value = |start: &str| -> f64 {
+        let found = text.lines().find_map(|line| line.strip_prefix(start));
+        found.unwrap_or_else(|| panic!("no {start} in\n{text}")).parse().unwrap()
+    };
+    assert_eq!(value(&format!("skiff_container_memory_limit_bytes{labels}}} ")), 64.0 * 1024.0 * 1024.0);
+    assert!(value(&format!("skiff_container_memory_peak_bytes{labels}}} ")) > 0.0);
+    assert!(value("skiff_cache_entries ") >= 1.0 && value("skiff_cache_bytes ") > 0.0);
+    assert!(value("skiff_cache_hits_total ") + value("skiff_compilations_total ") >= 1.0);
+    assert!(
+        text.contains(&format!("skiff_info{{version=\"{0}\",programs=\"{0}-", env!("CARGO_PKG_VERSION"))),
+        "{text}"
+    );
+    let service = release.cluster.get(&["-n", SYSTEM, "endpointslices", "-l", "kubernetes.io/service-name=skiff-node"]);
+    assert!(service.to_string().contains(&format!("\"{ip}\"")), "{service}");
+}
+
+#[test]
+fn whoever_applies_an_annotation_that_does_nothing_is_warned() {
+    let release = Release::installed();
+    let namespace = release.cluster.namespace();
+    let warnings_of = |kind: &str, annotations: Value| {
+        let mut pod = wasm_pod("web", &[container("main", "http", json!({}))]);
+        pod["metadata"]["annotations"] = annotations;
+        let object = match kind {
+            "Pod" => pod,
+            "CronJob" => {
+                pod["spec"]["restartPolicy"] = json!("Never");
+                let job = json!({"spec": {"template": {"metadata": pod["metadata"], "spec": pod["spec"]}}});
+                json!({"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "web"},
+                    "spec": {"schedule": "0 0 1 1 *", "jobTemplate": job}})
+            }
+            _ => {
+                pod["metadata"]["labels"] = json!({"app": "web"});
+                let template = json!({"metadata": pod["metadata"], "spec": pod["spec"]});
+                json!({"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": "web"},
+                    "spec": {"selector": {"matchLabels": {"app": "web"}}, "template": template}})
+            }
+        };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), object.to_string()).unwrap();
+        let words = ["apply", "--dry-run=server", "-f", file.path().to_str().unwrap()];
+        let output = namespace.client().args(words).output().unwrap();
+        assert!(output.status.success(), "a warning never rejects: {output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    // A policy is in force a moment after it is made.
+    release.until("the policy", || warnings_of("Pod", json!({"limit.skiff.dev/run-time": "1s"})).contains("Warning"));
+    for kind in ["Pod", "Deployment", "CronJob"] {
+        for key in [
+            "limit.skiff.dev/run-time",
+            "skiff.dev/run-time",
+            "web.limits.skiff.dev/run-time",
+            "main.limit.skiff.dev/stack",
+        ] {
+            let said = warnings_of(kind, json!({key: "1s", "other.example/x": "y"}));
+            let expected = format!("skiff ignores the annotations {key}: a limit is limits.skiff.dev/NAME");
+            assert!(said.contains(&expected) && !said.contains("other.example"), "{kind}: {said}");
+        }
+        let said = warnings_of(kind, json!({"limits.skiff.dev/runtime": "1s"}));
+        assert!(
+            said.contains("skiff has no such limits, and will refuse the containers: limits.skiff.dev/runtime;"),
+            "{said}"
+        );
+        let right =
+            json!({"limits.skiff.dev/run-time": "1s", "main.limits.skiff.dev/stack": "1Mi", "other.example/x": "y"});
+        assert_eq!(warnings_of(kind, right), "");
+    }
 }
 
 #[test]
@@ -268,7 +367,9 @@ fn each_capability_has_its_use() {
         let words = words.iter().map(|word| json!(word)).chain(options.iter().map(|word| json!(word)));
         spec["containers"][0]["args"] = words.collect();
         spec["containers"][0].as_object_mut().unwrap().remove("readinessProbe");
-        spec["containers"][0]["env"] = json!([]);
+        // Without a name the node is not labelled.
+        let variables = spec["containers"][0]["env"].as_array_mut().unwrap();
+        variables.retain(|variable| variable["name"] != "NODE_NAME");
         let capabilities = spec["containers"][0]["securityContext"]["capabilities"]["add"].as_array_mut().unwrap();
         capabilities.retain(|capability| capability != dropped);
         let pod =

@@ -37,24 +37,40 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if and .command (ne .by "command") }}{{ fail (printf "restart.command is for `restart.by: command`, not for `%s`" .by) }}{{ end }}
 {{- if and (eq .by "command") (not .command) }}{{ fail "`restart.by: command` needs restart.command" }}{{ end }}
 {{- end }}
+{{- with .Values.metrics }}
+{{- if and .serviceMonitor.create (not .enabled) }}{{ fail "metrics.serviceMonitor.create needs metrics.enabled" }}{{ end }}
+{{- end }}
 {{- range $key, $value := dict "kubernetes.io/os" "linux" "kubernetes.io/arch" "amd64" }}
 {{- with index $.Values.nodeSelector $key }}{{ if ne . $value }}{{ fail (printf "nodeSelector: skiff is built for `%s: %s` only" $key $value) }}{{ end }}{{ end }}
 {{- end }}
 {{- end }}
 
-{{/* What the values say about the node, as options of the installer. */}}
+{{/* What the values say about the node, as variables that every command in the installer's pods reads. */}}
 {{- define "skiff.node" -}}
-{{- $words := list }}
+- name: SKIFF_NODE_HOST
+  value: /host
+- name: SKIFF_NODE_TIMEOUT
+  value: {{ .Values.restart.timeoutSeconds | quote }}
 {{- with .Values.containerd }}
-{{- range $key := list "config" "socket" }}
-{{- with index $.Values.containerd $key }}{{ $words = append $words (printf "--%s=%s" $key .) }}{{ end }}
+{{- range $key, $name := dict "config" "CONFIG" "socket" "SOCKET" "program" "CONTAINERD" }}
+{{- with index $.Values.containerd $key }}
+- name: SKIFF_NODE_{{ $name }}
+  value: {{ . | quote }}
 {{- end }}
-{{- with .program }}{{ $words = append $words (printf "--containerd=%s" .) }}{{ end }}
+{{- end }}
 {{- end }}
 {{- with .Values.restart }}
-{{- with .unit }}{{ $words = append $words (printf "--unit=%s" .) }}{{ end }}
-{{- with .command }}{{ $words = append $words (printf "--restart-command=%s" .) }}{{ end }}
-{{- if eq .by "signal" }}{{ $words = append $words "--restart-by-signal" }}{{ end }}
+{{- with .unit }}
+- name: SKIFF_NODE_UNIT
+  value: {{ . | quote }}
 {{- end }}
-{{- with $words }}{{ toYaml . }}{{ end }}
+{{- with .command }}
+- name: SKIFF_NODE_RESTART_COMMAND
+  value: {{ . | quote }}
+{{- end }}
+{{- if eq .by "signal" }}
+- name: SKIFF_NODE_RESTART_BY_SIGNAL
+  value: "true"
+{{- end }}
+{{- end }}
 {{- end }}

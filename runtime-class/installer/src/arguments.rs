@@ -4,12 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use skiff_protocol::names::CACHE_DIR;
 
 use crate::error::{Context, Error, Result};
 use crate::job::Job;
 use crate::journal::programs::Source;
 use crate::kube::api::Api;
 use crate::kube::label::Labels;
+use crate::metrics::Metrics;
 use crate::node::Options;
 use crate::wanted::{VARIABLE, Wanted};
 
@@ -36,7 +38,14 @@ pub(crate) enum Verb {
         /// The time between two looks at the node, in seconds.
         #[arg(long, default_value_t = 60)]
         interval: u64,
+        #[command(flatten)]
+        metrics: MetricsArguments,
+        /// Serve metrics for Prometheus at this port, under `/metrics`; by default they are not served.
+        #[arg(long)]
+        metrics_port: Option<u16>,
     },
+    /// Print the metrics of the node and its wasm containers, in the text format of Prometheus.
+    Metrics(MetricsArguments),
     /// Exit with 0 if the node was as wanted when `keep` looked last; otherwise report what was wrong. Runs nothing.
     Ready,
     /// Exit with 0 if the node is as wanted; otherwise report what is wrong.
@@ -87,37 +96,49 @@ pub(crate) struct InstallArguments {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct MetricsArguments {
+    /// containerd's state directory on the node, in which the containers are found; by default what its configuration says.
+    #[arg(long)]
+    state: Option<PathBuf>,
+    /// The cache of compiled code on the node.
+    #[arg(long, default_value = CACHE_DIR)]
+    cache: PathBuf,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct WantedArgument {
     /// What the node should be.
     #[arg(long, env = VARIABLE, value_enum, default_value = "installed")]
     pub(crate) wanted: Wanted,
 }
 
+/// What all verbs need to know of the node. Each has a variable, so that a command in the DaemonSet's pod (`kubectl exec`) knows the
+/// same as `keep`.
 #[derive(Debug, Args)]
 pub(crate) struct NodeArguments {
     /// Where the node's root directory is mounted.
-    #[arg(long, default_value = "/", global = true)]
+    #[arg(long, env = "SKIFF_NODE_HOST", default_value = "/", global = true)]
     host: PathBuf,
     /// containerd's program on the node.
-    #[arg(long, global = true)]
+    #[arg(long, env = "SKIFF_NODE_CONTAINERD", global = true)]
     containerd: Option<PathBuf>,
     /// The file that containerd is started with.
-    #[arg(long, global = true)]
+    #[arg(long, env = "SKIFF_NODE_CONFIG", global = true)]
     config: Option<PathBuf>,
     /// containerd's socket on the node.
-    #[arg(long, global = true)]
+    #[arg(long, env = "SKIFF_NODE_SOCKET", global = true)]
     socket: Option<PathBuf>,
     /// The systemd unit that runs containerd.
-    #[arg(long, global = true)]
+    #[arg(long, env = "SKIFF_NODE_UNIT", global = true)]
     unit: Option<String>,
     /// A line for the node's shell that restarts containerd.
-    #[arg(long, global = true, conflicts_with = "unit")]
+    #[arg(long, env = "SKIFF_NODE_RESTART_COMMAND", global = true, conflicts_with = "unit")]
     restart_command: Option<String>,
     /// End containerd with SIGTERM; something else starts it again. Needs the node's pid namespace.
-    #[arg(long, global = true, conflicts_with_all = ["unit", "restart_command"])]
+    #[arg(long, env = "SKIFF_NODE_RESTART_BY_SIGNAL", global = true, conflicts_with_all = ["unit", "restart_command"])]
     restart_by_signal: bool,
     /// How many seconds containerd may take to restart, and again to report the handler.
-    #[arg(long, default_value_t = 120, global = true)]
+    #[arg(long, env = "SKIFF_NODE_TIMEOUT", default_value_t = 120, global = true)]
     timeout: u64,
     /// The node's name in Kubernetes; the node is labelled if this is given.
     #[arg(long, env = "NODE_NAME", global = true)]
@@ -139,6 +160,12 @@ impl InstallArguments {
             None => own_directory()?,
         };
         Ok(Job { source: Source::read(&programs)?, to: self.to, labels: node.labels()? })
+    }
+}
+
+impl MetricsArguments {
+    pub(crate) fn of(self, node: &NodeArguments) -> Metrics {
+        Metrics::new(node.options(), self.state, self.cache)
     }
 }
 

@@ -6,7 +6,7 @@
 //! | depth | forward | back | only looks |
 //! | --- | --- | --- | --- |
 //! | every node of a cluster, by its DaemonSet | | `uninstall` | |
-//! | one node, for as long as this process runs | `keep` | `keep` | `ready` (what `keep` saw last) |
+//! | one node, for as long as this process runs | `keep` | `keep` | `ready` (what `keep` saw last), `metrics` |
 //! | one node, under its lock, with its label (`job`) | `install_and_label` | `unlabel_and_remove` | `verify`, `status` |
 //! | one node, or everything is put back | `install` | `remove` | |
 //! | the files of one record (`journal::change`) | `apply` | `put_back`; with a restart `roll_back` | |
@@ -23,6 +23,7 @@ mod job;
 mod journal;
 mod keep;
 mod kube;
+mod metrics;
 mod node;
 mod ready;
 mod remove;
@@ -46,6 +47,7 @@ use crate::job::unlabel_and_remove;
 use crate::journal::programs::Source;
 use crate::keep::Keeper;
 use crate::kube::daemon_set::DaemonSet;
+use crate::metrics::server::Server;
 use crate::node::Node;
 use crate::node::seen::Seen;
 use crate::say::say;
@@ -70,10 +72,14 @@ async fn run(verb: Verb, arguments: &NodeArguments) -> Result<bool> {
     let node = || Node::find(arguments.options());
     match verb {
         Verb::Install(install) => drop(install.job(arguments)?.install_and_label(&node()?).await?),
-        Verb::Keep { install, wanted, interval } => {
+        Verb::Keep { install, wanted, interval, metrics, metrics_port } => {
             let (job, interval) = (install.job(arguments)?, Duration::from_secs(interval));
+            if let Some(port) = metrics_port {
+                drop(tokio::spawn(Server::bind(port).await?.serve(metrics.of(arguments))));
+            }
             keep::keep(Keeper::new(&job, wanted.wanted, interval, &arguments.seen), node).await?;
         }
+        Verb::Metrics(metrics) => print(&metrics.of(arguments).text().await?)?,
         Verb::Ready => return ready::ready(&arguments.seen),
         Verb::Verify { wanted, programs, to } => {
             let source = programs.as_deref().map(Source::read).transpose()?;

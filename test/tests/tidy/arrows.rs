@@ -130,7 +130,7 @@ const CRATES: [Crate; 6] = [
     Crate {
         folder: "runtime-class/installer/src",
         arrows: &[
-            ("arguments", &["error", "job", "journal", "kube", "node", "wanted"]),
+            ("arguments", &["error", "job", "journal", "kube", "metrics", "node", "wanted"]),
             ("config", &["error"]),
             ("error", &[]),
             ("install", &["config", "error", "journal", "node"]),
@@ -138,6 +138,7 @@ const CRATES: [Crate; 6] = [
             ("journal", &["config", "error", "node"]),
             ("keep", &["error", "install", "job", "journal", "kube", "node", "say", "signals", "status", "wanted"]),
             ("kube", &["error"]),
+            ("metrics", &["error", "journal", "node"]),
             ("node", &["config", "error"]),
             ("ready", &["error", "node", "say"]),
             ("remove", &["config", "error", "journal", "node"]),

@@ -1,5 +1,7 @@
 //! The configuration that containerd ends up with, as `containerd config dump` prints it.
 
+use std::path::PathBuf;
+
 use toml::{Table, Value};
 
 use crate::config::entry::{Entry, HANDLER, IMAGES_PLUGIN, pod_annotations};
@@ -7,6 +9,9 @@ use crate::error::{Error, Result};
 
 /// The plugins that may have the runtimes, newest first.
 const RUNTIME_PLUGINS: [&str; 2] = ["io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri"];
+
+/// containerd's own default.
+const STATE: &str = "/run/containerd";
 
 /// The printed configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +40,11 @@ impl Dump {
     fn default_runtime(&self) -> Option<&Table> {
         let name = self.containerd()?.get("default_runtime_name")?.as_str()?;
         self.runtimes()?.get(name)?.as_table()
+    }
+
+    /// Where containerd keeps what is lost with a reboot, such as the bundles of containers.
+    pub(crate) fn state_directory(&self) -> PathBuf {
+        self.0.get("state").and_then(Value::as_str).unwrap_or(STATE).into()
     }
 
     /// Refuses a node whose containerd does not serve pods or has no default runtime for them.

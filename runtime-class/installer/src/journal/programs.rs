@@ -150,9 +150,7 @@ pub(crate) fn users(host: &Host, root: &Path) -> Result<Vec<(String, u32)>> {
         }
     }
     let mut found = Vec::new();
-    let processes = host.root().join("proc");
-    let processes = if processes.join("self").exists() { processes } else { PathBuf::from("/proc") };
-    for entry in fs::read_dir(&processes).or_host("cannot list the node's processes")?.flatten() {
+    for entry in fs::read_dir(host.processes()).or_host("cannot list the node's processes")?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         match fs::metadata(entry.path().join("exe")) {
             Ok(program) => {

@@ -1,4 +1,4 @@
-//! The node's label in Kubernetes, by which wasm pods find it.
+//! The node's labels in Kubernetes: one by which wasm pods find it, and one that says which version it has.
 
 use serde_json::{Value, json};
 
@@ -8,14 +8,19 @@ use crate::kube::api::{Api, MERGE, Request};
 /// The label of a node that has the runtime.
 pub(crate) const LABEL: &str = "skiff.dev/installed";
 
-/// Whether the node should have the label.
+/// The label with the version of skiff on the node. It is there whenever the other one is.
+const VERSION_LABEL: &str = "skiff.dev/version";
+/// The version of this program, and of those that it installs.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Whether the node should have the labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Label {
     Present,
     Absent,
 }
 
-/// The label of one node, and the API that sets it.
+/// The labels of one node, and the API that sets them.
 #[derive(Clone, Debug)]
 pub(crate) struct Labels {
     pub(crate) api: Api,
@@ -23,19 +28,19 @@ pub(crate) struct Labels {
 }
 
 impl Labels {
-    /// Sets or removes the label.
+    /// Sets or removes the labels.
     pub(crate) async fn set(&self, label: Label) -> Result<()> {
         self.api.ask(&request(&self.node, label)).await.map(drop)
     }
 }
 
 fn request(node: &str, label: Label) -> Request {
-    let value = match label {
-        Label::Present => json!("true"),
-        Label::Absent => Value::Null,
+    let (installed, version) = match label {
+        Label::Present => (json!("true"), json!(VERSION)),
+        Label::Absent => (Value::Null, Value::Null),
     };
     let path = format!("/api/v1/nodes/{node}?fieldManager=skiff-node");
-    Request::Patch(path, MERGE, json!({"metadata": {"labels": {LABEL: value}}}))
+    Request::Patch(path, MERGE, json!({"metadata": {"labels": {LABEL: installed, VERSION_LABEL: version}}}))
 }
 
 #[cfg(test)]
@@ -43,13 +48,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_patch_sets_the_label_and_one_takes_it_away() {
-        let check = |label, expected: Value| {
+    fn one_patch_sets_the_labels_and_one_takes_them_away() {
+        let check = |label, installed: Value, version: Value| {
             let path = "/api/v1/nodes/node-1?fieldManager=skiff-node".to_owned();
-            let body = json!({"metadata": {"labels": {"skiff.dev/installed": expected}}});
+            let body =
+                json!({"metadata": {"labels": {"skiff.dev/installed": installed, "skiff.dev/version": version}}});
             assert_eq!(request("node-1", label), Request::Patch(path, MERGE, body));
         };
-        check(Label::Present, json!("true"));
-        check(Label::Absent, Value::Null);
+        check(Label::Present, json!("true"), json!("0.1.0"));
+        check(Label::Absent, Value::Null, Value::Null);
     }
 }

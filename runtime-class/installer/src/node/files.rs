@@ -101,6 +101,12 @@ impl Host {
         self.follow(path).is_ok_and(|place| place.exists())
     }
 
+    /// Where this process finds the node's processes.
+    pub(crate) fn processes(&self) -> PathBuf {
+        let processes = self.root.join("proc");
+        if processes.join("self").exists() { processes } else { PathBuf::from("/proc") }
+    }
+
     /// Whether `path` is a file that root may execute.
     pub(crate) fn is_program(&self, path: &Path) -> bool {
         let metadata = self.follow(path).and_then(fs::metadata);

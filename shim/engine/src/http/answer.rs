@@ -65,6 +65,7 @@ impl Service {
     pub(super) fn new(instances: Instances, builder: auto::Builder<TokioExecutor>) -> Self {
         let Shared { account, plan, reporter, .. } = instances.shared();
         let account = *account;
+        account.set_serves();
         let (module, reporter, request_time) = (plan.module.clone(), Arc::clone(reporter), plan.limits.request_time);
         let requests_max = plan.limits.concurrent_requests.min(Semaphore::MAX_PERMITS);
         let handler = ProxyHandler::new(instances);

@@ -24,7 +24,8 @@ fn a_server_s_requests_are_counted_by_code_and_duration() {
         let guest = Guest::named(name);
         let account = guest.account();
         let server = Server::start(guest);
-        assert_eq!(Activity::read(&account).unwrap().requests, [0; 6], "{name}: trying out is not a request");
+        let before = Activity::read(&account).unwrap();
+        assert_eq!((before.serves, before.requests), (true, [0; 6]), "{name}: trying out is not a request");
         for (path, status) in [("/", 200), ("/", 200), ("/nothing", 404), ("/slow?ms=30", 200)] {
             assert_eq!(server.get(path).status(), status, "{name}");
         }
@@ -72,5 +73,5 @@ fn instances_are_counted_while_they_are_alive() {
     let account = guest.account();
     assert_eq!(guest.run().code, 134);
     let activity = Activity::read(&account).unwrap();
-    assert_eq!((activity.instances, activity.traps), (1, 1), "a command has one to its end");
+    assert_eq!((activity.serves, activity.instances, activity.traps), (false, 1, 1), "a command has one to its end");
 }

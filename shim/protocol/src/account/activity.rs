@@ -30,6 +30,8 @@ pub(super) const DURATIONS: usize = DURATION_BOUNDS.len() + 1;
 /// What a guest has done so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Activity {
+    /// Whether it serves requests.
+    pub serves: bool,
     /// How many instances are alive.
     pub instances: u64,
     /// How many instances ended with a trap.

@@ -35,6 +35,8 @@ enum Word {
     RanOut,
     /// 0 means no limit.
     Limit,
+    /// Whether the guest is a server: 1, otherwise 0.
+    Serves,
     Instances,
     Traps,
     /// The sum of the durations of all requests, in microseconds.
@@ -137,6 +139,11 @@ impl Account {
         self.word(Word::RanOut).store(1, Ordering::Relaxed);
     }
 
+    /// Records that the guest serves requests.
+    pub fn set_serves(&self) {
+        self.word(Word::Serves).store(1, Ordering::Relaxed);
+    }
+
     /// Counts an instance that is alive.
     pub fn add_instance(&self) {
         self.word(Word::Instances).fetch_add(1, Ordering::Relaxed);
@@ -209,6 +216,7 @@ impl Activity {
         let Some(words) = read_words(file)? else { return Ok(Self::default()) };
         let word = |word: Word| words[word as usize];
         let mut activity = Self {
+            serves: word(Word::Serves) != 0,
             instances: word(Word::Instances),
             traps: word(Word::Traps),
             request_time: Duration::from_micros(word(Word::RequestMicros)),
@@ -252,6 +260,7 @@ mod tests {
         let file = Account::create().unwrap();
         assert_eq!(Activity::read(&file).unwrap(), Activity::default());
         let account = Account::keep_in(&file).unwrap();
+        account.set_serves();
         account.add_instance();
         account.add_instance();
         account.remove_instance();
@@ -262,7 +271,7 @@ mod tests {
         account.add_request(None, Duration::from_millis(7));
         account.add_request(Some(999), Duration::ZERO);
         let activity = Activity::read(&file).unwrap();
-        assert_eq!((activity.instances, activity.traps), (1, 1));
+        assert_eq!((activity.serves, activity.instances, activity.traps), (true, 1, 1));
         assert_eq!(activity.request_time, Duration::from_micros(3_600_008_001));
         let requests: Vec<_> = CODE_CLASSES.into_iter().zip(activity.requests).collect();
         assert_eq!(requests, [("none", 2), ("1xx", 0), ("2xx", 2), ("3xx", 0), ("4xx", 0), ("5xx", 1)]);
