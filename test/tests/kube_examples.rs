@@ -405,7 +405,7 @@ fn annotations_limit_one_container_or_all() {
     assert_eq!(ask(namespace.cluster, &format!("{url}/"), &[]), ok("hello\n"));
     let timed_out = (504, "504 Gateway Timeout\n".to_owned());
     assert_eq!(ask(namespace.cluster, &format!("{url}/slow?ms=60000"), &[]), timed_out);
-    let line = "skiff: /http.wasm: a request took longer than its limit `request-time` of 1s\n";
+    let line = "skiff: /http.wasm: `GET /slow` took longer than its limit `request-time` of 1s\n";
     let told = namespace.logs(&["limits", "-c", "web"]);
     assert!(told.contains(line), "{told}");
     let line = "skiff: /command.wasm ran longer than its limit `run-time` of 2s\n";

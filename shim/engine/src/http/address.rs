@@ -64,6 +64,14 @@ pub(super) fn bind(address: &Address) -> io::Result<TcpListener> {
     }
 }
 
+/// Names a listener's address. One on all IPv6 addresses accepts IPv4, too.
+pub(super) fn describe(bound: SocketAddr) -> String {
+    match bound {
+        SocketAddr::V6(all) if all.ip().is_unspecified() => format!("0.0.0.0:{0} and [::]:{0}", all.port()),
+        _ => bound.to_string(),
+    }
+}
+
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if address.ip() == Ipv6Addr::UNSPECIFIED {
@@ -98,6 +106,18 @@ mod tests {
         check(&[("PORT", "http")], Err("`PORT` is not a port number: `http`"));
         check(&[("PORT", "70000")], Err("`70000`"));
         check(&[("SKIFF_HTTP_ADDRESS", "localhost")], Err("`localhost`"));
+    }
+
+    #[test]
+    fn an_address_of_both_families_is_described_as_both() {
+        for (bound, expected) in [
+            ("0.0.0.0:80", "0.0.0.0:80"),
+            ("[::]:8080", "0.0.0.0:8080 and [::]:8080"),
+            ("127.0.0.1:81", "127.0.0.1:81"),
+            ("[::1]:82", "[::1]:82"),
+        ] {
+            assert_eq!(describe(bound.parse().unwrap()), expected);
+        }
     }
 
     #[test]

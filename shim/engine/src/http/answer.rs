@@ -1,6 +1,7 @@
 //! One request, from its head to the last byte of its response.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::header::{HOST, HeaderValue};
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto;
 use skiff_protocol::Account;
@@ -41,12 +42,13 @@ pub(super) struct Service {
 pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>) -> Result<Response<Tracked>, Infallible> {
     let mut counted = CountedRequest::begin(service.account);
     let under_way = UnderWay::begin(&service).await;
+    let asked = Asked::of(&request);
     let request = with_host(request).map(|body| body.map_err(Into::into).boxed_unsync());
     let begun = Instant::now();
     let (notify, ended) = oneshot::channel();
     let response = match service.handler.handle(notify, request).await {
         Ok(response) => response,
-        Err(error) => service.failed(&error, begun, ended),
+        Err(error) => service.failed(asked, &error, begun, ended),
     };
     counted.responds(response.status());
     Ok(response.map(|body| Tracked { body, _under_way: under_way, _counted: counted }))
@@ -87,34 +89,76 @@ impl Service {
     }
 
     /// Reports a failed request on stderr, and returns what its client gets.
-    fn failed(&self, error: &wasmtime::Error, begun: Instant, ended: oneshot::Receiver<Ended>) -> Response<WasiBody> {
+    fn failed(
+        &self,
+        asked: Asked,
+        error: &wasmtime::Error,
+        begun: Instant,
+        ended: oneshot::Receiver<Ended>,
+    ) -> Response<WasiBody> {
+        let module = &self.module;
         // The error of an ended request depends on where its guest was.
         if let Some(limit) = self.request_time.filter(|limit| begun.elapsed() >= *limit) {
-            self.reporter
-                .line(&format!("{}: a request took longer than its limit `request-time` of {limit:?}", self.module));
+            self.reporter.line(&format!("{module}: {asked} took longer than its limit `request-time` of {limit:?}"));
             return plain(StatusCode::GATEWAY_TIMEOUT);
         }
         match error.downcast_ref::<InstantiationError<RequestData>>() {
             Some(InstantiationError { error, .. }) if is_shortage(error) => {
-                self.reporter.line(&format!("{}: no room for a request: {}", self.module, sentence(error)));
+                self.reporter.line(&format!("{module}: no room for {asked}: {}", sentence(error)));
                 return plain(StatusCode::SERVICE_UNAVAILABLE);
             }
             Some(InstantiationError { error, .. }) => {
-                self.reporter.line(&format!("{}: cannot make an instance: {}", self.module, sentence(error)));
+                self.reporter.line(&format!("{module}: cannot make an instance for {asked}: {}", sentence(error)));
             }
             None => {
-                let text = format!("{}: a request failed: {}", self.module, sentence(error));
+                let (module, reason) = (module.clone(), sentence(error));
                 let reporter = Arc::clone(&self.reporter);
                 tokio::spawn(async move {
                     // A trap is reported where the instance ends, and of several requests only one is at fault.
-                    if ended.await.is_err() {
-                        reporter.line(&text);
-                    }
+                    let reason = if ended.await.is_ok() { "its instance has ended" } else { &reason };
+                    reporter.line(&format!("{module}: {asked} failed: {reason}"));
                 });
             }
         }
         plain(StatusCode::INTERNAL_SERVER_ERROR)
     }
+}
+
+/// What a client asked for, as messages name it: method and path without the query, which may hold secrets.
+struct Asked(Method, Uri);
+
+impl Asked {
+    /// The most characters of a method, and of a path. The rest is left out.
+    const METHOD_CHARS_MAX: usize = 16;
+    const PATH_CHARS_MAX: usize = 100;
+
+    fn of<B>(request: &Request<B>) -> Self {
+        Self(request.method().clone(), request.uri().clone())
+    }
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(method, uri) = self;
+        let (method, path) = (clean(method.as_str(), Self::METHOD_CHARS_MAX), clean(uri.path(), Self::PATH_CHARS_MAX));
+        write!(formatter, "`{method} {path}`")
+    }
+}
+
+/// At most `chars_max` characters of `text`, and printable ASCII only.
+fn clean(text: &str, chars_max: usize) -> String {
+    let mut clean = String::new();
+    for (count, char) in text.chars().enumerate() {
+        match char {
+            _ if count == chars_max => {
+                clean.push('…');
+                break;
+            }
+            '`' => clean.extend(char.escape_unicode()),
+            _ => clean.extend(char.escape_default()),
+        }
+    }
+    clean
 }
 
 fn plain(status: StatusCode) -> Response<WasiBody> {
@@ -167,5 +211,27 @@ impl Body for Tracked {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_named_in_a_short_clean_line() {
+        let long = format!("/{}", "x".repeat(500));
+        let cut = format!("`GET /{}…`", "x".repeat(99));
+        for (method, uri, expected) in [
+            ("GET", "/", "`GET /`"),
+            ("POST", "http://host/a/b?token=secret", "`POST /a/b`"),
+            ("OPTIONS", "*", "`OPTIONS *`"),
+            ("A-METHOD-OF-A-CLIENT", "/", "`A-METHOD-OF-A-CL… /`"),
+            ("GET", &long, &cut),
+        ] {
+            let request = Request::builder().method(method).uri(uri).body(()).unwrap();
+            assert_eq!(Asked::of(&request).to_string(), expected, "{method} {uri}");
+        }
+        assert_eq!(clean("/a`b\u{202e}c\n\u{1b}[0m", 100), r"/a\u{60}b\u{202e}c\n\u{1b}[0m");
     }
 }

@@ -80,6 +80,7 @@ impl LinkedServer {
         let (alive, gone) = mpsc::channel(1);
         let (ending, is_ending) = watch::channel(false);
         let connections_max = connections_max(shared.budget.limit_bytes());
+        let (module, reporter) = (shared.plan.module.clone(), Arc::clone(&shared.reporter));
         let instances = Instances::new(&engine, handler, shared, alive, is_ending)?;
         runtime.block_on(instances.try_out())?;
         let listener = address::bind(&address)
@@ -89,6 +90,8 @@ impl LinkedServer {
         let terminated = signals::notify().and_then(Receiver::from_owned_fd);
         let terminated = terminated.map_err(|error| engine_failed(&error.into()))?;
         let service = Arc::new(Service::new(instances, connection::builder()));
+        let bound = listener.local_addr().map_err(|error| engine_failed(&error.into()))?;
+        reporter.line(&format!("{module}: listening on {}", address::describe(bound)));
         drop(entered);
         Ok(Server { runtime, listener, terminated, service, gone, ending, connections_max })
     }

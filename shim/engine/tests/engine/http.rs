@@ -76,13 +76,15 @@ fn a_server_has_what_a_command_has() {
     std::fs::write(folder.path().join("in"), "from the host").unwrap();
     let guest = Guest::named("rust-p2-http").preopen(folder.path(), "/data", false).env("A", "1").args(&["one"]);
     let mut server = Server::start(guest);
+    wait_for("its first line", || server.running.stderr() == server.greeting("rust-p2-http"));
     assert!(server.get("/files?path=/data/in").body.contains("from the host"));
     assert!(server.get("/env").body.contains("A=1"));
     assert!(server.get("/args").body.contains("one"));
     assert_eq!(server.get("/log").status(), 200);
     server.running.signal(libc::SIGTERM);
     let ended = server.running.end();
-    assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("on stdout\n", "on stderr\n"));
+    let told = format!("{}on stderr\n", server.greeting("rust-p2-http"));
+    assert_eq!((ended.stdout.as_str(), ended.stderr), ("on stdout\n", told));
 }
 
 #[test]
@@ -99,10 +101,12 @@ fn a_trap_answers_500_and_is_told_and_the_server_lives_on() {
         let server = Server::named(name);
         assert_eq!(server.get("/trap").status(), 500, "{name}");
         assert_eq!(server.get("/").status(), 200, "{name}");
-        wait_for("the backtrace", || server.running.stderr().contains("#handle"));
+        let failed = format!("skiff: /app/{name}.wasm: `GET /trap` failed: its instance has ended\n");
+        wait_for("the request to be named", || server.running.stderr().contains(&failed));
         let told = server.running.stderr();
-        assert!(told.contains("on purpose") && told.contains("trapped: wasm `unreachable`"), "{told}");
-        assert_eq!(told.matches("skiff: ").count(), 1, "{told}");
+        assert!(told.contains("#handle") && told.contains("on purpose"), "{told}");
+        assert!(told.contains("trapped: wasm `unreachable`"), "{told}");
+        assert_eq!(told.matches("skiff: ").count(), 3, "it listens, an instance trapped, a request failed: {told}");
     }
 }
 
@@ -147,6 +151,21 @@ fn a_component_beyond_the_limit_is_refused_at_its_start() {
 fn an_address_that_makes_no_sense_is_refused() {
     let sentence = Guest::named("rust-p2-http").env("PORT", "http").refused_as_guest();
     assert!(sentence.contains("`PORT`") && sentence.contains("`http`"), "{sentence}");
+}
+
+#[test]
+fn a_server_says_once_where_it_listens() {
+    let guest = Guest::named("rust-p2-http").env("PORT", "0");
+    let running = guest.start().ready();
+    wait_for("the line", || running.stderr().ends_with('\n'));
+    let told = running.stderr();
+    let port = told.trim_end().rsplit(':').next().and_then(|port| port.parse().ok());
+    let port: u16 = port.unwrap_or_else(|| panic!("no port in {told:?}"));
+    assert_ne!(port, 0, "{told}");
+    assert!(told.starts_with(&format!("skiff: /app/rust-p2-http.wasm: listening on 0.0.0.0:{port}")), "{told}");
+    let server = Server { running, address: ([127, 0, 0, 1], port).into() };
+    assert_eq!(server.get("/").status(), 200);
+    assert_eq!(server.running.stderr(), told);
 }
 
 #[test]

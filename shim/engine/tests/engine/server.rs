@@ -31,6 +31,11 @@ impl Server {
         Self::start(Guest::named(name))
     }
 
+    /// What it says on stderr as soon as it listens.
+    pub(crate) fn greeting(&self, name: &str) -> String {
+        format!("skiff: /app/{name}.wasm: listening on {}\n", self.address)
+    }
+
     /// Opens a connection and sends the head of a request.
     pub(crate) fn send(&self, head: &str) -> TcpStream {
         let mut stream = TcpStream::connect(self.address).unwrap();
