@@ -11,6 +11,10 @@ pub struct Limits {
     pub run_time: Option<Duration>,
     /// How long an HTTP request may take until its response begins; the rest of the response may take as long again.
     pub request_time: Option<Duration>,
+    /// How long the head of an HTTP request may take, from its first byte; on a new connection from its beginning.
+    pub header_time: Duration,
+    /// How long an HTTP connection is kept without a request, or while its client neither takes nor sends anything.
+    pub idle_time: Duration,
     /// The size of each linear memory, in pages of 64 KiB.
     pub memory_pages: Option<u64>,
     /// The core instances of one store.
@@ -34,6 +38,10 @@ impl Default for Limits {
         Self {
             run_time: None,
             request_time: None,
+            header_time: Duration::from_secs(30),
+            // Longer than the 600 s for which load balancers of clouds keep their connections: the side that closes first
+            // must be theirs.
+            idle_time: Duration::from_secs(620),
             memory_pages: None,
             instances: 10_000,
             memories: 10_000,

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Bytes, Frame, SizeHint};
 use hyper::header::{HOST, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioExecutor;
@@ -39,11 +39,11 @@ pub(super) struct Service {
 }
 
 /// Answers one request.
-pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>) -> Result<Response<Tracked>, Infallible> {
+pub(super) async fn answer(service: Arc<Service>, request: Request<WasiBody>) -> Result<Response<Tracked>, Infallible> {
     let mut counted = CountedRequest::begin(service.account);
     let under_way = UnderWay::begin(&service).await;
     let asked = Asked::of(&request);
-    let request = with_host(request).map(|body| body.map_err(Into::into).boxed_unsync());
+    let request = with_host(request);
     let begun = Instant::now();
     let (notify, ended) = oneshot::channel();
     let response = match service.handler.handle(notify, request).await {
@@ -55,7 +55,7 @@ pub(super) async fn answer(service: Arc<Service>, request: Request<Incoming>) ->
 }
 
 /// Adds to a request of HTTP/1.0 the authority that `wasi:http` requires.
-fn with_host(mut request: Request<Incoming>) -> Request<Incoming> {
+fn with_host<B>(mut request: Request<B>) -> Request<B> {
     if request.uri().authority().is_none() && !request.headers().contains_key(HOST) {
         request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
     }

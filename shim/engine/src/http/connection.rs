@@ -1,51 +1,122 @@
 //! One connection, from its first byte to its end.
 
-use std::pin::pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http_body_util::BodyExt;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::{Sleep, sleep_until};
 
+use super::activity::{Activity, Patience};
 use super::answer::{Service, answer};
+use super::bodies::{Arriving, Departing, Exchange};
+use super::places::Place;
+use super::stream::Stream;
 
 /// How long a connection that was just accepted may wait for its first byte once the server is ending.
 pub(super) const FRESH_GRACE: Duration = Duration::from_millis(100);
 /// The most bytes that one connection buffers of a request's head or of a response.
 const BUFFER_BYTES: usize = 64 << 10;
+/// How often a client of HTTP/2 is asked whether it is still there, and how long it may take to reply. A shorter patience
+/// shortens both.
+const PING_INTERVAL_MAX: Duration = Duration::from_secs(60);
+const PING_TIME_MAX: Duration = Duration::from_secs(20);
 
 /// How connections are served.
-pub(super) fn builder() -> auto::Builder<TokioExecutor> {
+pub(super) fn builder(patience: Patience) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // One plain write costs less than a vectored one, and most responses are small.
     builder.http1().max_buf_size(BUFFER_BYTES).writev(false);
-    builder.http2().max_send_buf_size(BUFFER_BYTES);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL_MAX.min(patience.idle / 2))
+        .keep_alive_timeout(PING_TIME_MAX.min(patience.idle / 2))
+        .max_send_buf_size(BUFFER_BYTES);
     builder
 }
 
 /// Serves one connection to its end.
-pub(super) async fn serve(stream: TcpStream, service: Arc<Service>, mut ending: watch::Receiver<bool>) {
+pub(super) async fn serve(
+    stream: TcpStream,
+    service: Arc<Service>,
+    patience: Patience,
+    place: Place,
+    mut ending: watch::Receiver<bool>,
+) {
     // Only a matter of speed: otherwise guests that write in small pieces would wait for acknowledgements.
     let _set = stream.set_nodelay(true);
+    let activity = place.activity();
+    let mut watch = Watch::new(activity, patience);
     // Invariant: a request that has reached this machine when the server begins to end is served. hyper cancels
     // connections whose HTTP version it does not know yet, so it gets them only with their first bytes.
     tokio::select! {
         biased;
         _ = stream.readable() => {}
+        () = poll_fn(|context| watch.poll(context)) => return,
         () = ended_for(&mut ending, FRESH_GRACE) => return,
     }
-    let respond = service_fn(|request| answer(Arc::clone(&service), request));
-    let mut connection = pin!(service.builder.serve_connection(TokioIo::new(stream), respond));
+    let respond = service_fn(|request: Request<Incoming>| {
+        let exchange = Exchange::begin(activity);
+        let request = request.map(|body| Arriving::new(body, patience.idle).boxed_unsync());
+        let response = answer(Arc::clone(&service), request);
+        async { response.await.map(|response| response.map(|body| Departing::new(body, exchange))) }
+    });
+    let stream = TokioIo::new(Stream::new(stream, Arc::clone(activity)));
+    let mut connection = pin!(service.builder.serve_connection(stream, respond));
     // A connection that breaks is the client's affair.
     tokio::select! {
         biased;
         _broken = connection.as_mut() => return,
+        () = poll_fn(|context| watch.poll(context)) => {
+            // A client of HTTP/2 is told. It need not reply.
+            connection.as_mut().graceful_shutdown();
+            poll_fn(|context| Poll::Ready(connection.as_mut().poll(context).is_ready())).await;
+            return;
+        }
         () = ended_for(&mut ending, Duration::ZERO) => connection.as_mut().graceful_shutdown(),
     }
-    let _broken = connection.await;
+    tokio::select! {
+        _broken = connection => {}
+        () = poll_fn(|context| watch.poll(context)) => {}
+    }
+}
+
+/// Waits until a connection's time is over, or until it is to give way to another.
+struct Watch<'a> {
+    activity: &'a Activity,
+    patience: Patience,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl<'a> Watch<'a> {
+    fn new(activity: &'a Activity, patience: Patience) -> Self {
+        Self { activity, patience, timer: Box::pin(sleep_until(tokio::time::Instant::now() + patience.head)) }
+    }
+
+    /// Deadlines usually move before they are reached, so the timer is reset only when it has fired or would fire too late.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Some(deadline) = self.activity.deadline(self.patience, context.waker()) else { return Poll::Ready(()) };
+        if self.timer.deadline() > deadline {
+            self.timer.as_mut().reset(deadline);
+        }
+        while self.timer.as_mut().poll(context).is_ready() {
+            if self.timer.deadline() >= deadline {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    }
 }
 
 /// Waits until the server has been ending for `grace`.

@@ -2,12 +2,16 @@
 //!
 //! A server's life: bind and try one instance, say Ready, accept until a signal, finish what is under way, end with 0.
 
+mod activity;
 mod address;
 mod answer;
+mod bodies;
 mod connection;
 mod expiration;
 mod instances;
+mod places;
 pub(crate) mod pool;
 pub(crate) mod server;
 mod size;
+mod stream;
 mod ticker;

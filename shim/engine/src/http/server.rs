@@ -10,16 +10,18 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 use wasmtime_wasi_http::handler::ProxyPre;
 
+use super::activity::Patience;
 use super::address::{self, Address};
 use super::answer::Service;
 use super::connection::{self, FRESH_GRACE, serve};
 use super::instances::Instances;
-use super::size::{connections_max, threads};
+use super::places::{Place, Places};
+use super::size::threads;
 use crate::error::engine_failed;
 use crate::link::link_server;
 use crate::shared::Shared;
@@ -41,7 +43,8 @@ pub(crate) struct Server {
     /// Closed when the last connection and the last instance are gone.
     gone: mpsc::Receiver<Infallible>,
     ending: watch::Sender<bool>,
-    connections_max: usize,
+    places: Arc<Places>,
+    patience: Patience,
 }
 
 /// A component that is linked as a server. Nothing of it has run.
@@ -79,7 +82,7 @@ impl LinkedServer {
         let entered = runtime.enter();
         let (alive, gone) = mpsc::channel(1);
         let (ending, is_ending) = watch::channel(false);
-        let connections_max = connections_max(shared.budget.limit_bytes());
+        let (places, patience) = (Places::new(&shared.budget), Patience::of(&shared.plan.limits));
         let (module, reporter) = (shared.plan.module.clone(), Arc::clone(&shared.reporter));
         let instances = Instances::new(&engine, handler, shared, alive, is_ending)?;
         runtime.block_on(instances.try_out())?;
@@ -89,25 +92,26 @@ impl LinkedServer {
         // Before Ready: from then on a signal must find the server's course.
         let terminated = signals::notify().and_then(Receiver::from_owned_fd);
         let terminated = terminated.map_err(|error| engine_failed(&error.into()))?;
-        let service = Arc::new(Service::new(instances, connection::builder()));
+        let service = Arc::new(Service::new(instances, connection::builder(patience)));
         let bound = listener.local_addr().map_err(|error| engine_failed(&error.into()))?;
         reporter.line(&format!("{module}: listening on {}", address::describe(bound)));
         drop(entered);
-        Ok(Server { runtime, listener, terminated, service, gone, ending, connections_max })
+        Ok(Server { runtime, listener, terminated, service, gone, ending, places, patience })
     }
 }
 
 impl Server {
     /// Serves until a signal, and returns the exit code.
     pub(crate) fn run(self) -> i32 {
-        let Self { runtime, listener, mut terminated, service, gone, ending, connections_max } = self;
+        let Self { runtime, listener, mut terminated, service, gone, ending, places, patience } = self;
         runtime.block_on(async move {
-            let connections = Arc::new(Semaphore::new(connections_max));
+            let mut door = Door { service, ending, places, patience, waiting: None };
             tokio::select! {
-                () = accept(&listener, &service, &ending, &connections) => {}
+                () = door.accept(&listener) => {}
                 _ = terminated.read_u8() => {}
             }
-            take_backlog(listener, &service, &ending);
+            door.take_backlog(listener);
+            let Door { service, ending, .. } = door;
             ending.send_replace(true);
             finish(service, gone).await;
         });
@@ -131,37 +135,53 @@ fn cannot_serve(shared: &Shared, error: &io::Error) -> Refusal {
     Refusal::Host(format!("cannot prepare to serve `{}`: {error}", shared.plan.module))
 }
 
-/// Accepts connections for ever.
-async fn accept(
-    listener: &TcpListener,
-    service: &Arc<Service>,
-    ending: &watch::Sender<bool>,
-    connections: &Arc<Semaphore>,
-) {
-    loop {
-        // The semaphore is never closed.
-        let Ok(permit) = Arc::clone(connections).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let connection = serve(stream, Arc::clone(service), ending.subscribe());
-                tokio::spawn(async move {
-                    connection.await;
-                    drop(permit);
-                });
-            }
-            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
-        }
-    }
+/// Where connections come in.
+struct Door {
+    service: Arc<Service>,
+    ending: watch::Sender<bool>,
+    places: Arc<Places>,
+    patience: Patience,
+    /// A connection that has no place yet.
+    waiting: Option<TcpStream>,
 }
 
-/// Takes over the connections that the kernel has already accepted, and closes the listener.
-fn take_backlog(listener: TcpListener, service: &Arc<Service>, ending: &watch::Sender<bool>) {
-    let Ok(listener) = listener.into_std() else { return };
-    while let Ok((stream, _)) = listener.accept() {
-        if stream.set_nonblocking(true).is_ok()
-            && let Ok(stream) = TcpStream::from_std(stream)
-        {
-            tokio::spawn(serve(stream, Arc::clone(service), ending.subscribe()));
+impl Door {
+    /// Accepts connections for ever.
+    async fn accept(&mut self, listener: &TcpListener) {
+        loop {
+            if self.waiting.is_none() {
+                match listener.accept().await {
+                    Ok((stream, _)) => self.waiting = Some(stream),
+                    Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                }
+            }
+            if self.waiting.is_some() {
+                let place = self.places.take().await;
+                if let Some(stream) = self.waiting.take() {
+                    self.serve(stream, place);
+                }
+            }
+        }
+    }
+
+    fn serve(&self, stream: TcpStream, place: Place) {
+        let (service, ending) = (Arc::clone(&self.service), self.ending.subscribe());
+        tokio::spawn(serve(stream, service, self.patience, place, ending));
+    }
+
+    /// Takes over the connections that the kernel has already accepted, whether or not there are places for them, and
+    /// closes the listener.
+    fn take_backlog(&mut self, listener: TcpListener) {
+        if let Some(stream) = self.waiting.take() {
+            self.serve(stream, self.places.take_more());
+        }
+        let Ok(listener) = listener.into_std() else { return };
+        while let Ok((stream, _)) = listener.accept() {
+            if stream.set_nonblocking(true).is_ok()
+                && let Ok(stream) = TcpStream::from_std(stream)
+            {
+                self.serve(stream, self.places.take_more());
+            }
         }
     }
 }

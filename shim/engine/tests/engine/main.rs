@@ -15,7 +15,11 @@ mod driver;
 #[cfg(test)]
 mod features;
 #[cfg(test)]
+mod frames;
+#[cfg(test)]
 mod http;
+#[cfg(test)]
+mod http_connections;
 #[cfg(test)]
 mod http_end;
 #[cfg(test)]

@@ -52,6 +52,24 @@ impl Server {
         finish(self.begin(path))
     }
 
+    /// How many connections are open.
+    pub(crate) fn connections(&self) -> usize {
+        let process = self.running.child.id();
+        let files = std::fs::read_dir(format!("/proc/{process}/fd")).unwrap();
+        let sockets = files.filter_map(|file| std::fs::read_link(file.unwrap().path()).ok());
+        let sockets =
+            sockets.filter_map(|link| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
+        let sockets: Vec<u64> = sockets.collect();
+        let is_connection = |line: &str| {
+            let mut words = line.split_ascii_whitespace();
+            let (state, number) = (words.nth(3), words.nth(5));
+            // A listener's state is 0A.
+            state != Some("0A") && number.and_then(|number| number.parse().ok()).is_some_and(|n| sockets.contains(&n))
+        };
+        let known = |table| std::fs::read_to_string(format!("/proc/{process}/net/{table}")).unwrap_or_default();
+        ["tcp", "tcp6"].map(known).iter().flat_map(|text| text.lines()).filter(|line| is_connection(line)).count()
+    }
+
     /// Whether its only worker has slept for a while.
     pub(crate) fn is_at_rest(&self) -> bool {
         let tasks = format!("/proc/{}/task", self.running.child.id());

@@ -39,6 +39,8 @@ fn set(limits: &mut Limits, name: &str, value: &str) -> Result<(), String> {
     match name {
         "run-time" => limits.run_time = Some(duration(value)?),
         "request-time" => limits.request_time = Some(duration(value)?),
+        "header-time" => limits.header_time = duration(value)?,
+        "idle-time" => limits.idle_time = duration(value)?,
         "memory-pages" => limits.memory_pages = Some(number(value)?),
         "instances" => limits.instances = number(value)?,
         "memories" => limits.memories = number(value)?,
@@ -116,6 +118,8 @@ mod tests {
         let all = limits([
             ("limits.skiff.dev/run-time", "1h30m"),
             ("limits.skiff.dev/request-time", "500ms"),
+            ("limits.skiff.dev/header-time", "5s"),
+            ("limits.skiff.dev/idle-time", "2m"),
             ("limits.skiff.dev/memory-pages", "16"),
             ("limits.skiff.dev/instances", "2"),
             ("limits.skiff.dev/memories", "3"),
@@ -129,6 +133,8 @@ mod tests {
         let expected = Limits {
             run_time: Some(Duration::from_secs(5400)),
             request_time: Some(Duration::from_millis(500)),
+            header_time: Duration::from_secs(5),
+            idle_time: Duration::from_secs(120),
             memory_pages: Some(16),
             instances: 2,
             memories: 3,
@@ -164,6 +170,8 @@ mod tests {
             ("limits.skiff.dev/run-time", "0s", "a time such as"),
             ("limits.skiff.dev/request-time", "-1s", "a time such as"),
             ("limits.skiff.dev/request-time", "18446744073709551615s", "at most a year"),
+            ("limits.skiff.dev/header-time", "0s", "a time such as"),
+            ("limits.skiff.dev/idle-time", "never", "a time such as"),
             ("limits.skiff.dev/tables", "0", "a number of at least 1"),
             ("limits.skiff.dev/tables", "1.5", "a number of at least 1"),
             ("limits.skiff.dev/memory-pages", "99999999999999999999", "a number of at least 1"),
@@ -184,12 +192,13 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 10_000, max_shrink_iters: 200, ..ProptestConfig::default() })]
         #[test]
         fn whatever_an_annotation_says_it_is_a_limit_or_refused(
-            name in "(run-time|request-time|memory-pages|instances|tables|stack|output-per-second|[a-z-]{0,9})",
+            name in "(run-time|request-time|header-time|idle-time|memory-pages|instances|tables|stack|output-per-second|[a-z-]{0,9})",
             value in prop_oneof!["[0-9]{1,22}(ns|ms|s|m|h|d|w|y|Ki|Mi|Gi|k|M|G)?", ".{0,40}", "[0-9 .a-zA-Z-]{0,30}"],
         ) {
             match from_annotations(&annotations([(&format!("{LIMITS_DOMAIN}/{name}"), &value)])) {
                 Ok(limits) => {
                     prop_assert!(limits.run_time.into_iter().chain(limits.request_time).all(|time| time <= TIME_MAX));
+                    prop_assert!(limits.header_time <= TIME_MAX && limits.idle_time <= TIME_MAX);
                     prop_assert!(limits.stack_bytes <= 64 << 20);
                 }
                 Err(error) => prop_assert!(error.to_string().contains(&name)),
@@ -206,6 +215,8 @@ mod tests {
         for (name, default) in [
             ("run-time", none(defaults.run_time.map(|time| format!("{time:?}")))),
             ("request-time", none(defaults.request_time.map(|time| format!("{time:?}")))),
+            ("header-time", format!("{:?}", defaults.header_time)),
+            ("idle-time", format!("{:?}", defaults.idle_time)),
             ("memory-pages", none(defaults.memory_pages.map(|pages| pages.to_string()))),
             ("instances", defaults.instances.to_string()),
             ("memories", defaults.memories.to_string()),
@@ -220,6 +231,6 @@ mod tests {
             assert!(line.ends_with(&format!("| {default} |")), "the default of `{name}` is {default}: {line}");
         }
         let rows = text.lines().filter(|line| line.starts_with("| `")).count();
-        assert_eq!(rows, 10, "a row for each limit and no other");
+        assert_eq!(rows, 12, "a row for each limit and no other");
     }
 }
