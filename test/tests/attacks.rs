@@ -242,7 +242,7 @@ fn no_volume_takes_the_place_of_the_guests_view() {
     let volume = tempfile::tempdir().unwrap();
     // The path that the engine would open as the guest's root.
     std::os::unix::fs::symlink("../../proc", volume.path().join("root")).unwrap();
-    for place in ["/dev/.skiff", "/dev/.skiff/root", "/dev/../dev/.skiff/dev"] {
+    for place in ["/dev/.skiff", "/dev/.skiff/root", "/dev/../dev/.skiff/root/dev"] {
         let refused = containerd.job("c-files").args(["list:/"]).bind(volume.path(), place, &["rw"]).refused();
         assert!(refused.message.contains(&format!("the volume at `{place}`")), "{refused}");
     }

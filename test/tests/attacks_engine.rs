@@ -124,7 +124,7 @@ const OPENED: [&str; 14] = [
     "/dev/urandom",
     // The guest's view, and the rules for Landlock.
     "/dev/.skiff/root",
-    "/dev/.skiff/dev",
+    "/dev/.skiff/root/dev",
     "/proc",
     "/run",
     // Name resolution.

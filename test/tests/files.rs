@@ -249,7 +249,7 @@ fn the_devices_are_the_harmless_ones() {
     check(
         files(),
         &[
-            ("list:/dev", "full null random urandom zero"),
+            ("list:/dev", "full null random shm urandom zero"),
             ("stat:/dev/null", "device 0"),
             ("write:/dev/null=x", ""),
             ("read:/dev/null", ""),

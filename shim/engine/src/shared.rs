@@ -83,7 +83,7 @@ impl Shared {
         sockets::grant(&mut builder);
         let mut wasi = builder.build_p1();
         filesystem::grant(&mut wasi, &self.directories);
-        let state = State::new(wasi, &self.budget, &self.plan.limits, &self.resolver);
+        let state = State::new(wasi, self.directories.tree(), &self.budget, &self.plan.limits, &self.resolver);
         state.map_err(|denied| self.too_big(&denied))
     }
 

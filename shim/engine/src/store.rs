@@ -1,5 +1,6 @@
 //! The state of a store: what the host keeps for one instance of a guest.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use skiff_protocol::Limits;
@@ -8,6 +9,8 @@ use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
+use crate::files::listing::Listing;
+use crate::files::tree::Tree;
 use crate::memory::budget::Budget;
 use crate::memory::denied::Denied;
 use crate::memory::limiter::Limiter;
@@ -20,6 +23,10 @@ pub(crate) struct State {
     pub(crate) wasi: WasiP1Ctx,
     /// The limits, and what they denied.
     pub(crate) limiter: Limiter,
+    /// What resolves the guest's paths.
+    pub(crate) tree: Tree,
+    /// The directories that a guest of WASI 0.1 lists, by its descriptors.
+    pub(crate) listings: BTreeMap<i32, Listing>,
     /// What looks up names.
     pub(crate) resolver: Arc<Resolver>,
     http: WasiHttpCtx,
@@ -33,6 +40,7 @@ impl State {
     /// If the budget has no room for a stack that is larger than usual.
     pub(crate) fn new(
         wasi: WasiP1Ctx,
+        tree: Tree,
         budget: &Arc<Budget>,
         limits: &Limits,
         resolver: &Arc<Resolver>,
@@ -41,7 +49,8 @@ impl State {
         let usual_bytes = Limits::default().stack_bytes;
         limiter.reserve(limits.stack_bytes.saturating_sub(usual_bytes) as u64)?;
         let outgoing = Outgoing(Arc::clone(resolver));
-        Ok(Self { wasi, limiter, resolver: Arc::clone(resolver), http: WasiHttpCtx::new(), outgoing })
+        let (resolver, http) = (Arc::clone(resolver), WasiHttpCtx::new());
+        Ok(Self { wasi, limiter, tree, listings: BTreeMap::new(), resolver, http, outgoing })
     }
 
     /// Makes a store of this state, with its limits in force and its epoch deadline out of reach.

@@ -1,14 +1,19 @@
 //! The guest's directories. Each open directory is what is checked, what the wall leaves in reach and what every instance
 //! gets.
 
+use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use skiff_protocol::{Preopen, Refusal};
-use wasmtime_wasi::filesystem::WasiFilesystemCtx;
-use wasmtime_wasi::{FsPerms, WasiCtx};
+use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystemCtx, WasiFilesystemCtxView};
+use wasmtime_wasi::p2::bindings::filesystem::preopens::Host;
+use wasmtime_wasi::{FsPerms, ResourceTable, WasiCtx};
 
 use super::mounts;
 use super::opened::{Opened, cannot_open};
+use super::tree::Tree;
 use crate::error::sentence;
 use crate::role::Role;
 use crate::wall::view::Access;
@@ -20,7 +25,14 @@ pub(crate) struct Directories {
     places: Vec<(OwnedFd, Access)>,
     /// For the instances, which share its descriptors.
     filesystem: WasiFilesystemCtx,
+    /// The same, for paths that the engine resolves itself.
+    tree: Tree,
 }
+
+/// Where a guest finds its root.
+const ROOT: &str = "/";
+/// The guest's devices, which can be written to even where no file can.
+const DEVICES: &str = "dev";
 
 impl Directories {
     /// Opens the directories of a plan for instances of this role, and makes sure that a guest may see them.
@@ -35,14 +47,21 @@ impl Directories {
         builder.allow_blocking_current_thread(role.may_block());
         let mut places = Vec::with_capacity(opened.len());
         for (preopen, Opened { guest, descriptor }) in preopens.iter().zip(opened) {
-            let (permissions, access) =
-                if preopen.read_only { (FsPerms::ReadOnly, Access::Read) } else { (FsPerms::ReadWrite, Access::Write) };
             // Not a path to follow: the kernel opens the directory itself, wherever it is by now.
             let again = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
+            // The mounts decide what can be written, and with the right error.
+            let permissions = FsPerms::ReadWrite;
             builder.preopened_dir(again, guest, permissions).map_err(|error| cannot_open(guest, &sentence(&error)))?;
-            places.push((descriptor, access));
+            if preopen.read_only {
+                places.extend(devices_of(&descriptor).map(|devices| (devices, Access::Write)));
+                places.push((descriptor, Access::Read));
+            } else {
+                places.push((descriptor, Access::Write));
+            }
         }
-        Ok(Self { places, filesystem: std::mem::take(builder.build().filesystem()) })
+        let mut filesystem = std::mem::take(builder.build().filesystem());
+        let tree = Tree::new(root_of(&mut filesystem), role);
+        Ok(Self { places, filesystem, tree })
     }
 
     /// The descriptors, for the wall. The instances have their own.
@@ -54,6 +73,30 @@ impl Directories {
     pub(crate) fn filesystem(&self) -> WasiFilesystemCtx {
         self.filesystem.clone()
     }
+
+    /// What resolves the paths of an instance.
+    pub(crate) fn tree(&self) -> Tree {
+        self.tree.clone()
+    }
+}
+
+/// The open directory that is the guest's root.
+fn root_of(filesystem: &mut WasiFilesystemCtx) -> Option<Arc<File>> {
+    let mut table = ResourceTable::new();
+    let directories = WasiFilesystemCtxView { ctx: filesystem, table: &mut table }.get_directories().ok()?;
+    let (root, _) = directories.into_iter().find(|(_, guest)| guest == ROOT)?;
+    match table.delete(root) {
+        Ok(Descriptor::Dir(root)) => Some(root.dir),
+        _ => None,
+    }
+}
+
+/// The directory of devices in the guest's root, if there is one.
+fn devices_of(root: &OwnedFd) -> Option<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    openat2(root, DEVICES, how).ok()
 }
 
 #[cfg(test)]

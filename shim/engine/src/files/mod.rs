@@ -1,5 +1,8 @@
-//! The guest's files: each directory of its plan, opened once and without the kernel's file systems.
+//! The guest's files: its directories, opened once and without the kernel's file systems, and what is done with paths
+//! below them.
 
 pub(crate) mod directories;
+pub(crate) mod listing;
 mod mounts;
 mod opened;
+pub(crate) mod tree;

@@ -4,6 +4,7 @@ use skiff_protocol::interfaces::{PREVIEW_0, PREVIEW_1};
 use wasmtime::{Linker, Result};
 use wasmtime_wasi::{I32Exit, p0, p1};
 
+use super::filesystem::{p1_listings, p1_paths};
 use crate::store::State;
 
 /// Defines the functions of preview 1.
@@ -12,6 +13,8 @@ use crate::store::State;
 /// Never if the linker allows shadowing.
 pub(crate) fn add_1(linker: &mut Linker<State>) -> Result<()> {
     p1::add_to_linker_async(linker, |state: &mut State| &mut state.wasi)?;
+    p1_paths::replace(linker, &PREVIEW_1)?;
+    p1_listings::replace(linker, &PREVIEW_1)?;
     linker.func_wrap(PREVIEW_1.module, "proc_exit", proc_exit)?;
     Ok(())
 }
@@ -22,6 +25,8 @@ pub(crate) fn add_1(linker: &mut Linker<State>) -> Result<()> {
 /// Never if the linker allows shadowing.
 pub(crate) fn add_0(linker: &mut Linker<State>) -> Result<()> {
     p0::add_to_linker_async(linker, |state: &mut State| &mut state.wasi)?;
+    p1_paths::replace(linker, &PREVIEW_0)?;
+    p1_listings::replace(linker, &PREVIEW_0)?;
     linker.func_wrap(PREVIEW_0.module, "proc_exit", proc_exit)?;
     Ok(())
 }

@@ -80,6 +80,9 @@ pub(crate) struct Mount {
     rest: Rest,
 }
 
+/// The type of a file system in memory.
+pub(crate) const TMPFS: &str = "tmpfs";
+
 /// What is Linux's own.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -223,6 +226,11 @@ impl Mount {
             options: options.iter().map(|option| (*option).into()).collect(),
             rest: Rest::new(),
         }
+    }
+
+    /// An empty file system in memory.
+    pub(crate) fn tmpfs(destination: PathBuf, options: &[&str]) -> Self {
+        Self { kind: Some(TMPFS.into()), ..Self::bind(destination, Path::new(TMPFS), options) }
     }
 
     /// Whether one of the options is `name`.

@@ -11,12 +11,15 @@ use oci_spec::runtime::LinuxNamespaceType;
 use skiff_protocol::{ENGINE_FD, EnginePlan, KERNEL_FILE_SYSTEMS, Preopen};
 
 use crate::error::{Error, Result};
-use crate::spec::config::{Config, Device, Mount};
+use crate::spec::config::{Config, Device, Mount, TMPFS};
 use crate::spec::limits;
 
 /// Where the guest's files are bound in the container: on the container's own `/dev`, which belongs to neither an image nor a
 /// volume.
 const VIEW: &str = "/dev/.skiff";
+/// The guest's root.
+const VIEW_ROOT: &str = "/dev/.skiff/root";
+const DEV: &str = "/dev";
 /// The devices that a guest finds in its `/dev`: name and minor number of the memory devices (major 1).
 const MEMORY_DEVICE_NODES: [(&str, i64); 5] = [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)];
 const MEMORY_DEVICES: i64 = 1;
@@ -62,13 +65,14 @@ pub(crate) fn for_engine(
     node: &Node<'_>,
 ) -> Result<(Config, EnginePlan)> {
     check_mounts(&config.mounts)?;
-    let (mut view, preopens) = view_of(&config, node)?;
+    let (mut view, root) = view_of(&config, node)?;
     let limits = limits::from_annotations(&config.annotations)?;
     let mut devices = devices_of(&config.linux.devices);
     if config.namespace(LinuxNamespaceType::User).is_some() {
         // Nobody makes devices in a user namespace: the OCI runtime binds the node's, which it looks for at the same path.
         view.extend(devices.drain(..).filter_map(|device| bind_of(&device)));
     }
+    config.mounts.iter_mut().filter(|mount| moves(mount, node)).for_each(leave_an_empty_one);
     config.mounts.extend(view);
     config.linux.devices.extend(devices);
     config.is_rewritten = true;
@@ -85,7 +89,7 @@ pub(crate) fn for_engine(
         // The container's variables are the guest's: none may change what the engine itself does.
         env: std::mem::take(&mut process.env),
         cwd: process.cwd.to_str().filter(|cwd| cwd.starts_with('/')).unwrap_or("/").to_string(),
-        preopens,
+        preopens: vec![root],
         limits,
         memory_limit_bytes,
         processors: None,
@@ -101,23 +105,25 @@ fn check_mounts(mounts: &[Mount]) -> Result<()> {
     if !has("/proc", "proc") {
         return Err(Error::invalid("a wasm container needs `/proc` among its mounts"));
     }
-    if !has("/dev", "tmpfs") {
+    if !has("/dev", TMPFS) {
         return Err(Error::invalid("a wasm container needs a `tmpfs` of its own at `/dev` among its mounts"));
     }
     Ok(())
 }
 
 /// The mounts that make the guest's view, and what the engine opens of it.
-fn view_of(config: &Config, node: &Node<'_>) -> Result<(Vec<Mount>, Vec<Preopen>)> {
-    let root = format!("{VIEW}/root");
-    let dev = format!("{VIEW}/dev");
+fn view_of(config: &Config, node: &Node<'_>) -> Result<(Vec<Mount>, Preopen)> {
+    let root = Path::new(VIEW_ROOT);
     let read_only = config.root.readonly.unwrap_or(false);
     let access = if read_only { "ro" } else { "rw" };
-    let mut view = vec![Mount::bind(root.clone().into(), &config.root.path, &["bind", "rprivate", access])];
-    // A read-only preopen is read-only all the way down, so a root that contains a writable volume is opened read-write and
-    // left to the flags of its mounts.
+    let mut view = vec![
+        Mount::bind(root.into(), &config.root.path, &["bind", "rprivate", access]),
+        // Nothing but devices and volumes: a file that is made at `/dev/stdout` would swallow what a program writes to it.
+        Mount::tmpfs(place_of(DEV), &["nosuid", "noexec", "strictatime", "mode=755", "size=64k", "ro"]),
+    ];
+    // Landlock's rules apply all the way down, so a root that contains a writable volume is writable for it, and left to the
+    // flags of its mounts.
     let mut root_is_read_only = read_only;
-    let mut preopens = vec![preopen(&root, "/", read_only), preopen(&dev, "/dev", false)];
     for mount in &config.mounts {
         let destination = (node.resolve)(&mount.destination);
         if destination.starts_with(VIEW) {
@@ -126,27 +132,36 @@ fn view_of(config: &Config, node: &Node<'_>) -> Result<(Vec<Mount>, Vec<Preopen>
                 mount.destination.display()
             )));
         }
-        let is_hidden = hidden(&destination) || mount.kind.as_deref().is_some_and(is_kernels);
-        if mount.is_bind() && !is_hidden {
-            let place = match destination.strip_prefix("/dev") {
-                Ok(inside) => Path::new(&dev).join(inside),
-                Err(_) => {
-                    root_is_read_only &= mount.has_option("ro");
-                    Path::new(&root).join(destination.strip_prefix("/").unwrap_or(&destination))
-                }
-            };
-            let mut again = without_the_kernel(mount, node)?;
-            again.destination = place;
+        if is_shown(mount, &destination) {
+            let mut again = if mount.is_bind() { without_the_kernel(mount, node)? } else { mount.clone() };
+            again.destination = place_of(&destination);
+            root_is_read_only &= mount.has_option("ro") || destination.starts_with(DEV);
             view.push(again);
-        } else if !is_hidden && !destination.starts_with("/dev") {
-            // A file system of its own cannot be bound from here; the engine opens it where it is.
-            if let Some(path) = destination.to_str() {
-                preopens.push(preopen(path, path, mount.has_option("ro")));
-            }
         }
     }
-    preopens[0].read_only = root_is_read_only;
-    Ok((view, preopens))
+    let root = Preopen { host: VIEW_ROOT.into(), guest: "/".into(), read_only: root_is_read_only };
+    Ok((view, root))
+}
+
+/// Whether the guest sees what is mounted here.
+fn is_shown(mount: &Mount, destination: &Path) -> bool {
+    !hidden(destination) && !mount.kind.as_deref().is_some_and(is_kernels)
+}
+
+/// Where the guest's view has what the guest sees at `path`.
+fn place_of(path: impl AsRef<Path>) -> PathBuf {
+    let path = path.as_ref();
+    Path::new(VIEW_ROOT).join(path.strip_prefix("/").unwrap_or(path))
+}
+
+/// Whether a mount is a file system that the guest's view has alone. Not every file system can be mounted twice.
+fn moves(mount: &Mount, node: &Node<'_>) -> bool {
+    !mount.is_bind() && !mount.is_of_kind(TMPFS) && is_shown(mount, &(node.resolve)(&mount.destination))
+}
+
+/// Leaves an empty file system, so that the OCI runtime makes the mount point in the root file system.
+fn leave_an_empty_one(mount: &mut Mount) {
+    *mount = Mount::tmpfs(mount.destination.clone(), &[]);
 }
 
 /// A bind mount as the guest may have it: without the file systems of the kernel that are mounted below it.
@@ -177,12 +192,12 @@ pub(crate) fn is_kernels(kind: &str) -> bool {
 
 /// Whether a mount point shows the kernel: `/proc`, `/sys` and what is below, and `/dev` as a whole.
 fn hidden(destination: &Path) -> bool {
-    destination == Path::new("/dev") || destination.starts_with("/proc") || destination.starts_with("/sys")
+    destination == Path::new(DEV) || destination.starts_with("/proc") || destination.starts_with("/sys")
 }
 
 /// The devices of the guest's `/dev`: the memory devices, and those of the pod.
 fn devices_of(devices: &[Device]) -> Vec<Device> {
-    let place = |name: &str| PathBuf::from(format!("{VIEW}/dev/{name}"));
+    let place = |name: &str| place_of(Path::new(DEV).join(name));
     let memory = MEMORY_DEVICE_NODES.iter();
     let mut found: Vec<_> =
         memory.map(|(name, minor)| Device::for_everybody(place(name), MEMORY_DEVICES, *minor)).collect();
@@ -200,12 +215,8 @@ fn devices_of(devices: &[Device]) -> Vec<Device> {
 
 /// The node's device in the place of one of [`devices_of`].
 fn bind_of(device: &Device) -> Option<Mount> {
-    let name = device.path.to_str()?.strip_prefix(VIEW)?.strip_prefix("/dev/")?;
-    Some(Mount::bind(device.path.clone(), &Path::new("/dev").join(name), &["bind", "rprivate", "rw"]))
-}
-
-fn preopen(host: &str, guest: &str, read_only: bool) -> Preopen {
-    Preopen { host: host.into(), guest: guest.into(), read_only }
+    let inside = device.path.strip_prefix(VIEW_ROOT).ok()?;
+    Some(Mount::bind(device.path.clone(), &Path::new("/").join(inside), &["bind", "rprivate", "rw"]))
 }
 
 #[cfg(test)]
@@ -270,20 +281,29 @@ mod tests {
             {"destination": "/dev/termination-log", "type": "bind", "source": "/pod/log", "options": ["rbind", "rw"]},
             {"destination": "/proc/interrupts", "type": "bind", "source": "/x", "options": ["bind"]},
             {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]},
-            {"destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid"]}
+            {"destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid"]},
+            {"destination": "/disk", "type": "ext4", "source": "/dev/disk", "options": ["ro"]}
         ])));
         assert_eq!(
-            destinations(&spec)[6..],
+            destinations(&spec)[7..],
             [
                 "/dev/.skiff/root",
+                "/dev/.skiff/root/dev",
                 "/dev/.skiff/root/etc/hosts",
                 "/dev/.skiff/root/run/secrets",
-                "/dev/.skiff/dev/termination-log"
+                "/dev/.skiff/root/dev/termination-log",
+                "/dev/.skiff/root/run",
+                "/dev/.skiff/root/disk"
             ]
         );
-        let guests: Vec<_> =
-            plan.preopens.iter().map(|preopen| (preopen.host.as_str(), preopen.guest.as_str())).collect();
-        assert_eq!(guests, [("/dev/.skiff/root", "/"), ("/dev/.skiff/dev", "/dev"), ("/run", "/run")]);
+        let mounts = spec["mounts"].as_array().unwrap();
+        let kind_at = |place: &str| {
+            mounts.iter().find(|mount| mount["destination"] == place).map(|mount| mount["type"].as_str().unwrap())
+        };
+        assert_eq!((kind_at("/run"), kind_at("/dev/.skiff/root/run")), (Some("tmpfs"), Some("tmpfs")));
+        assert_eq!((kind_at("/disk"), kind_at("/dev/.skiff/root/disk")), (Some("tmpfs"), Some("ext4")));
+        let root = Preopen { host: "/dev/.skiff/root".into(), guest: "/".into(), read_only: false };
+        assert_eq!(plan.preopens, [root]);
     }
 
     #[test]
@@ -297,12 +317,14 @@ mod tests {
 
     #[test]
     fn a_writable_volume_in_a_read_only_root_stays_writable() {
-        for (access, expected) in [("ro", true), ("rw", false)] {
+        for (place, access, expected) in
+            [("/data", "ro", true), ("/data", "rw", false), ("/dev/shm", "rw", true), ("/devices", "rw", false)]
+        {
             let mut given =
-                spec(json!([{"destination": "/data", "type": "bind", "source": "/v", "options": ["rbind", access]}]));
+                spec(json!([{"destination": place, "type": "bind", "source": "/v", "options": ["rbind", access]}]));
             given["root"]["readonly"] = json!(true);
             let (_, plan) = rewrite(&given);
-            assert_eq!(plan.preopens[0].read_only, expected, "{access}");
+            assert_eq!(plan.preopens[0].read_only, expected, "{place} {access}");
         }
     }
 
@@ -313,8 +335,8 @@ mod tests {
             spec["linux"]["devices"].as_array().unwrap().iter().map(|d| d["path"].as_str().unwrap()).collect();
         assert!(
             paths.contains(&"/dev/fuse")
-                && paths.contains(&"/dev/.skiff/dev/fuse")
-                && paths.contains(&"/dev/.skiff/dev/null")
+                && paths.contains(&"/dev/.skiff/root/dev/fuse")
+                && paths.contains(&"/dev/.skiff/root/dev/null")
         );
     }
 
@@ -326,7 +348,7 @@ mod tests {
         assert_eq!(spec["linux"]["devices"], given["linux"]["devices"]);
         let places = destinations(&spec);
         for name in ["null", "zero", "full", "random", "urandom", "fuse"] {
-            let place = format!("/dev/.skiff/dev/{name}");
+            let place = format!("/dev/.skiff/root/dev/{name}");
             let position = places.iter().position(|destination| *destination == place).unwrap();
             assert_eq!(spec["mounts"][position + 3]["source"], format!("/dev/{name}"));
         }
