@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Bytes, Frame, SizeHint};
-use hyper::header::{HOST, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto;
@@ -18,6 +17,7 @@ use tokio::sync::{Semaphore, oneshot};
 use wasmtime_wasi_http::WasiBody;
 use wasmtime_wasi_http::handler::{InstantiationError, ProxyHandler};
 
+use super::host::{Unclear, settle};
 use super::instances::{Ended, Instances, RequestData, is_shortage};
 use crate::error::sentence;
 use crate::metrics::CountedRequest;
@@ -39,11 +39,18 @@ pub(super) struct Service {
 }
 
 /// Answers one request.
-pub(super) async fn answer(service: Arc<Service>, request: Request<WasiBody>) -> Result<Response<Tracked>, Infallible> {
+pub(super) async fn answer(
+    service: Arc<Service>,
+    mut request: Request<WasiBody>,
+) -> Result<Response<Tracked>, Infallible> {
     let mut counted = CountedRequest::begin(service.account);
     let under_way = UnderWay::begin(&service).await;
     let asked = Asked::of(&request);
-    let request = with_host(request);
+    if let Err(Unclear) = settle(&mut request) {
+        counted.responds(StatusCode::BAD_REQUEST);
+        let refused = plain(StatusCode::BAD_REQUEST);
+        return Ok(refused.map(|body| Tracked { body, _under_way: under_way, _counted: counted }));
+    }
     let begun = Instant::now();
     let (notify, ended) = oneshot::channel();
     let response = match service.handler.handle(notify, request).await {
@@ -52,14 +59,6 @@ pub(super) async fn answer(service: Arc<Service>, request: Request<WasiBody>) ->
     };
     counted.responds(response.status());
     Ok(response.map(|body| Tracked { body, _under_way: under_way, _counted: counted }))
-}
-
-/// Adds to a request of HTTP/1.0 the authority that `wasi:http` requires.
-fn with_host<B>(mut request: Request<B>) -> Request<B> {
-    if request.uri().authority().is_none() && !request.headers().contains_key(HOST) {
-        request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
-    }
-    request
 }
 
 impl Service {

@@ -8,6 +8,7 @@ mod answer;
 mod bodies;
 mod connection;
 mod expiration;
+mod host;
 mod instances;
 mod places;
 pub(crate) mod pool;

@@ -19,6 +19,8 @@ mod frames;
 #[cfg(test)]
 mod http;
 #[cfg(test)]
+mod http_attacks;
+#[cfg(test)]
 mod http_connections;
 #[cfg(test)]
 mod http_end;
