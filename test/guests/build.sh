@@ -42,7 +42,7 @@ compile_rust() {
   local folder name
   cd "$here/rust"
   cargo build --release --locked --target wasm32-wasip1 -p hello -p panic
-  cargo build --release --locked --target wasm32-wasip2 -p p2-hello -p p2-http -p p3-hello -p p3-http
+  cargo build --release --locked --target wasm32-wasip2 -p p2-files -p p2-hello -p p2-http -p p3-files -p p3-hello -p p3-http
   for folder in */; do
     name=${folder%/}
     # A program keeps its hyphens, a library does not.

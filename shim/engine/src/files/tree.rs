@@ -1,13 +1,15 @@
 //! Paths of the guest. They are resolved as in any container: absolute links and `..` stay inside the guest's root, and
 //! nothing leads out of it. The kernel resolves each path; only what it opened counts.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, Mode, OFlags, ResolveFlags, Timestamps, linkat, mkdirat, openat2, readlinkat, renameat, symlinkat,
+    AtFlags, CWD, Mode, OFlags, ResolveFlags, Timestamps, linkat, mkdirat, openat2, readlinkat, renameat, symlinkat,
     unlinkat, utimensat,
 };
 use rustix::io::Errno;
@@ -175,7 +177,8 @@ pub(crate) fn set_times(file: &File, times: &Timestamps) -> Result<(), Errno> {
 /// Where an open directory is now.
 fn path_of(directory: &File) -> Result<PathBuf, Errno> {
     let link = format!("/proc/self/fd/{}", directory.as_raw_fd());
-    std::fs::read_link(link).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    let path = readlinkat(CWD, link, Vec::new())?;
+    Ok(PathBuf::from(OsString::from_vec(path.into_bytes())))
 }
 
 fn open(
@@ -194,4 +197,174 @@ fn open(
         opened = once();
     }
     opened
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use rustix::fs::FileType;
+
+    use super::*;
+
+    const MARK: &str = "outside of the root";
+
+    /// A guest's root in a folder that has more than the guest may see, and a directory in it.
+    struct Place {
+        folder: tempfile::TempDir,
+        tree: Tree,
+        root: Arc<File>,
+        inner: File,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let at = |name: &str| folder.path().join(name);
+            fs::create_dir_all(at("root/inner/deep")).unwrap();
+            fs::create_dir_all(at("root/etc")).unwrap();
+            fs::write(at("root/etc/name"), "inside").unwrap();
+            fs::write(at("secret"), MARK).unwrap();
+            fs::create_dir(at("etc")).unwrap();
+            fs::write(at("etc/name"), MARK).unwrap();
+            for (link, target) in [
+                ("absolute", "/etc/name"),
+                ("up", "../etc/name"),
+                ("high", "../../../../etc/name"),
+                ("way", "/etc"),
+                ("twice", "/inner/absolute"),
+                ("dangling", "/etc/new"),
+                ("circle", "/inner/circle"),
+                ("out", folder.path().join("secret").to_str().unwrap()),
+                ("kernel", "/proc/self/status"),
+            ] {
+                symlink(target, at("root/inner").join(link)).unwrap();
+            }
+            let root = Arc::new(File::open(at("root")).unwrap());
+            let inner = File::open(at("root/inner")).unwrap();
+            Self { folder, tree: Tree::new(Some(Arc::clone(&root)), Role::Module), root, inner }
+        }
+
+        fn read(&self, from: &File, path: &str) -> Result<String, Errno> {
+            let file = self.tree.open(from, path, Links::Follow, OFlags::RDONLY)?;
+            std::io::read_to_string(file).map_err(|error| Errno::from_io_error(&error).unwrap())
+        }
+    }
+
+    #[test]
+    fn links_and_dots_stay_in_the_root_from_every_directory() {
+        let place = Place::new();
+        for name in ["absolute", "up", "high", "way/name", "twice", "../etc/name", "../../../etc/name", "deep/../up"] {
+            assert_eq!(place.read(&place.inner, name).as_deref(), Ok("inside"), "{name}");
+            assert_eq!(place.read(&place.root, &format!("inner/{name}")).as_deref(), Ok("inside"), "inner/{name}");
+        }
+        for (name, error) in [
+            ("out", Errno::NOENT),
+            ("kernel", Errno::NOENT),
+            ("circle", Errno::LOOP),
+            ("dangling", Errno::NOENT),
+            ("/etc/name", Errno::PERM),
+            ("", Errno::NOENT),
+            ("../../secret", Errno::NOENT),
+        ] {
+            assert_eq!(place.read(&place.inner, name), Err(error), "{name}");
+        }
+        let alone = Tree::new(None, Role::Module);
+        assert!(alone.open(&place.inner, "deep", Links::Follow, OFlags::RDONLY).is_ok());
+        for name in ["absolute", "up", ".."] {
+            assert_eq!(
+                alone.open(&place.inner, name, Links::Follow, OFlags::RDONLY).err(),
+                Some(Errno::PERM),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_does_not_follow_a_link_means_the_link() {
+        let Place { tree, inner, folder, .. } = &Place::new();
+        assert_eq!(tree.read_link(inner, "absolute").as_deref(), Ok("/etc/name"));
+        assert_eq!(tree.read_link(inner, "way/").err(), Some(Errno::INVAL));
+        let seen = tree.look(inner, "absolute", Links::Keep).unwrap();
+        assert_eq!(FileType::from_raw_mode(rustix::fs::fstat(seen).unwrap().st_mode), FileType::Symlink);
+        tree.rename(inner, "absolute", inner, "way/moved").unwrap();
+        assert_eq!(fs::read_link(folder.path().join("root/etc/moved")).unwrap(), Path::new("/etc/name"));
+        tree.unlink(inner, "way/moved").unwrap();
+        assert_eq!(fs::read_to_string(folder.path().join("root/etc/name")).unwrap(), "inside");
+    }
+
+    #[test]
+    fn no_operation_ends_with_a_name_that_leads_up_or_follows_a_link() {
+        let Place { tree, inner, folder, .. } = &Place::new();
+        let now = Timestamps {
+            last_access: rustix::fs::Timespec { tv_sec: 1, tv_nsec: 0 },
+            last_modification: rustix::fs::Timespec { tv_sec: 1, tv_nsec: 0 },
+        };
+        let outer_time = || fs::metadata(folder.path()).unwrap().modified().unwrap();
+        let before = outer_time();
+        for path in ["..", "../..", "../../", "deep/../../.."] {
+            tree.set_times(inner, path, Links::Keep, &now).unwrap();
+            for (what, result) in [
+                ("mkdir", tree.create_directory(inner, path)),
+                ("rmdir", tree.remove_directory(inner, path)),
+                ("unlink", tree.unlink(inner, path)),
+                ("rename", tree.rename(inner, path, inner, "new")),
+                ("rename", tree.rename(inner, "deep", inner, path)),
+                ("link", tree.link(inner, path, inner, "new")),
+                ("symlink", tree.symlink("x", inner, path)),
+                ("read_link", tree.read_link(inner, path).map(drop)),
+            ] {
+                assert!(result.is_err(), "{what} {path}");
+            }
+        }
+        assert_eq!(outer_time(), before);
+        // A slash after a link follows it: inside the root, or not at all.
+        for path in ["out/", "way/"] {
+            assert!(tree.link(inner, path, inner, "new").is_err() && tree.unlink(inner, path).is_err(), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_link_that_changes_all_the_time_never_leads_out() {
+        let place = Place::new();
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let inner = place.folder.path().join("root/inner");
+                let targets =
+                    ["/etc", "../../../../etc", "/inner/way", place.folder.path().to_str().unwrap(), "/proc/self"];
+                for target in targets.iter().cycle() {
+                    if is_over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    symlink(target, inner.join("next")).unwrap();
+                    fs::rename(inner.join("next"), inner.join("swapped")).unwrap();
+                    // And the directory itself moves below another one, and back.
+                    fs::rename(inner.join("deep"), inner.join("../etc/deep")).unwrap();
+                    fs::rename(inner.join("../etc/deep"), inner.join("deep")).unwrap();
+                }
+            });
+            let mut found = 0;
+            for round in 0..20_000 {
+                for (from, path) in [
+                    (&place.inner, "swapped/name"),
+                    (&*place.root, "inner/swapped/name"),
+                    (&place.inner, "deep/../../etc/name"),
+                ] {
+                    if let Ok(text) = place.read(from, path) {
+                        assert_eq!(text, "inside", "{path}");
+                        found += 1;
+                    }
+                }
+                if round > 2000 && found > 1000 {
+                    break;
+                }
+            }
+            is_over.store(true, Ordering::Relaxed);
+            assert!(found > 0, "the links lead somewhere at times");
+        });
+    }
 }
