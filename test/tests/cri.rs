@@ -52,7 +52,9 @@ fn a_pod_is_as_its_description_says_without_a_pause_process() {
     assert!(is_shim(pid), "{}", command_line_of(pid));
     let processes: Vec<_> =
         processes_touching(&node.token).into_iter().filter(|(_, line)| line.contains(&pod.id)).collect();
-    assert_eq!(processes.len(), 1, "{processes:?}");
+    // The shim, and the process by which others find the pod, once it is there.
+    let others: Vec<_> = processes.iter().filter(|(other, _)| *other != pid).collect();
+    assert!(others.iter().all(|(_, line)| line.starts_with("skiff-sandbox in ")) && others.len() <= 1, "{processes:?}");
 
     assert_eq!(inside(pid, &["--uts"], &["hostname"]), "plain");
     assert_eq!(inside(pid, &["--net"], &["cat", "/proc/sys/net/ipv4/ip_local_port_range"]), "2000\t3000");
@@ -67,6 +69,38 @@ fn a_pod_is_as_its_description_says_without_a_pause_process() {
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "the pod is reached: {refused}");
 
     assert!(pod.socket().exists());
+    pod.remove();
+    node.assert_nothing_left();
+}
+
+#[test]
+fn a_pods_network_is_found_by_a_process_of_its_cgroup_until_the_sandbox_ends() {
+    let node = Node::start(&["c-hello"]);
+    let pod = node.run_pod(&node.pod("found"));
+    let id = pod.run("hello", &image_of("c-hello"), &[], &NOTHING);
+    eventually("the container ends", || {
+        (node.ask_json(&["inspect", &id])["status"]["state"] == "CONTAINER_EXITED").then_some(())
+    });
+    // As an agent looks: through the cgroups of all processes.
+    let found = || processes_touching(&pod.id).into_iter().find(|(_, line)| line.starts_with("skiff-sandbox in "));
+    let (pid, _) = eventually("a process is in the pod's cgroup", found);
+    for kind in ["net", "uts", "ipc"] {
+        assert_eq!(namespace(pid, kind), namespace(pod.pid(), kind), "{kind}");
+        assert_ne!(namespace(pid, kind), own_namespace(kind), "{kind}");
+    }
+    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let own = |line: &&str| line.contains(":memory:") || line.starts_with("0::/skiff");
+    assert!(cgroups.lines().find(own).is_some_and(|line| line.contains(&pod.id)), "{cgroups}");
+    node.ask(&["stopp", &pod.id]);
+    assert!(!is_alive(pid), "it ends with the sandbox");
+    pod.remove();
+
+    // A shim that is killed takes it along.
+    let pod = node.run_pod(&node.pod("killed"));
+    let found = || processes_touching(&pod.id).into_iter().find(|(_, line)| line.starts_with("skiff-sandbox in "));
+    let (pid, _) = eventually("a process is in the pod's cgroup", found);
+    signal(pod.pid(), Signal::SIGKILL).unwrap();
+    assert!(until(Duration::from_secs(60), || !is_alive(pid)));
     pod.remove();
     node.assert_nothing_left();
 }

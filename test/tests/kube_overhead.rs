@@ -45,7 +45,7 @@ impl Idle {
         let sandboxes = cluster.run("crictl", &["pods", "--quiet", "--namespace", &namespace.name]);
         let shim = |sandbox: &str| {
             let inspected: Value = serde_json::from_str(&cluster.run("crictl", &["inspectp", sandbox])).unwrap();
-            // The sandbox has no process but the shim.
+            // The sandbox is the shim. The process that stands in its cgroup is a 30th of it.
             inspected["info"]["pid"].as_u64().unwrap()
         };
         let shims: Vec<_> = sandboxes.lines().map(shim).collect();

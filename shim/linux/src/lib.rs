@@ -14,5 +14,6 @@ pub mod probe;
 pub mod process;
 pub mod seccomp;
 pub mod signals;
+pub mod standin;
 pub mod termination;
 pub mod trust;

@@ -3,18 +3,24 @@
 //! `/proc/PID/ns/*` and `/proc/PID/net` of a process are those of its main thread. So the main thread only joins and leaves
 //! namespaces on request. Everything else runs on other threads, in the node's namespaces.
 
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use nix::sched::{CloneFlags, setns, unshare};
+use skiff_linux::standin;
 use tokio::sync::oneshot;
 
 use crate::spec::sandbox::SandboxNamespaces;
 
+/// What the sandbox's stand-in is called.
+const STAND_IN: &CStr = c"skiff-sandbox";
+
 enum Job {
     Enter(SandboxNamespaces, oneshot::Sender<io::Result<()>>),
+    StandIn(oneshot::Sender<io::Result<i32>>),
     Leave(oneshot::Sender<io::Result<()>>),
 }
 
@@ -39,12 +45,17 @@ impl Holder {
         self.run(|done| Job::Enter(namespaces, done)).await
     }
 
+    /// Makes the main thread start a stand-in in the sandbox's namespaces, and returns its pid.
+    pub(crate) async fn stand_in(&self) -> io::Result<i32> {
+        self.run(Job::StandIn).await
+    }
+
     /// Makes the main thread return to the node's namespaces, which ends the sandbox's own.
     pub(crate) async fn leave(&self) -> io::Result<()> {
         self.run(Job::Leave).await
     }
 
-    async fn run(&self, job: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Job) -> io::Result<()> {
+    async fn run<T>(&self, job: impl FnOnce(oneshot::Sender<io::Result<T>>) -> Job) -> io::Result<T> {
         let gone = || io::Error::other("the main thread has ended");
         let (done, result) = oneshot::channel();
         self.jobs.send(job(done)).map_err(|_| gone())?;
@@ -57,12 +68,12 @@ impl Jobs {
     pub(crate) fn serve(self) {
         let mut origin = None;
         while let Ok(job) = self.0.recv() {
-            let (result, done) = match job {
-                Job::Enter(namespaces, done) => (enter(&namespaces, &mut origin), done),
-                Job::Leave(done) => (leave(&mut origin), done),
-            };
             // The caller may be gone; the job is done anyway.
-            drop(done.send(result));
+            match job {
+                Job::Enter(namespaces, done) => drop(done.send(enter(&namespaces, &mut origin))),
+                Job::StandIn(done) => drop(done.send(standin::start(STAND_IN))),
+                Job::Leave(done) => drop(done.send(leave(&mut origin))),
+            }
         }
     }
 }

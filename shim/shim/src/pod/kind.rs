@@ -61,7 +61,10 @@ impl Kind {
     /// Starts the `first` process.
     pub(super) async fn start(&self, first: &Process) -> Result<()> {
         match self {
-            Kind::Sandbox(_) => Ok(()),
+            Kind::Sandbox(sandbox) => {
+                sandbox.start();
+                Ok(())
+            }
             Kind::Native(native) => native.start(first).await,
             Kind::Wasm(wasm) => wasm.start(first).await,
         }
@@ -79,7 +82,10 @@ impl Kind {
     /// Ends what the `first` process has left behind. Returns whether memory ran out.
     pub(super) async fn ended(&self, first: &Process, exit: Exit) -> bool {
         match self {
-            Kind::Sandbox(_) => false,
+            Kind::Sandbox(sandbox) => {
+                sandbox.end().await;
+                false
+            }
             Kind::Native(native) => native.launched.ended(first, exit).await,
             Kind::Wasm(wasm) => wasm.ended(first, exit).await,
         }

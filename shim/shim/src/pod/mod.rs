@@ -10,6 +10,7 @@ mod process;
 mod sandbox;
 mod shared_pids;
 mod slots;
+mod standin;
 pub(crate) mod state;
 mod streams;
 mod terminal;

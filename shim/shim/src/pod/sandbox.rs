@@ -1,6 +1,6 @@
-//! The sandbox of a pod: what its containers share, without a process of its own. The Task API sees it as a container.
+//! The sandbox of a pod: what its containers share. No process of its own holds it. The Task API sees it as a container.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use skiff_linux::cgroup::Cgroup;
 use skiff_protocol::exit_code_of_signal;
@@ -8,6 +8,7 @@ use skiff_protocol::exit_code_of_signal;
 use crate::error::{Context, Result, chain};
 use crate::host::namespaces::Holder;
 use crate::pod::shared_pids::SharedPids;
+use crate::pod::standin::StandIn;
 use crate::spec::sandbox::SandboxNamespaces;
 
 /// The sandbox of a pod, whether it was made or not.
@@ -16,6 +17,8 @@ pub(crate) struct Sandbox {
     holder: Holder,
     /// The cgroup of the sandbox that was made, if it has one.
     cgroup: Mutex<Option<Cgroup>>,
+    /// Shows the pod's network namespace in the cgroup.
+    stand_in: tokio::sync::Mutex<StandIn>,
     /// The pid namespace that containers of the pod share, once one does. Its drop ends nothing; [`Sandbox::end_pids`] does.
     pids: tokio::sync::Mutex<Option<SharedPids>>,
 }
@@ -23,7 +26,12 @@ pub(crate) struct Sandbox {
 impl Sandbox {
     /// A sandbox that is not made yet; `holder` reaches the thread that will hold its namespaces.
     pub(super) fn new(holder: Holder) -> Self {
-        Self { holder, cgroup: Mutex::default(), pids: tokio::sync::Mutex::default() }
+        Self {
+            holder,
+            cgroup: Mutex::default(),
+            stand_in: tokio::sync::Mutex::new(StandIn::Unwanted),
+            pids: tokio::sync::Mutex::default(),
+        }
     }
 
     /// Makes the sandbox: an empty cgroup, and the `namespaces`. Nothing is left behind when that fails.
@@ -31,8 +39,13 @@ impl Sandbox {
         if let Some(cgroup) = &cgroup {
             cgroup.create_empty().doing(|| "cannot make the cgroup of the sandbox".into())?;
         }
+        let has_own_network = namespaces.network.is_some();
         let entered = self.holder.enter(namespaces).await.doing(|| "cannot enter the namespaces of the pod".into());
         if entered.is_ok() {
+            // On the node's network there is nothing to find.
+            if has_own_network {
+                *self.stand_in.lock().await = StandIn::Expected;
+            }
             *self.held_cgroup() = cgroup;
         } else if let Some(cgroup) = cgroup
             && let Err(error) = remove(cgroup).await
@@ -42,8 +55,26 @@ impl Sandbox {
         entered
     }
 
+    /// Starts the process that shows the pod in its cgroup. Nobody waits for it: moving a process into a cgroup may take as long as
+    /// everything else that starts a pod.
+    pub(super) fn start(self: &Arc<Self>) {
+        let sandbox = self.clone();
+        tokio::spawn(async move {
+            let mut stand_in = sandbox.stand_in.lock().await;
+            if let Some(cgroup) = sandbox.cgroup() {
+                stand_in.start(&sandbox.holder, cgroup).await;
+            }
+        });
+    }
+
+    /// Ends that process.
+    pub(super) async fn end(&self) {
+        self.stand_in.lock().await.end().await;
+    }
+
     /// Leaves the namespaces, which ends them, and removes the cgroup.
     pub(super) async fn delete(&self) -> Result<()> {
+        self.end().await;
         // Whoever enters after this one has left may already have a cgroup of their own here.
         let cgroup = self.cgroup();
         self.holder.leave().await.doing(|| "cannot leave the namespaces of the pod".into())?;
