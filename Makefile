@@ -10,7 +10,7 @@ check: ## check formatting and lints, and run the tidy test
 	@test/all.sh check
 test: ## run every test, including those on Kubernetes; ends with `N passed, N failed`
 	@test/all.sh check unit suites nodes cluster
-run: ## run a guest in a private containerd: WASM=path.wasm or IMAGE=archive.tar or IMAGE=reference, ARGS="..."
+run: ## run a guest in a private containerd: WASM=path.wasm or IMAGE=archive.tar or IMAGE=reference, ARGS="...", PORT=...
 	@test/run.sh
 demo: ## start a Kubernetes, install skiff with its chart, and run a wasm pod behind a Service; shows the time of each step
 	@test/cluster/demo.sh
