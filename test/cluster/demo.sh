@@ -18,3 +18,5 @@ address=$("$kubectl" get service web -o 'jsonpath={.spec.clusterIP}:{.spec.ports
 show curl "http://$address/"
 "$cluster/bin/in-net" curl -sS --fail --max-time 10 "http://$address/"
 step "the Service has answered"
+printf '\nTo run a program of your own, here an HTTP component (docs/from-source-to-pod.md has programs in five languages):\n\n' >&2
+"$here/next.sh" "$cluster" | sed 's/^/    /' >&2

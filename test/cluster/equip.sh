@@ -1,9 +1,11 @@
 #!/bin/bash
 # equip.sh CLUSTER: installs skiff on a cluster as an operator does, with the chart and the installer's image, and pushes the
-# images of the examples.
+# images of the examples. `skiff` joins the cluster's clients.
 cluster=$1
 . "$(dirname "$0")/cluster.sh"
 
+programs=${SKIFF_BIN:-$("$here/../programs.sh" | tail -n 1)}
+wrapper skiff "$programs/skiff"
 "$here/images.sh" "$cluster" & images=$!
 "$here/installer.sh" "$cluster" > "$cluster/values.yaml"
 step "the installer's image is in the node's registry"

@@ -37,5 +37,5 @@ cluster=$1
 tag=${2:-$(basename "$folder")}
 work=$(mktemp -d); trap 'rm -r "$work"' EXIT
 "$test/image.sh" "localhost:5000/skiff/node:$tag" "$folder" "$work/node.tar" /skiff-node
-"$cluster/bin/push" "$work/node.tar" "skiff/node:$tag"
+"$cluster/bin/push" "$work/node.tar" "skiff/node:$tag" > /dev/null
 values

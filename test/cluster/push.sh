@@ -1,5 +1,6 @@
 #!/bin/bash
 # push.sh CLUSTER SOURCE NAME: pushes an OCI archive, or the folder of an OCI layout, to the node's registry as localhost:5000/NAME.
+# Standard output is the reference that a manifest pulls it by: the name and the digest.
 set -euo pipefail
 cluster=$1 source=$2 name=$3
 if [ -f "$source" ]; then
@@ -8,3 +9,4 @@ if [ -f "$source" ]; then
   source=$layout
 fi
 said=$("$cluster/bin/crane" push "$source" "localhost:5000/$name" 2>&1) || { echo "$said" >&2; exit 1; }
+echo "localhost:5000/$name@${said##*@}"

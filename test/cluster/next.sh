@@ -1,0 +1,9 @@
+#!/bin/bash
+# next.sh FOLDER: prints how to run a program of one's own on the cluster in this folder.
+cat << EOF
+export PATH=$1/bin:\$PATH
+skiff pack app.wasm -o app.tar && push app.tar mine/app:1
+kubectl run app --image=localhost:5000/mine/app:1 --overrides='{"spec": {"runtimeClassName": "skiff"}}'
+kubectl wait --for=condition=Ready pod/app --timeout=5m
+in-net curl "http://\$(kubectl get pod app -o 'jsonpath={.status.podIP}'):8080/"
+EOF
