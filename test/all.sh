@@ -94,7 +94,7 @@ nodes() {
 # changes the node and therefore comes last.
 cluster() {
   prepare
-  many "Kubernetes" test/cluster/suites.sh kube_examples kube_overhead kube_pods kube_attacks kube_services kube_limits kube_node kube_install
+  many "Kubernetes" test/cluster/suites.sh kube_examples kube_overhead kube_pods kube_attacks kube_services kube_limits kube_documents kube_node kube_install
   [ "${SKIFF_CLUSTER_BACKEND:-local}" != local ] || many "Kubernetes on cgroup v2" test/cluster/suites.sh --node kube_limits
 }
 

@@ -2,6 +2,7 @@
 # build.sh [NAME...]: compiles the guests with their languages' own toolchains, each language once per version of its
 # sources and toolchain. A NAME is a guest (`c-hello`) or a language (`c`, `go`, `rust`, `js`, `python`); default: all.
 # The last line of standard output is a directory that holds a link to every guest of these languages as NAME.wasm.
+# build.sh --rust-toolchain: prints the folder of the compiler that the guests in Rust are built with.
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../cache.sh"
 
@@ -159,6 +160,7 @@ packages() {
 main() {
   local language languages needed dir job failed=
   local -a dirs=() jobs=() files=()
+  if [ "${1:-}" = --rust-toolchain ]; then apt_need $(packages rust); rust_toolchain; return; fi
   languages=$(printf '%s\n' "${@:-c go rust js python}" | tr ' ' '\n' | sed 's/-.*//' | sort -u)
   for language in $languages; do
     [ -d "$here/$language" ] || { say "no such guest or language: $language"; exit 2; }

@@ -24,6 +24,7 @@ mod machine;
 mod modules;
 mod names;
 mod nested;
+pub mod page;
 mod places;
 mod pods;
 mod process;

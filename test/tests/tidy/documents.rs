@@ -97,8 +97,10 @@ fn no_document_names_a_place_on_somebodys_machine() {
     let own = root().to_str().unwrap();
     let mut faults = Vec::new();
     for document in documents() {
+        // The root directory of a process is on every machine.
+        let text = document.text.replace("/proc/1/root/", "");
         for place in ["/home/", "/root/", "/Users/", own] {
-            if document.text.contains(place) {
+            if text.contains(place) {
                 faults.push(format!("`{}` names `{place}`", document.path.display()));
             }
         }

@@ -1,0 +1,203 @@
+//! The commands of README.md and `docs/`, run as their reader would run them, on the cluster of `SKIFF_CLUSTER`.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+use skiff_test::page::{Section, sections};
+use skiff_test::{Cluster, Namespace, guest, http_pod, random_name, sha256};
+use tempfile::TempDir;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn read(document: &str) -> String {
+    fs::read_to_string(root().join(document)).unwrap()
+}
+
+/// Runs a program to its end and returns its standard output.
+fn output(command: &mut Command, what: &str) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let [said, complaints] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+    assert!(output.status.success(), "{what}: {}\n{said}{complaints}", output.status);
+    said
+}
+
+/// A reader of the documents: a directory, and the cluster's clients in `PATH`.
+struct Reader {
+    home: TempDir,
+    namespace: Namespace<'static>,
+}
+
+impl Reader {
+    fn new() -> Self {
+        let reader = Self { home: tempfile::tempdir().unwrap(), namespace: Cluster::shared().namespace() };
+        let kubectl = reader.namespace.client();
+        let words: Vec<_> = std::iter::once(kubectl.get_program()).chain(kubectl.get_args()).collect();
+        let words: Vec<_> = words.iter().map(|word| word.to_str().unwrap()).collect();
+        reader.client("kubectl", &words.join(" "));
+        for name in ["skiff", "push", "in-net"] {
+            reader.client(name, reader.namespace.cluster.client(name).get_program().to_str().unwrap());
+        }
+        // A new Service takes a moment to reach the node's network.
+        fs::write(
+            reader.home.path().join(".curlrc"),
+            "retry 60\nretry-delay 1\nretry-all-errors\nconnect-timeout 5\nfail\n",
+        )
+        .unwrap();
+        reader
+    }
+
+    /// Makes a client that runs `command`.
+    fn client(&self, name: &str, command: &str) {
+        let bin = self.home.path().join("bin");
+        fs::create_dir_all(&bin).unwrap();
+        fs::write(bin.join(name), format!("#!/bin/sh\nexec {command} \"$@\"\n")).unwrap();
+        fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    /// Runs commands in the directory of this name and returns what they print.
+    fn run(&self, folder: &str, script: &str) -> String {
+        let path = format!("{}:{}", self.file("bin").display(), std::env::var("PATH").unwrap());
+        let mut bash = Command::new("bash");
+        bash.args(["-euo", "pipefail", "-c", script]).current_dir(self.file(folder));
+        output(bash.env("PATH", path).env("CURL_HOME", self.home.path()), script)
+    }
+}
+
+/// The directory that a section's commands make, and the program that they build in it.
+fn built(section: &Section) -> (String, PathBuf) {
+    let script = tempfile::NamedTempFile::new().unwrap();
+    fs::write(script.path(), section.script_until("skiff pack")).unwrap();
+    let said = output(Command::new("bash").arg("guests/page.sh").arg(script.path()), &section.title);
+    let folder = Path::new(said.lines().last().unwrap()).read_dir().unwrap().next().unwrap().unwrap();
+    (folder.file_name().into_string().unwrap(), folder.path().join("app.wasm"))
+}
+
+/// Does what a section of `from-source-to-pod.md` describes.
+fn check(title: &str) {
+    let page = sections(&read("docs/from-source-to-pod.md"));
+    let section = |title: &str| page.iter().find(|section| section.title == title).unwrap();
+    let (folder, program) = built(section(title));
+    let reader = Reader::new();
+    reader.run("", &section("Before you start").script());
+    fs::create_dir(reader.file(&folder)).unwrap();
+    fs::copy(program, reader.file(&folder).join("app.wasm")).unwrap();
+    let said = reader.run(&folder, &section(title).script_from("skiff pack"));
+    let expected = section(title).output();
+    assert!(said.ends_with(expected), "{title}: {said}");
+    let reference = said.lines().find(|line| line.starts_with("localhost:5000/mine/")).unwrap();
+    assert!(reference.starts_with(&format!("localhost:5000/mine/{folder}:1@sha256:")), "{reference}");
+}
+
+#[test]
+fn a_job_in_go() {
+    check("Go");
+}
+
+#[test]
+fn a_job_in_c() {
+    check("C");
+}
+
+#[test]
+fn a_service_in_rust() {
+    check("Rust");
+}
+
+#[test]
+fn a_service_in_rust_with_wasi_03() {
+    check("Rust with WASI 0.3");
+}
+
+#[test]
+fn a_service_in_javascript() {
+    check("JavaScript");
+}
+
+#[test]
+fn a_service_in_python() {
+    check("Python");
+}
+
+#[test]
+fn a_job_in_python() {
+    check("A command in Python");
+}
+
+#[test]
+fn every_program_of_the_page_is_tested() {
+    let page = sections(&read("docs/from-source-to-pod.md"));
+    let this = read("test/tests/kube_documents.rs");
+    for section in page.iter().filter(|section| section.script().contains("skiff pack")) {
+        assert!(this.contains(&format!("check(\"{}\")", section.title)), "{}", section.title);
+    }
+}
+
+/// What `make demo` ends with, for a folder of a cluster.
+fn hint(folder: &str) -> String {
+    output(Command::new("bash").args(["cluster/next.sh", folder]), "next.sh")
+}
+
+#[test]
+fn the_last_lines_of_the_demo_run_a_program_of_ones_own() {
+    let reader = Reader::new();
+    let shown = hint(reader.home.path().to_str().unwrap());
+    fs::copy(guest("rust-p2-http"), reader.file("app.wasm")).unwrap();
+    let said = reader.run("", &shown);
+    assert!(said.ends_with("hello\n"), "{said}");
+}
+
+#[test]
+fn readme_shows_the_last_lines_of_the_demo() {
+    let readme = read("README.md");
+    for line in hint("~/.cache/skiff/clusters/local-skiff").lines() {
+        assert!(readme.contains(&format!("\n    {line}")), "README.md lacks `{line}`");
+    }
+}
+
+#[test]
+fn a_native_container_sees_a_guest_that_is_not_root() {
+    let page = sections(&read("docs/debugging.md"));
+    let section = page.iter().find(|section| section.title == "Look into a running container").unwrap();
+    let reader = Reader::new();
+    let mut pod = http_pod("web");
+    pod["spec"]["securityContext"] = json!({"runAsNonRoot": true, "runAsUser": 65532});
+    reader.namespace.start(&pod);
+    let script = section.script().replace("--image=busybox", "--image=localhost:5000/examples/busybox:1");
+    let said = reader.run("", &script);
+    for part in ["/proc/self/fd/3 /http.wasm\n", "\nhttp.wasm\n", "hello\n"] {
+        assert!(said.contains(part), "{part:?} is not in {said}");
+    }
+}
+
+/// A program that no node has compiled yet: a custom section makes its content unique. Also its sha256.
+fn unique_service(path: &Path) -> String {
+    let mut bytes = fs::read(guest("rust-p2-http")).unwrap();
+    let name = random_name("unique");
+    let length = u8::try_from(name.len()).unwrap();
+    bytes.extend([0, length + 1, length]);
+    bytes.extend(name.as_bytes());
+    fs::write(path, &bytes).unwrap();
+    sha256(&bytes)
+}
+
+#[test]
+fn a_daemon_set_warms_the_cache() {
+    let page = sections(&read("docs/kubernetes.md"));
+    let section = page.iter().find(|section| section.title == "Start times").unwrap();
+    let reader = Reader::new();
+    let sum = unique_service(&reader.file("app.wasm"));
+    let image =
+        reader.run("", &format!("skiff pack app.wasm -o app.tar > log; push app.tar mine/{}:1", random_name("app")));
+    reader.run("", &section.script().replace("registry.example/app:2", image.trim()));
+    let entry = format!("test -e /var/lib/skiff/cache/*/{sum}.cwasm");
+    reader.namespace.cluster.run("in-node", &["sh", "-c", &entry]);
+}
