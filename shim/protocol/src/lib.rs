@@ -78,6 +78,6 @@ pub struct Preopen {
     pub host: String,
     /// Where the guest sees it.
     pub guest: String,
-    /// Whether the guest may only read. The kernel's mount flags enforce the same.
+    /// Whether nothing below it can be changed, devices aside. The flags of its mounts say the same.
     pub read_only: bool,
 }

@@ -103,7 +103,7 @@ const CRATES: [Crate; 6] = [
             ),
             ("signals", &[]),
             ("stdio", &["clock", "role"]),
-            ("store", &["memory", "names", "outgoing"]),
+            ("store", &["files", "memory", "names", "outgoing"]),
             ("wall", &[]),
         ],
     },
