@@ -24,6 +24,7 @@ const CRATES: [Crate; 6] = [
             ("process", &["descriptors"]),
             ("seccomp", &[]),
             ("signals", &["process"]),
+            ("standin", &[]),
             ("termination", &["process"]),
             ("trust", &[]),
         ],
