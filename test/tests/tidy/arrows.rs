@@ -44,12 +44,16 @@ const CRATES: [Crate; 6] = [
             ("mounts", &[]),
             ("names", &[]),
             ("targets", &[]),
+            ("warm", &[]),
         ],
     },
     Crate {
         folder: "shim/shim/src",
         arrows: &[
-            ("containerd", &["error", "events", "host", "identity", "launch", "pod", "request", "settings", "spec"]),
+            (
+                "containerd",
+                &["code", "error", "events", "host", "identity", "launch", "pod", "request", "settings", "spec"],
+            ),
             ("pod", &["code", "error", "events", "host", "identity", "image", "launch", "request", "settings", "spec"]),
             ("code", &["error", "host", "settings"]),
             ("image", &["error", "host", "identity", "settings", "spec"]),
@@ -111,10 +115,12 @@ const CRATES: [Crate; 6] = [
     Crate {
         folder: "shim/skiff/src",
         arrows: &[
+            ("cache", &["error", "output", "regular"]),
             ("compile", &["confine", "error", "preamble", "regular"]),
             ("confine", &["error"]),
+            ("containers", &["error", "regular"]),
             ("digest", &[]),
-            ("doctor", &["confine", "error"]),
+            ("doctor", &["confine", "error", "output"]),
             ("error", &[]),
             ("guest", &["compile", "error", "preamble", "regular"]),
             ("inspect", &["digest", "error", "guest", "output", "preamble", "regular", "support"]),
@@ -123,7 +129,8 @@ const CRATES: [Crate; 6] = [
             ("pack", &["digest", "error", "guest", "layers", "preamble", "regular", "support"]),
             ("preamble", &["error"]),
             ("regular", &["error"]),
-            ("stats", &["error"]),
+            ("ps", &["containers", "error", "output"]),
+            ("stats", &["containers", "error", "output"]),
             ("support", &["guest", "preamble"]),
             ("testing", &[]),
         ],
