@@ -5,17 +5,24 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use skiff_test::{Archive, Containerd, File, children_of, eventually, guest, sha256, until};
+use skiff_test::{Archive, Containerd, File, children_of, eventually, guest, programs, sha256, until};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// What follows the compiled code in an entry: a name, its length, the digest, the owner, and a hash over all of it.
 const TRAILER_NAME: &[u8] = b"skiffao2";
 const OWNER_BYTES: usize = 64;
 const TRAILER_BYTES: usize = 8 + 8 + 64 + OWNER_BYTES + 16;
+
+/// Calls `skiff cache` for the cache of `containerd`.
+fn skiff_cache(containerd: &Containerd, arguments: &[&str]) -> Output {
+    let cache = containerd.own_cache();
+    Command::new(programs().join("skiff")).arg("cache").args(arguments).arg("--cache-dir").arg(cache).output().unwrap()
+}
 
 /// The entries of a cache. Besides them it may hold only the locks with which compilers take turns.
 fn entries(containerd: &Containerd) -> Vec<PathBuf> {
@@ -45,6 +52,50 @@ fn identity(path: &Path) -> (u64, SystemTime) {
 fn hello(containerd: &Containerd) {
     let outcome = containerd.job("c-hello").run();
     assert_eq!((outcome.code, outcome.stdout.as_str()), (0, "hello\n"), "{outcome:?}");
+}
+
+#[test]
+fn a_cache_that_was_warmed_has_the_code_that_the_first_pod_would_have_compiled() {
+    let containerd = Containerd::with_own_cache();
+    let digest = sha256(&fs::read(guest("c-hello")).unwrap());
+    let guest = guest("c-hello");
+    for what in ["compiled", "already there"] {
+        let warmed = skiff_cache(&containerd, &["warm", guest.to_str().unwrap()]);
+        let said = String::from_utf8(warmed.stdout).unwrap();
+        assert_eq!(
+            said,
+            format!("{digest}  {what}  {}\n", guest.display()),
+            "{}",
+            String::from_utf8_lossy(&warmed.stderr)
+        );
+    }
+    let first = identity(&the_entry(&containerd));
+    hello(&containerd);
+    assert_eq!(identity(&the_entry(&containerd)), first, "the pod compiles nothing");
+    let listed = String::from_utf8(skiff_cache(&containerd, &["list"]).stdout).unwrap();
+    assert!(listed.lines().count() == 2 && listed.contains(&digest), "{listed}");
+    assert!(skiff_cache(&containerd, &["clear", "--older", "1d"]).status.success());
+    assert_eq!(entries(&containerd).len(), 1);
+    let cleared = skiff_cache(&containerd, &["clear"]);
+    assert!(String::from_utf8_lossy(&cleared.stdout).starts_with("removed the code of 1 module,"), "{cleared:?}");
+    assert!(entries(&containerd).is_empty());
+    hello(&containerd);
+}
+
+#[test]
+fn what_cannot_be_compiled_does_not_warm_the_cache() {
+    let containerd = Containerd::with_own_cache();
+    let broken = containerd.directory().join("broken.wasm");
+    fs::write(&broken, b"\0asm\x01\0\0\0\xff").unwrap();
+    for (file, expected) in [
+        (broken.to_str().unwrap(), format!("skiff: `{}` is corrupt", broken.display())),
+        ("/no/such/file.wasm", "skiff: cannot read `/no/such/file.wasm`: No such file".into()),
+        ("/dev/zero", "skiff: cannot read `/dev/zero`: it is a device".into()),
+    ] {
+        let refused = skiff_cache(&containerd, &["warm", file]);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(refused.status.code() == Some(1) && said.starts_with(&expected) && said.lines().count() == 1, "{said}");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Tasks, open files and storage of a wasm container are bounded as a native one's are, and so are its figures reported.
 
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -103,12 +103,18 @@ fn the_figures_are_those_of_the_guest() {
     eventually("processor time rises", || (spinning.figures().unwrap().cpu_ns > before + 50_000_000).then_some(()));
 }
 
-/// The output of `skiff stats` for a container.
-fn stats(id: &str) -> Value {
-    let bundle = Containerd::shared().bundle(id);
-    let output = Command::new(programs().join("skiff")).arg("stats").arg(&bundle).arg("--json").output().unwrap();
+fn skiff(arguments: &[&str]) -> Output {
+    let output = Command::new(programs().join("skiff")).args(arguments).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+    output
+}
+
+/// The output of `skiff stats` for a container, by what names it.
+fn stats(name: &str) -> Value {
+    let output = skiff(&["stats", name, "--json"]);
+    let list: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    assert_eq!(list.as_array().unwrap().len(), 1, "{list}");
+    list[0].clone()
 }
 
 #[test]
@@ -122,12 +128,36 @@ fn skiff_stats_knows_the_guests_memory_its_peak_and_the_refusals() {
     assert_eq!((&before["peak_bytes"], &before["refusals"]), (&json!(memory), &json!(0)), "{before}");
     container.streams.write(b"1000\n");
     container.streams.wait_for_stdout("refused after");
-    let after = stats(&container.id);
+    let bundle = Containerd::shared().bundle(&container.id);
+    let after = stats(bundle.to_str().unwrap());
     assert!(after["peak_bytes"].as_u64().unwrap() > 50 * MIB, "{after}");
     assert_eq!((&after["refusals"], &after["ran_out"]), (&json!(1), &json!(false)), "{after}");
-    let bundle = Containerd::shared().bundle(&container.id);
-    let text = Command::new(programs().join("skiff")).arg("stats").arg(&bundle).output().unwrap();
-    assert!(text.status.success() && String::from_utf8_lossy(&text.stdout).lines().count() >= 3, "{text:?}");
+    let text = String::from_utf8(skiff(&["stats", &container.id]).stdout).unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    assert!(lines.len() == 2 && lines[0].starts_with("NAMESPACE") && lines[1].contains(&container.id), "{text}");
+    container.kill(libc::SIGKILL).unwrap();
+    assert_eq!(container.finish().code, 137);
+}
+
+#[test]
+fn skiff_ps_lists_the_wasm_containers_of_the_node_by_pod_and_name() {
+    let containerd = Containerd::shared();
+    let pod = skiff_test::random_name("pod");
+    let job = containerd.job("c-spin").annotation("io.kubernetes.cri.sandbox-name", &pod);
+    let hostile = "a\u{1b}[31m\nb";
+    let container = job.annotation("io.kubernetes.cri.container-name", hostile).start();
+    let native = containerd.shell("sleep 3600").start();
+    let list: Value = serde_json::from_slice(&skiff(&["ps", "--json"]).stdout).unwrap();
+    let named = |id: &str| list.as_array().unwrap().iter().find(|one| one["id"] == id);
+    let found = named(&container.id).unwrap_or_else(|| panic!("{} is not in {list}", container.id));
+    assert_eq!((&found["pod"], &found["name"]), (&json!(pod), &json!(hostile)), "{found}");
+    assert_eq!((&found["module"], &found["pid"]), (&json!("/c-spin.wasm"), &json!(container.pid)));
+    assert!(found["linear_memory_bytes"].as_u64().unwrap() > 0, "{found}");
+    assert!(named(&native.id).is_none(), "a native container is not one of wasm: {list}");
+    assert_eq!(stats(&pod)["id"], json!(container.id));
+    let text = String::from_utf8(skiff(&["ps"]).stdout).unwrap();
+    let line = text.lines().find(|line| line.contains(&pod)).unwrap_or_else(|| panic!("{pod} is not in {text}"));
+    assert!(line.contains("a\\u{1b}[31m\\nb") && !text.contains('\u{1b}'), "{line}");
     container.kill(libc::SIGKILL).unwrap();
     assert_eq!(container.finish().code, 137);
 }

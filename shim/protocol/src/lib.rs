@@ -14,6 +14,7 @@ mod limits;
 mod mounts;
 pub mod names;
 mod targets;
+mod warm;
 
 pub use account::{ACCOUNT_FILE, Account, Activity, CODE_CLASSES, DURATION_BOUNDS, Figures};
 pub use content::{Content, HEAD_BYTES};
@@ -25,6 +26,7 @@ pub use layers::{ImageLayers, WasmLayer};
 pub use limits::Limits;
 pub use mounts::KERNEL_FILE_SYSTEMS;
 pub use targets::other_target;
+pub use warm::{WARM_ACTION, WarmRequest, Warmed};
 
 use serde::{Deserialize, Serialize};
 

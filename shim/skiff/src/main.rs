@@ -1,7 +1,9 @@
 //! `skiff`: the command line, and the only program of the three that holds the compiler.
 
+mod cache;
 mod compile;
 mod confine;
+mod containers;
 mod digest;
 mod doctor;
 mod error;
@@ -11,6 +13,7 @@ mod layers;
 mod output;
 mod pack;
 mod preamble;
+mod ps;
 mod regular;
 mod stats;
 mod support;
@@ -46,8 +49,12 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Check this node: what is there, what is missing, what to do.
     Doctor(doctor::Arguments),
-    /// Show how much memory the guest of a running container uses.
+    /// List the wasm containers of this node.
+    Ps(ps::Arguments),
+    /// Show how much memory the guests of running containers use.
     Stats(stats::Arguments),
+    /// List, fill or empty this node's cache of compiled code.
+    Cache(cache::Arguments),
     /// List the wasm layers of a container's image, as JSON.
     Layers(layers::Arguments),
 }
@@ -99,9 +106,9 @@ fn run(command: &Command) -> Result<ExitCode> {
         }
         Command::Pack(arguments) => pack::pack(arguments).and_then(output::print).map_err(Error::plain),
         Command::Doctor(arguments) => doctor::doctor(arguments).map_err(Error::plain),
-        Command::Stats(arguments) => stats::stats(arguments)
-            .and_then(|figures| if arguments.json { output::print_json(&figures) } else { stats::print(&figures) })
-            .map_err(Error::plain),
+        Command::Ps(arguments) => ps::ps(arguments).map_err(Error::plain),
+        Command::Stats(arguments) => stats::stats(arguments).map_err(Error::plain),
+        Command::Cache(arguments) => cache::cache(arguments).map_err(Error::plain),
         Command::Layers(arguments) => {
             layers::layers(arguments).and_then(|report| output::print_json(&report)).map_err(Error::plain)
         }

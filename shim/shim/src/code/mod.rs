@@ -1,5 +1,7 @@
 //! The compiled code of a module: from the cache, or compiled for it.
 
+mod warm;
+
 use std::fs::File;
 
 use tokio_util::sync::CancellationToken;
@@ -9,6 +11,8 @@ use crate::host::cache::{Cache, CacheError, Wanted};
 use crate::host::compile::{self, Want, compile};
 use crate::host::module::Source;
 use crate::settings::Settings;
+
+pub(crate) use self::warm::warm;
 
 /// For whom a module is compiled.
 #[derive(Clone, Debug, Default)]

@@ -1,4 +1,4 @@
-//! The shim's command line, as containerd uses it: `start`, `delete`, `-info`, `-v`, and serving.
+//! The shim's command line, as containerd uses it: `start`, `delete`, `-info`, `-v`, and serving. `skiff` uses one action more.
 
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
@@ -6,7 +6,9 @@ use std::process::{Command, Stdio};
 use containerd_shim::protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use protobuf::Message;
 use protobuf::well_known_types::any::Any;
+use skiff_protocol::WARM_ACTION;
 
+use crate::code;
 use crate::containerd::{bootstrap, cleanup, options, server, start};
 use crate::error::{Context, Error, Result};
 use crate::host::pid_namespace;
@@ -32,6 +34,7 @@ pub(crate) fn run() -> Result<()> {
         pid_namespace::ACTION => {
             pid_namespace::run_init().doing(|| "cannot run the first process of the pid namespace".into())
         }
+        WARM_ACTION => print(&code::warm()?),
         "" => server::run(flags),
         other => Err(Error::invalid(format!("`{other}` is not a shim action"))),
     }
