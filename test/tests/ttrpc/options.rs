@@ -79,6 +79,9 @@ async fn an_oci_runtime_that_is_not_there_is_named() {
     let (_, said) = refused(shim.create(&bundle).await);
     assert!(said.contains("/no/such/runtime"), "{said}");
     assert_is_sentence(&said);
+    for part in ["/no/such/runtime", "pod=\"", "container=\"", "step=\"create\""] {
+        bundle.log.says(part).await;
+    }
     shim.shutdown().await;
     containerd.assert_nothing_left().await;
 }

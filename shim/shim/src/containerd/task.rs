@@ -38,14 +38,21 @@ impl TaskService {
     }
 }
 
-/// Runs `work` to its end, whatever becomes of the request.
-async fn to_the_end<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> ttrpc::Result<T> {
+/// Runs `work` to its end, whatever becomes of the request. It is the `step` of a container.
+async fn to_the_end<T: Send + 'static>(
+    step: &str,
+    container: &str,
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> ttrpc::Result<T> {
     let result = tokio::spawn(work).await;
     let result = result.doing(|| "a task of the shim ended early".into()).and_then(|result| result);
-    if let Err(error) = &result
-        && error.kind() == Kind::Host
-    {
-        log::error!("{}", crate::error::chain(error));
+    if let Err(error) = &result {
+        let text = crate::error::chain(error);
+        match error.kind() {
+            Kind::Host | Kind::Invalid | Kind::Unsupported => log::error!(container, step; "{text}"),
+            // containerd asks for what has ended meanwhile.
+            Kind::NotFound | Kind::Exists | Kind::Conflict => log::info!(container, step; "{text}"),
+        }
     }
     Ok(result?)
 }
@@ -54,13 +61,15 @@ async fn to_the_end<T: Send + 'static>(work: impl Future<Output = Result<T>> + S
 impl Task for TaskService {
     async fn create(&self, _context: &TtrpcContext, request: CreateTaskRequest) -> ttrpc::Result<CreateTaskResponse> {
         let pod = self.pod.clone();
-        let pid = to_the_end(async move { pod.create(create_request(request)?).await }).await?;
+        let id = request.id.clone();
+        let pid = to_the_end("create", &id, async move { pod.create(create_request(request)?).await }).await?;
         Ok(CreateTaskResponse { pid: unsigned(pid), ..CreateTaskResponse::default() })
     }
 
     async fn start(&self, _context: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
         let container = self.pod.container(&request.id)?;
-        let pid = to_the_end(async move {
+        let id = request.id.clone();
+        let pid = to_the_end("start", &id, async move {
             if request.exec_id.is_empty() {
                 container.start().await
             } else {
@@ -73,7 +82,8 @@ impl Task for TaskService {
 
     async fn delete(&self, _context: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
         let pod = self.pod.clone();
-        let deleted = to_the_end(async move { pod.delete(&request.id, &request.exec_id).await }).await?;
+        let id = request.id.clone();
+        let deleted = to_the_end("delete", &id, async move { pod.delete(&request.id, &request.exec_id).await }).await?;
         Ok(DeleteResponse {
             pid: unsigned(deleted.pid),
             exit_status: unsigned(deleted.exit.code),
@@ -117,7 +127,7 @@ impl Task for TaskService {
     async fn kill(&self, _context: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
         let (container, process) = self.pod.process(&request.id, &request.exec_id)?;
         let signal = i32::try_from(request.signal).unwrap_or(i32::MAX);
-        to_the_end(async move { container.kill(&process, signal, request.all).await }).await?;
+        to_the_end("kill", &request.id, async move { container.kill(&process, signal, request.all).await }).await?;
         Ok(Empty::default())
     }
 
@@ -130,20 +140,25 @@ impl Task for TaskService {
 
     async fn pause(&self, _context: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
         let container = self.pod.container(&request.id)?;
-        to_the_end(async move { container.pause().await }).await?;
+        to_the_end("pause", &request.id, async move { container.pause().await }).await?;
         Ok(Empty::default())
     }
 
     async fn resume(&self, _context: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
         let container = self.pod.container(&request.id)?;
-        to_the_end(async move { container.resume().await }).await?;
+        to_the_end("resume", &request.id, async move { container.resume().await }).await?;
         Ok(Empty::default())
     }
 
     async fn checkpoint(&self, _context: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
         let container = self.pod.container(&request.id)?;
         let options = wire::checkpoint_options(&request.options.value)?;
-        to_the_end(async move { container.checkpoint(Path::new(&request.path), &options).await }).await?;
+        to_the_end(
+            "checkpoint",
+            &request.id,
+            async move { container.checkpoint(Path::new(&request.path), &options).await },
+        )
+        .await?;
         Ok(Empty::default())
     }
 
@@ -183,7 +198,7 @@ impl Task for TaskService {
         let container = self.pod.container(&request.id)?;
         let resources = serde_json::from_slice(&request.resources.value)
             .map_err(|error| Error::invalid(format!("cannot parse the resources: {error}")))?;
-        to_the_end(async move { container.update(resources).await }).await?;
+        to_the_end("update", &request.id, async move { container.update(resources).await }).await?;
         Ok(Empty::default())
     }
 

@@ -13,6 +13,7 @@ use crate::host::logging_program::Owner;
 use crate::host::reader::blocking;
 use crate::host::record::{LauncherName, Record};
 use crate::host::rootfs::Rootfs;
+use crate::host::shim_log;
 use crate::image::{self, Module, Program};
 use crate::launch::{self, Choice, Launcher};
 use crate::pod::Pod;
@@ -27,6 +28,8 @@ use crate::request::CreateRequest;
 use crate::spec::config::{CONFIG_FILE, Config};
 use crate::spec::sandbox::{SandboxNamespaces, is_sandbox, shared_pids};
 
+/// The annotation with the pod's name in Kubernetes.
+const SANDBOX_NAME: &str = "io.kubernetes.cri.sandbox-name";
 /// The annotation with the pod's namespace in Kubernetes.
 const SANDBOX_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
 
@@ -37,6 +40,7 @@ impl Pod {
         let reservation = self.slots.reserve(&request.id)?;
         let config = read(&request.bundle)?;
         let is_pods_sandbox = is_sandbox(&config);
+        shim_log::name_pod(|| self.name_of(&request, &config));
         let created = match launch::choose(&config) {
             Choice::Shim(namespaces) => {
                 let record = self.record_of(&request, &config, None);
@@ -166,6 +170,12 @@ impl Pod {
         let (settings, tenant) = (record.settings.clone(), self.tenant_of(request, config));
         let unwanted = unwanted.clone();
         blocking(move || Compiled::load(&name, source, digest, &settings, tenant, &unwanted)).await
+    }
+
+    /// The pod's name in the log: what Kubernetes calls it, if it is one of Kubernetes.
+    fn name_of(&self, request: &CreateRequest, config: &Config) -> String {
+        let Tenant { namespace, pod } = self.tenant_of(request, config);
+        format!("{namespace}/{}", config.annotations.get(SANDBOX_NAME).unwrap_or(&pod))
     }
 
     /// For whom a container's guest is compiled.
