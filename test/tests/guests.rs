@@ -91,7 +91,12 @@ fn a_function_after_a_hash_sign_is_run() {
         assert_eq!(run(guest, "greet").stdout, greeting);
         assert_eq!(run(guest, "leave").code, 9, "{guest}");
     }
-    assert_eq!(run("c-reactor", "seven").code, 0, "what a function returns is not an exit code");
+    let seven = run("c-reactor", "seven");
+    assert_eq!(
+        (seven.code, seven.stdout.as_str()),
+        (0, "7\n"),
+        "what a function returns is printed, and not an exit code"
+    );
     let failed = run("c-reactor", "fail");
     assert!(failed.code == 134 && failed.stderr.contains("fail"), "{failed:?}");
 }

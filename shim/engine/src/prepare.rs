@@ -38,6 +38,21 @@ enum LinkedGuest {
     Server(Box<LinkedServer>),
 }
 
+impl LinkedGuest {
+    /// Names the limits that were set in vain, for whoever reads the log.
+    fn say_what_has_no_effect(&self, shared: &Shared) {
+        let limits = &shared.plan.limits;
+        let (names, kind) = match self {
+            Self::Module(_) | Self::Component(_) => (limits.without_effect_on_commands(), "a command"),
+            Self::Server(_) => (limits.without_effect_on_servers(), "an HTTP server"),
+        };
+        for name in names {
+            let module = &shared.plan.module;
+            shared.reporter.last_line(&format!("the limit `{name}` has no effect on {module}, which is {kind}"));
+        }
+    }
+}
+
 /// A guest that is instantiated and waits to run.
 pub(crate) enum Prepared {
     /// It runs once.
@@ -111,6 +126,7 @@ impl Linked {
     // Invariant: no instruction of a guest runs on this side of the wall.
     pub(crate) fn prepare(self) -> Result<Prepared, Refusal> {
         let Self { guest, mut shared } = self;
+        guest.say_what_has_no_effect(&shared);
         shared.raise_wall()?;
         match guest {
             LinkedGuest::Module(module) => {

@@ -79,7 +79,7 @@ impl Reporter {
         }
     }
 
-    /// Writes the last message of a process that ends whether or not somebody reads it.
+    /// Writes a message that must not hold anything up, such as the last one of a process: nobody may read it.
     pub(crate) fn last_line(&self, text: &str) {
         if is_writable(&std::io::stderr(), LAST_WAIT) {
             self.line(text);

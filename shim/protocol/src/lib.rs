@@ -23,7 +23,7 @@ pub use counters::{COUNTERS_FILE, Counters};
 pub use exit::{EXIT_ENGINE, EXIT_OOM, EXIT_TRAP, exit_code_of_proc_exit, exit_code_of_signal};
 pub use fault::Fault;
 pub use layers::{ImageLayers, WasmLayer};
-pub use limits::Limits;
+pub use limits::{Limits, bytes_and_mi};
 pub use mounts::KERNEL_FILE_SYSTEMS;
 pub use targets::other_target;
 pub use warm::{WARM_ACTION, WarmRequest, Warmed};

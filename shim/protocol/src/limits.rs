@@ -4,6 +4,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+/// A number of bytes in messages: as it is, and in Mi, as people write it in pods.
+pub fn bytes_and_mi(bytes: u64) -> String {
+    let tenths = (u128::from(bytes) * 10 + (1 << 19)) >> 20;
+    match tenths % 10 {
+        0 => format!("{bytes} bytes ({}Mi)", tenths / 10),
+        tenth => format!("{bytes} bytes ({}.{tenth}Mi)", tenths / 10),
+    }
+}
+
 /// The limits of a guest besides those of its cgroup. `None` means no limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
@@ -33,6 +42,24 @@ pub struct Limits {
     pub output_bytes_per_second: Option<u64>,
 }
 
+impl Limits {
+    /// The names of those that are set and do nothing for a command.
+    pub fn without_effect_on_commands(&self) -> Vec<&'static str> {
+        let default = Self::default();
+        let set = [
+            ("request-time", self.request_time != default.request_time),
+            ("concurrent-requests", self.concurrent_requests != default.concurrent_requests),
+        ];
+        set.into_iter().filter_map(|(name, is_set)| is_set.then_some(name)).collect()
+    }
+
+    /// The same for an HTTP server.
+    pub fn without_effect_on_servers(&self) -> Vec<&'static str> {
+        let is_set = self.run_time != Self::default().run_time;
+        is_set.then_some("run-time").into_iter().collect()
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -50,6 +77,24 @@ impl Default for Limits {
             concurrent_requests: 4096,
             stack_bytes: 512 << 10,
             output_bytes_per_second: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_shown_in_mi_too() {
+        for (bytes, expected) in [
+            (0, "0 bytes (0Mi)"),
+            (33_554_432, "33554432 bytes (32Mi)"),
+            (29_491_752, "29491752 bytes (28.1Mi)"),
+            (65_536, "65536 bytes (0.1Mi)"),
+            (u64::MAX, "18446744073709551615 bytes (17592186044416Mi)"),
+        ] {
+            assert_eq!(bytes_and_mi(bytes), expected);
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use skiff_protocol::bytes_and_mi;
+
 /// What a guest asked for and did not get.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Denied {
@@ -35,8 +37,10 @@ impl fmt::Display for Denied {
         match self {
             Self::Memory { wanted_bytes, guest_bytes, limit_bytes } => write!(
                 formatter,
-                "its memories and tables would take {wanted_bytes} bytes, but the memory limit of {limit_bytes} bytes \
-                 leaves {guest_bytes} bytes for the guest"
+                "its memories and tables would take {}, but the memory limit of {} leaves {} for the guest",
+                bytes_and_mi(*wanted_bytes),
+                bytes_and_mi(*limit_bytes),
+                bytes_and_mi(*guest_bytes)
             ),
             Self::Pages { wanted_pages, max_pages } => write!(
                 formatter,

@@ -4,6 +4,7 @@ use wasmtime::component::{Func as ComponentFunction, Val as ComponentValue};
 use wasmtime::{Error, Func, Result, Store, Val};
 use wasmtime_wasi::{p2, p3};
 
+use super::text::{self, Wave};
 use crate::store::State;
 
 /// What is called.
@@ -25,38 +26,61 @@ pub(super) enum Entry {
     Ended(Error),
 }
 
-/// Calls the guest, and returns its exit code.
-pub(super) async fn call(store: &mut Store<State>, entry: Entry) -> Result<i32> {
+/// What a call came to.
+pub(super) struct Returned {
+    pub(super) code: i32,
+    /// The results of a function, each on a line.
+    pub(super) text: String,
+}
+
+impl From<i32> for Returned {
+    fn from(code: i32) -> Self {
+        Self { code, text: String::new() }
+    }
+}
+
+/// Calls the guest, and returns its exit code and results.
+pub(super) async fn call(store: &mut Store<State>, entry: Entry) -> Result<Returned> {
     match entry {
         Entry::Module { initialize, function } => {
             if let Some(initialize) = initialize {
                 call_function(store, initialize).await?;
             }
-            call_function(store, function).await?;
-            Ok(0)
+            let results = call_function(store, function).await?;
+            Ok(Returned { code: 0, text: results.iter().map(|value| text::core(value) + "\n").collect() })
         }
-        Entry::P2(command) => Ok(exit_code(command.wasi_cli_run().call_run(store).await?)),
+        Entry::P2(command) => Ok(exit_code(command.wasi_cli_run().call_run(store).await?).into()),
         Entry::P3(command) => {
             let run = store.run_concurrent(async |store| command.wasi_cli_run().call_run(store).await);
-            Ok(exit_code(run.await??))
+            Ok(exit_code(run.await??).into())
         }
         Entry::Function(function) => call_component_function(store, function).await,
         Entry::Ended(error) => Err(error),
     }
 }
 
-async fn call_function(store: &mut Store<State>, function: Func) -> Result<()> {
+async fn call_function(store: &mut Store<State>, function: Func) -> Result<Vec<Val>> {
     let mut results = vec![Val::I32(0); function.ty(&*store).results().len()];
-    function.call_async(store, &[], &mut results).await
+    function.call_async(store, &[], &mut results).await?;
+    Ok(results)
 }
 
-async fn call_component_function(store: &mut Store<State>, function: ComponentFunction) -> Result<i32> {
+async fn call_component_function(store: &mut Store<State>, function: ComponentFunction) -> Result<Returned> {
     let mut results = vec![ComponentValue::Bool(false); function.ty(&*store).results().len()];
     function.call_async(store, &[], &mut results).await?;
-    Ok(match results.first() {
-        Some(ComponentValue::Result(result)) => exit_code(result.as_ref().map(|_| ()).map_err(|_| ())),
-        _ => 0,
-    })
+    let mut returned = Returned::from(0);
+    for value in &results {
+        match value {
+            // Success and failure are the exit code.
+            ComponentValue::Result(Ok(None)) => {}
+            ComponentValue::Result(Err(None)) => returned.code = 1,
+            value => {
+                returned.code = i32::from(matches!(value, ComponentValue::Result(Err(_))));
+                returned.text = format!("{}\n", Wave(value));
+            }
+        }
+    }
+    Ok(returned)
 }
 
 fn exit_code(result: Result<(), ()>) -> i32 {

@@ -8,7 +8,7 @@ use tokio::runtime::{Builder, Runtime};
 use wasmtime::{Engine, Error, Store};
 use wasmtime_wasi::I32Exit;
 
-use super::call::{Entry, call};
+use super::call::{Entry, Returned, call};
 use crate::error::{cannot_start, is_guests_end};
 use crate::memory::budget::Budget;
 use crate::report::Reporter;
@@ -45,13 +45,22 @@ impl Command {
         if trapped {
             self.account.add_trap();
         }
+        let result = result.map(|Returned { code, text }| {
+            // Like a guest's own output, it is lost if nobody reads it.
+            drop(self.streams.print(text.as_bytes()));
+            code
+        });
         let code = self.reporter.exit_code(&self.module, result);
-        let gave_up = trapped || (code != 0 && self.streams.said_out_of_memory());
-        let code = match self.store.data().limiter.denied_just_now().filter(|_| gave_up) {
-            Some(denied) => {
+        let code = match self.store.data().limiter.denied_just_now().filter(|_| code != 0) {
+            Some(denied) if trapped || self.streams.said_out_of_memory() => {
                 self.reporter.line(&format!("{} ran out of memory: {denied}", self.module));
                 self.budget.set_ran_out();
                 EXIT_OOM
+            }
+            Some(denied) => {
+                let module = &self.module;
+                self.reporter.line(&format!("{module} ended with {code} after it was refused memory: {denied}"));
+                code
             }
             None => code,
         };

@@ -4,3 +4,4 @@ mod call;
 pub(crate) mod command;
 pub(crate) mod component;
 pub(crate) mod module;
+mod text;

@@ -1,6 +1,7 @@
 //! The standard streams of the container, as the guest and the engine itself use them: the container's own descriptors,
 //! without a buffer in between.
 
+mod complaint;
 pub(crate) mod output;
 pub(crate) mod poll;
 mod rate;

@@ -3,11 +3,11 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::io::unix::AsyncFd;
 
+use super::complaint::Complaint;
 use super::poll::is_writable;
 use super::rate::Rate;
 use super::target::Target;
@@ -16,8 +16,6 @@ use crate::clock;
 
 /// How much a guest may write at once.
 pub(super) const PERMIT_BYTES: usize = 64 << 10;
-/// What runtimes say on stderr before they end a guest because it ran out of memory, Go's among them.
-const OUT_OF_MEMORY: &[u8] = b"out of memory";
 
 /// A descriptor that is watched once somebody waits for it; `None` inside if it cannot be watched.
 type Watched = OnceLock<Option<AsyncFd<BorrowedFd<'static>>>>;
@@ -25,7 +23,7 @@ type Watched = OnceLock<Option<AsyncFd<BorrowedFd<'static>>>>;
 /// The output streams of a guest.
 pub(crate) struct Streams {
     rate: Option<Rate>,
-    said_out_of_memory: AtomicBool,
+    complaint: Complaint,
     stdout: Watched,
     stderr: Watched,
 }
@@ -35,7 +33,7 @@ impl Streams {
     pub(crate) fn new(bytes_per_second: Option<u64>) -> Self {
         Self {
             rate: bytes_per_second.map(|bytes| Rate::new(bytes, Instant::now())),
-            said_out_of_memory: AtomicBool::new(false),
+            complaint: Complaint::default(),
             stdout: OnceLock::new(),
             stderr: OnceLock::new(),
         }
@@ -43,20 +41,30 @@ impl Streams {
 
     /// Whether a command has said on its stderr that it is out of memory.
     pub(crate) fn said_out_of_memory(&self) -> bool {
-        self.said_out_of_memory.load(Ordering::Relaxed)
+        self.complaint.is_heard()
     }
 
     /// Writes some of a command's output, and waits for the pace and for the reader.
     pub(super) fn write_some(&self, target: Target, bytes: &[u8]) -> io::Result<usize> {
-        if matches!(target, Target::Stderr) && bytes.windows(OUT_OF_MEMORY.len()).any(|part| part == OUT_OF_MEMORY) {
-            self.said_out_of_memory.store(true, Ordering::Relaxed);
-        }
         let bytes = self.rate.as_ref().map_or(bytes, |rate| {
             let part = bytes.get(..rate.piece_bytes(PERMIT_BYTES)).unwrap_or(bytes);
             clock::sleep(rate.take(part.len(), Instant::now()));
             part
         });
-        write_blocking(target, bytes)
+        let written = write_blocking(target, bytes)?;
+        if matches!(target, Target::Stderr) {
+            self.complaint.hear(bytes.get(..written).unwrap_or(bytes));
+        }
+        Ok(written)
+    }
+
+    /// Writes what a command's function has returned to stdout.
+    pub(crate) fn print(&self, mut text: &[u8]) -> io::Result<()> {
+        while !text.is_empty() {
+            let written = self.write_some(Target::Stdout, text)?;
+            text = text.get(written..).unwrap_or_default();
+        }
+        Ok(())
     }
 
     /// Writes some of a server's output; `None` if it would have to wait, for the reader or for the pace.

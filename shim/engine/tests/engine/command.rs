@@ -108,7 +108,8 @@ fn a_function_of_a_library_runs_by_its_name() {
     let reactor = |function: &str| Guest::named("c-reactor").function(function);
     let ended = reactor("greet").run();
     assert_eq!((ended.code, ended.stdout.as_str()), (0, "hello from greet\n"));
-    assert_eq!(reactor("seven").run().code, 0);
+    let ended = reactor("seven").run();
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, "7\n"));
     assert_eq!(reactor("leave").run().code, 9);
     assert_eq!(reactor("fail").run().code, 134);
 }
@@ -143,6 +144,34 @@ fn component(code: i32) -> Guest {
             (export "go" (func $run))
             (export "add" (func $add)))"#
     ))
+}
+
+#[test]
+fn the_result_of_a_function_is_printed() {
+    let two = "(module (func (export \"two\") (result i64 f32) (i64.const -5) (f32.const 0.5)))";
+    let ended = Guest::text(two).function("two").run();
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, "-5\n0.5\n"));
+    let of_component = |ty: &str| {
+        Guest::text(&format!(
+            r#"(component
+                (core module $m (memory (export "memory") 1) (data (i32.const 16) "\00\00\00\00\20\00\00\00\05\00\00\00")
+                    (data (i32.const 32) "hello")
+                    (func (export "f") (result i32) (i32.const 16)))
+                (core instance $i (instantiate $m))
+                (func (export "f") (result {ty}) (canon lift (core func $i "f") (memory (core memory $i "memory")))))"#
+        ))
+        .function("f")
+        .run()
+    };
+    for (ty, code, text) in [
+        ("u8", 0, "16\n"),
+        ("(tuple u32 string)", 0, "(0, \"hello\")\n"),
+        ("(result u32 (error u32))", 0, "ok(32)\n"),
+        ("(result (error string))", 0, ""),
+    ] {
+        let ended = of_component(ty);
+        assert_eq!((ended.code, ended.stdout.as_str()), (code, text), "{ty}: {ended:?}");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use skiff_protocol::{Figures, Limits};
 
 use crate::driver::{Ended, Guest};
+use crate::server::Server;
 use crate::watch::{limit_file, set_limit, wait_for};
 
 const MIB: u64 = 1 << 20;
@@ -57,11 +58,18 @@ fn who_says_out_of_memory_and_fails_ran_out_of_memory() {
     let body =
         |fd: u8, code: u8| format!("{GROW_IN_VAIN} (call $say (i32.const {fd})) (call $exit (i32.const {code}))");
     let said = "fatal error: out of memory";
-    assert_eq!(ended_under_64_mib(said, &body(2, 2)).0.code, 137);
+    for said in [said, "MemoryError", "[FATAL] failed to allocate memory"] {
+        let (ended, figures) = ended_under_64_mib(said, &body(2, 1));
+        assert_eq!((ended.code, figures.ran_out), (137, true), "{said}: {ended:?}");
+        assert!(ended.stderr.contains("67108864 bytes (64Mi)"), "{ended:?}");
+    }
     for (text, fd, code) in [(said, 2, 0), (said, 1, 3), ("no memory for me", 2, 3)] {
         let (ended, figures) = ended_under_64_mib(text, &body(fd, code));
         assert_eq!((ended.code, figures.ran_out), (i32::from(code), false), "{text} on {fd}: {ended:?}");
         assert!(!ended.stderr.contains("ran out of memory"), "{ended:?}");
+        let is_told = ended.stderr.contains(&format!("ended with {code} after it was refused memory"));
+        assert_eq!(is_told, code != 0, "{ended:?}");
+        assert!(code == 0 || ended.stderr.contains("67108864 bytes (64Mi)"), "{ended:?}");
     }
 }
 
@@ -133,6 +141,23 @@ fn a_command_over_its_time_ends_wherever_it_is() {
     }
     let ended = Guest::named("c-hello").limits(limits).run();
     assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
+}
+
+#[test]
+fn limits_that_do_nothing_for_this_kind_of_guest_are_named() {
+    let all = Limits {
+        run_time: Some(Duration::from_secs(3600)),
+        request_time: Some(Duration::from_secs(3600)),
+        concurrent_requests: 7,
+        ..Limits::default()
+    };
+    let line = |name: &str, what: &str| format!("skiff: the limit `{name}` has no effect on {what}\n");
+    let ended = Guest::named("c-hello").limits(all.clone()).run();
+    let command = "/app/c-hello.wasm, which is a command";
+    assert_eq!(ended.stderr, line("request-time", command) + &line("concurrent-requests", command));
+    let mut server = Server::start(Guest::named("rust-p2-http").limits(all));
+    server.running.signal(libc::SIGTERM);
+    assert_eq!(server.running.end().stderr, line("run-time", "/app/rust-p2-http.wasm, which is an HTTP server"));
 }
 
 #[test]

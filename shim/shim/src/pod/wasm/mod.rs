@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use oci_spec::runtime::LinuxResources;
 use skiff_linux::cgroup::Cgroup;
-use skiff_protocol::Figures;
+use skiff_protocol::{Figures, bytes_and_mi};
 
 use self::handover::Handover;
 use crate::error::{Error, Kind, Result};
@@ -72,12 +72,14 @@ impl Wasm {
 /// Says on a guest's stderr why it is gone: the kernel itself reports it only to the node.
 fn say_why(cgroup: &Cgroup, guest: &Figures, stderr: &File) {
     let limit = match (cgroup.exists(), cgroup.memory_limit_bytes(), guest.limit_bytes) {
-        (true, Some(bytes), _) => format!("its memory limit of {bytes} bytes"),
-        (false, _, Some(bytes)) => format!("its memory limit, which was {bytes} bytes when the guest last grew"),
+        (true, Some(bytes), _) => format!("its memory limit of {}", bytes_and_mi(bytes)),
+        (false, _, Some(bytes)) => {
+            format!("its memory limit, which was {} when the guest last grew", bytes_and_mi(bytes))
+        }
         _ => "the node's limit".into(),
     };
-    let taken = guest.linear_memory_bytes;
-    let line = format!("skiff: killed by the kernel at {limit}; the guest's memories and tables took {taken} bytes\n");
+    let taken = bytes_and_mi(guest.linear_memory_bytes);
+    let line = format!("skiff: killed by the kernel at {limit}; the guest's memories and tables took {taken}\n");
     if let Err(error) = say(stderr, &line) {
         log::warn!("cannot write to the container's stderr: {error}: {line}");
     }
