@@ -10,7 +10,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use skiff_test::{Archive, Containerd, File, children_of, eventually, guest, programs, sha256, until};
+use skiff_test::{Archive, Containerd, File, Image, children_of, eventually, guest, programs, sha256, until};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// What follows the compiled code in an entry: a name, its length, the digest, the owner, and a hash over all of it.
@@ -299,6 +299,19 @@ fn the_cache_is_for_root_alone() {
     let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
     assert_eq!(mode(&containerd.own_cache()), 0o700);
     assert_eq!(mode(&the_entry(&containerd)) & 0o222, 0);
+}
+
+#[test]
+fn a_module_that_takes_too_much_memory_with_many_threads_is_compiled_with_one() {
+    // A thread takes some 60 MiB for each of these functions.
+    let line = "(local.set 0 (i32.mul (local.get 0) (i32.xor (local.get 1) (i32.const 7))))";
+    let function = format!("(func (param i32 i32) (result i32) {} (local.get 0))", line.repeat(20_000));
+    let text = format!("(module {} (func (export \"_start\")))", function.repeat(8));
+    let containerd = Containerd::with_options(&format!("CompileMemoryBytes = {}\n", 100 << 20));
+    assert_eq!(containerd.job_of(&Image::of_text(&containerd, &text)).run().code, 0);
+    let containerd = Containerd::with_options(&format!("CompileMemoryBytes = {}\n", 40 << 20));
+    let refused = containerd.job_of(&Image::of_text(&containerd, &text)).refused();
+    assert!(refused.message.contains("exceeds its memory limit of 40 MiB"), "{refused}");
 }
 
 #[test]

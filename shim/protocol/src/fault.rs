@@ -7,8 +7,10 @@ pub enum Fault {
     Guest,
     /// The node: the same call may succeed elsewhere or later. Exit code 2.
     Host,
-    /// A limit on memory, time or size of the output was reached. Exit code 3.
+    /// A limit on time or size of the output was reached. Exit code 3.
     Limit,
+    /// The limit on memory was reached: the same call may succeed with fewer threads. Exit code 4.
+    Memory,
 }
 
 impl Fault {
@@ -18,6 +20,7 @@ impl Fault {
             Self::Guest => 1,
             Self::Host => 2,
             Self::Limit => 3,
+            Self::Memory => 4,
         }
     }
 
@@ -28,6 +31,7 @@ impl Fault {
             None => None,
             Some(2) => Some(Self::Host),
             Some(3) => Some(Self::Limit),
+            Some(4) => Some(Self::Memory),
             Some(_) => Some(Self::Guest),
         }
     }
@@ -39,7 +43,7 @@ mod tests {
 
     #[test]
     fn a_code_reads_back() {
-        for fault in [Fault::Guest, Fault::Host, Fault::Limit] {
+        for fault in [Fault::Guest, Fault::Host, Fault::Limit, Fault::Memory] {
             assert_eq!(Fault::of_exit(Some(fault.code().into())), Some(fault));
         }
         assert_eq!(Fault::of_exit(None), None);

@@ -27,6 +27,8 @@ pub(crate) struct Settings {
     pub(crate) cache_dir: PathBuf,
     /// The size that the compiled-code cache is kept under, in bytes.
     pub(crate) cache_max_bytes: u64,
+    /// The memory that compiling one module may take, in bytes.
+    pub(crate) compile_memory_bytes: u64,
 }
 
 impl Default for Settings {
@@ -40,6 +42,7 @@ impl Default for Settings {
             no_new_keyring: false,
             cache_dir: names::CACHE_DIR.into(),
             cache_max_bytes: 4 << 30,
+            compile_memory_bytes: 2 << 30,
         }
     }
 }

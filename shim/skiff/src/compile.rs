@@ -8,18 +8,25 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::available_parallelism;
 
 use skiff_protocol::MODULE_BYTES_MAX;
-use wasmparser::BinaryReaderError;
+use wasmparser::{BinaryReader, BinaryReaderError, Validator, WasmFeatures};
 use wasmtime::Engine;
 
 use crate::error::{Context, Error, Result, with_causes};
 use crate::preamble::{Kind, kind_of};
 use crate::regular::refuse_above_limit;
 
-/// The most threads that compile. Memory grows with each of them; this many fit into the confined process's limit.
+/// The most threads that compile. Memory grows with each of them: a large module may need a second try with fewer.
 pub(crate) const THREADS_MAX: usize = 32;
 
 /// How wasmtime reports an invalid function body; its type for that is not public.
 const INVALID: &str = "Invalid input WebAssembly code at offset ";
+
+/// Parts of the validator's messages that are about its limits, besides those that name the limit.
+const VALIDATORS_LIMITS: [&str; 4] =
+    ["implementation limit", "too many locals", "nesting is too deep", "type index too large"];
+
+/// The same of the compiler's messages.
+const COMPILERS_LIMITS: [&str; 2] = ["Implementation limit exceeded", "Code for function is too large"];
 
 /// Reads a wasm binary from `input`, compiles it and writes the compiled code to `output`.
 ///
@@ -50,7 +57,7 @@ pub(crate) fn compile(bytes: &[u8], name: &str) -> Result<Vec<u8>> {
         Kind::Component => engine.precompile_component(bytes),
     }));
     match compiled {
-        Ok(compiled) => compiled.map_err(|error| explain(&error, name)),
+        Ok(compiled) => compiled.map_err(|error| explain(&error, bytes, name)),
         Err(panic) => {
             let reason = panic_message(panic.as_ref());
             Err(Error::guest(format!("`{name}` cannot be compiled: the compiler panicked: {reason}")))
@@ -72,12 +79,13 @@ pub(crate) fn engine() -> Result<Engine> {
     Engine::new(&config).or_host("cannot make the engine")
 }
 
-/// Bounds the threads that wasmtime compiles with. Called once, before the first compilation.
+/// Bounds the threads that wasmtime compiles with: to `threads`, or to as many as there are processors. Called once, before the
+/// first compilation.
 ///
 /// # Errors
 /// The host's, if threads cannot be made.
-pub(crate) fn limit_threads() -> Result<()> {
-    let threads = available_parallelism().map_or(1, NonZero::get).min(THREADS_MAX);
+pub(crate) fn limit_threads(threads: Option<NonZero<usize>>) -> Result<()> {
+    let threads = threads.or(available_parallelism().ok()).map_or(1, NonZero::get).min(THREADS_MAX);
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().or_host("cannot start the compiler's threads")
 }
 
@@ -97,23 +105,51 @@ fn read_all(input: &mut File, name: &str) -> Result<Vec<u8>> {
 }
 
 /// What is wrong with the guest, in a sentence.
-fn explain(error: &wasmtime::Error, name: &str) -> Error {
+fn explain(error: &wasmtime::Error, bytes: &[u8], name: &str) -> Error {
     if let Some(error) = error.downcast_ref::<BinaryReaderError>() {
-        return Error::guest(explain_invalid(error.message(), error.offset(), name));
+        return Error::guest(explain_invalid(bytes, error.message(), error.offset(), name));
     }
     let text = with_causes(error.as_ref());
     let invalid = text.split_once(INVALID).and_then(|(_, rest)| rest.split_once(": "));
     Error::guest(match invalid.and_then(|(offset, message)| Some((offset.parse().ok()?, message))) {
-        Some((offset, message)) => explain_invalid(message, offset, name),
+        Some((offset, message)) => explain_invalid(bytes, message, offset, name),
+        None if COMPILERS_LIMITS.iter().any(|limit| text.contains(limit)) => {
+            format!("`{name}` exceeds a limit of the compiler: {text}")
+        }
         None => format!("`{name}` cannot be compiled: {text}"),
     })
 }
 
-/// The sentence for invalid wasm: it is corrupt, or uses a proposal that the engine has switched off.
-pub(crate) fn explain_invalid(message: &str, offset: usize, name: &str) -> String {
-    let is_switched_off = message.contains("enabled") || message.contains("disabled");
-    let fault = if is_switched_off { "uses a wasm proposal that is off" } else { "is corrupt" };
-    format!("`{name}` {fault}: {message} (at offset {offset:#x})")
+/// The sentence for the invalid wasm binary `bytes`: it is corrupt, exceeds a limit, or uses a proposal that is switched off.
+pub(crate) fn explain_invalid(bytes: &[u8], message: &str, offset: usize, name: &str) -> String {
+    let sentence = |fault, message: &str, offset| format!("`{name}` {fault}: {message} (at offset {offset:#x})");
+    if is_limit(bytes, message, offset) {
+        return sentence("exceeds a limit of the validator", message, offset);
+    }
+    if !(message.contains("enabled") || message.contains("disabled")) {
+        return sentence("is corrupt", message, offset);
+    }
+    // Damage also makes instructions and types of proposals, but hardly a whole that is valid with them.
+    match Validator::new_with_features(WasmFeatures::all()).validate_all(bytes) {
+        Ok(_) => sentence("uses a wasm proposal that is off", message, offset),
+        Err(error) => sentence("is corrupt", error.message(), error.offset()),
+    }
+}
+
+/// Whether `message` is about a limit of the validator that the binary really exceeds: damage also makes large numbers, of things
+/// for which it has no room.
+fn is_limit(bytes: &[u8], message: &str, offset: usize) -> bool {
+    if let Some((_, limit)) =
+        message.split_once("exceeds limit of ").or_else(|| message.split_once("exceeds the limit of "))
+    {
+        let digits = limit.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+        return digits.parse().is_ok_and(|limit: usize| bytes.len() > limit);
+    }
+    if message.ends_with(" size is out of bounds") {
+        let mut reader = BinaryReader::new(bytes.get(offset..).unwrap_or_default(), 0);
+        return reader.read_var_u32().is_ok_and(|size| reader.bytes_remaining() >= size as usize);
+    }
+    VALIDATORS_LIMITS.iter().any(|limit| message.contains(limit))
 }
 
 #[cfg(test)]
@@ -156,6 +192,56 @@ mod tests {
     fn an_ill_typed_function_is_refused_with_its_offset() {
         let sentence = refusal(&module("(module (func (result i32)))"));
         assert!(sentence.starts_with("`/app.wasm` is corrupt: type mismatch"), "{sentence}");
+    }
+
+    /// What a small module of many parts is called with one of its bits flipped, for each bit; `None` for one that is still valid.
+    fn flipped() -> impl Iterator<Item = (Vec<u8>, Option<String>)> {
+        let whole = module(
+            r#"(module (type $t (func (param i32) (result i32))) (import "env" "f" (func $f (type $t)))
+                (table 2 4 funcref) (memory (export "memory") 1 2) (global $g (mut i32) (i32.const 7))
+                (elem (i32.const 0) $f $main) (data (i32.const 16) "some data")
+                (func $main (export "main") (type $t) (local i64 f32)
+                    (block (br_if 0 (local.get 0)) (global.set $g (i32.add (global.get $g) (i32.const 300))))
+                    (drop (i64.load offset=8 (local.get 0))) (call_indirect (type $t) (local.get 0) (i32.const 1))))"#,
+        );
+        (0..whole.len() * 8).map(move |bit| {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let sentence = compile(&bytes, "a").err().map(|error| error.to_string());
+            (bytes, sentence)
+        })
+    }
+
+    #[test]
+    fn damage_is_called_damage() {
+        let (mut corrupt, mut limit, mut off) = (0, 0, 0);
+        for (bytes, sentence) in flipped() {
+            let Some(sentence) = sentence else { continue };
+            if sentence.contains("is off") {
+                off += 1;
+                let mut validator = Validator::new_with_features(WasmFeatures::all());
+                assert!(validator.validate_all(&bytes).is_ok(), "{sentence}");
+            } else if sentence.contains("exceeds a limit") {
+                limit += 1;
+            } else {
+                corrupt += 1;
+            }
+        }
+        // One bit more makes a memory shared, which is valid under a proposal, or one table more than 100.
+        assert!(corrupt > 500 && limit < 5 && off < 10, "{corrupt} {limit} {off}");
+    }
+
+    #[test]
+    fn a_limit_is_called_a_limit() {
+        let locals = "(local i32)".repeat(60_000);
+        let sentence = refusal(&module(&format!("(module (func {locals}))")));
+        assert!(sentence.starts_with("`/app.wasm` exceeds a limit of the validator: too many locals"), "{sentence}");
+        let parameters = "(param i32)".repeat(1001);
+        let sentence = refusal(&module(&format!("(module (type (func {parameters})))")));
+        assert!(sentence.starts_with("`/app.wasm` exceeds a limit of the validator: "), "{sentence}");
+        let segments = "(data \"\")".repeat(100_001);
+        let sentence = refusal(&module(&format!("(module {segments})")));
+        assert!(sentence.contains("exceeds a limit of the validator") && sentence.contains("100000"), "{sentence}");
     }
 
     #[test]

@@ -28,6 +28,10 @@ impl Error {
         Self { fault: Fault::Limit, sentence: sentence.into() }
     }
 
+    pub(crate) fn memory(sentence: impl Into<String>) -> Self {
+        Self { fault: Fault::Memory, sentence: sentence.into() }
+    }
+
     /// The same sentence with exit code 1, for commands that do not distinguish faults.
     pub(crate) fn plain(self) -> Self {
         Self { fault: Fault::Guest, ..self }

@@ -74,8 +74,9 @@ impl Guest {
     /// The guest's fault if it is not valid wasm.
     pub(crate) fn read(bytes: &[u8], name: &str) -> Result<Self> {
         let kind = kind_of(bytes, name)?;
-        let invalid =
-            |error: wasmparser::BinaryReaderError| Error::guest(explain_invalid(error.message(), error.offset(), name));
+        let invalid = |error: wasmparser::BinaryReaderError| {
+            Error::guest(explain_invalid(bytes, error.message(), error.offset(), name))
+        };
         let types = Validator::new().validate_all(bytes).map_err(invalid)?;
         let mut guest = Self { kind, imports: Vec::new(), exports: Vec::new(), memories: Vec::new() };
         // How many modules and components the parser is in.

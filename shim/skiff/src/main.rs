@@ -22,6 +22,7 @@ mod testing;
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::num::NonZero;
 use std::os::fd::AsFd;
 use std::panic;
 use std::process::ExitCode;
@@ -64,6 +65,9 @@ struct CompileArguments {
     /// The module's name in messages.
     #[arg(long, default_value = "standard input", allow_hyphen_values = true)]
     name: String,
+    /// Compile with as many threads; by default one for each processor. Each takes memory for the function that it compiles.
+    #[arg(long)]
+    threads: Option<NonZero<usize>>,
     /// Compile in a process without privileges, network or files.
     #[arg(long)]
     confine: bool,
@@ -119,7 +123,7 @@ fn run(command: &Command) -> Result<ExitCode> {
 fn compile(arguments: &CompileArguments) -> Result<()> {
     // A panic of the compiler becomes a sentence about the module; nothing else may be written to standard error.
     panic::set_hook(Box::new(|_| {}));
-    let job = || compile_standard_streams(&arguments.name);
+    let job = || compile_standard_streams(arguments);
     if !arguments.confine {
         return job();
     }
@@ -133,11 +137,11 @@ fn compile(arguments: &CompileArguments) -> Result<()> {
     confine::run(&limits, &arguments.name, job)
 }
 
-fn compile_standard_streams(name: &str) -> Result<()> {
+fn compile_standard_streams(arguments: &CompileArguments) -> Result<()> {
     let mut input = File::from(io::stdin().as_fd().try_clone_to_owned().or_host("cannot open standard input")?);
     let mut output = File::from(io::stdout().as_fd().try_clone_to_owned().or_host("cannot open standard output")?);
-    compile::limit_threads()?;
-    compile::compile_stream(&mut input, &mut output, name)
+    compile::limit_threads(arguments.threads)?;
+    compile::compile_stream(&mut input, &mut output, &arguments.name)
 }
 
 /// A name that is one directory: letters, digits, `.`, `_` and `-`, not beginning with a dot, at most 128 bytes.

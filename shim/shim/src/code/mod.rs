@@ -3,6 +3,7 @@
 mod warm;
 
 use std::fs::File;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -29,7 +30,10 @@ pub(crate) struct Compiled {
     source: Source,
     digest: String,
     cache: Cache,
+    memory_bytes: u64,
     tenant: Tenant,
+    /// How long compiling it has taken, unless the cache had the code.
+    took: Option<Duration>,
     code: File,
 }
 
@@ -49,17 +53,29 @@ impl Compiled {
     ) -> Result<Self> {
         let cache = Cache::open(&settings.cache_dir, settings.cache_max_bytes)
             .doing(|| "cannot use the cache of compiled code".into())?;
+        let memory_bytes = settings.compile_memory_bytes;
         let wanted = Wanted { digest: &digest, owner: &tenant.namespace, pod: &tenant.pod };
         let is_awaited = || cache.is_awaited(&digest);
         let want = Want::new(unwanted, &is_awaited);
-        let code = cache.get_or_compile(wanted, |code| compile(&source, name, code, &want));
+        let mut took = None;
+        let code = cache.get_or_compile(wanted, |code| {
+            let began = Instant::now();
+            let compiled = compile(&source, name, code, memory_bytes, &want);
+            took = Some(began.elapsed());
+            compiled
+        });
         let code = code.map_err(|error| cannot_compile(name, error))?;
-        Ok(Self { name: name.into(), source, digest, cache, tenant, code })
+        Ok(Self { name: name.into(), source, digest, cache, memory_bytes, tenant, took, code })
     }
 
     /// The module's name in messages.
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// How long compiling it has taken for this container, unless the cache had the code.
+    pub(crate) fn took(&self) -> Option<Duration> {
+        self.took
     }
 
     /// The file of the code, open for reading.
@@ -72,7 +88,8 @@ impl Compiled {
         let wanted = Wanted { digest: &self.digest, owner: &self.tenant.namespace, pod: &self.tenant.pod };
         let is_awaited = || self.cache.is_awaited(&self.digest);
         let want = Want::new(unwanted, &is_awaited);
-        let code = self.cache.recompile(wanted, |code| compile(&self.source, &self.name, code, &want));
+        let memory_bytes = self.memory_bytes;
+        let code = self.cache.recompile(wanted, |code| compile(&self.source, &self.name, code, memory_bytes, &want));
         self.code = code.map_err(|error| cannot_compile(&self.name, error))?;
         Ok(())
     }

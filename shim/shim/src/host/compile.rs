@@ -46,6 +46,14 @@ pub(crate) struct Want<'a> {
     for_others: Cell<Option<ForOthers>>,
 }
 
+/// How the compiler is run.
+#[derive(Clone, Copy)]
+struct Effort {
+    memory_bytes: u64,
+    /// Whether it has only one thread.
+    alone: bool,
+}
+
 impl<'a> Want<'a> {
     pub(crate) fn new(unwanted: &'a CancellationToken, is_awaited: &'a dyn Fn() -> bool) -> Self {
         Self { unwanted, is_awaited, for_others: Cell::new(None) }
@@ -80,7 +88,9 @@ pub(crate) async fn finish_for_others() {
 }
 
 /// Compiles the module of `source` (named `name` in messages) into `code` and returns the sha256 of the bytes that it
-/// compiled. Blocks, in the context of a runtime, until the compiler ends or nobody wants the code any more.
+/// compiled. Blocks, in the context of a runtime, until the compiler ends or nobody wants the code any more. A module that takes
+/// more than `memory_bytes` with a thread for each processor is tried once more with one thread, so that a node with many
+/// processors compiles what one with few does.
 ///
 /// # Errors
 /// `Invalid` with the compiler's sentence when the module is at fault or does not fit the compiler's limits.
@@ -88,11 +98,17 @@ pub(crate) fn compile(
     source: &Source,
     name: &str,
     code: &File,
+    memory_bytes: u64,
     want: &Want<'_>,
 ) -> std::result::Result<String, Failure<Error>> {
     let passing = |error| Failure { error, lasting: None };
-    let ran = tokio::runtime::Handle::current().block_on(run(source, name, code, want));
-    let (digest, status, said) = ran.map_err(passing)?;
+    let try_with = |effort| tokio::runtime::Handle::current().block_on(run(source, name, code, effort, want));
+    let mut ran = try_with(Effort { memory_bytes, alone: false }).map_err(passing)?;
+    if Fault::of_exit(ran.1.code()) == Some(Fault::Memory) {
+        log::info!(step = "compile"; "compiling `{name}` again with one thread: it took more memory than it may");
+        ran = try_with(Effort { memory_bytes, alone: true }).map_err(passing)?;
+    }
+    let (digest, status, said) = ran;
     if status.success() {
         let cut = || passing(Error::new(Kind::Host, format!("the compiler did not read all of `{name}`")));
         return digest.ok_or_else(cut);
@@ -104,7 +120,7 @@ pub(crate) fn compile(
         None | Some(Fault::Host) => {
             passing(Error::host(format!("cannot compile `{name}`"), io::Error::other(sentence)))
         }
-        Some(Fault::Guest | Fault::Limit) => {
+        Some(Fault::Guest | Fault::Limit | Fault::Memory) => {
             let remembered = sentence.replace(&format!("`{name}`"), NAME);
             let lasting = digest.map(|digest| Lasting { digest, sentence: remembered });
             Failure { error: Error::invalid(sentence), lasting }
@@ -115,8 +131,8 @@ pub(crate) fn compile(
 /// The digest of the module, if the compiler was given all of it; how the compiler ended; and what it wrote to stderr.
 type Ran = (Option<String>, ExitStatus, String);
 
-async fn run(source: &Source, name: &str, code: &File, want: &Want<'_>) -> Result<Ran> {
-    let mut child = spawn(name, code)?;
+async fn run(source: &Source, name: &str, code: &File, effort: Effort, want: &Want<'_>) -> Result<Ran> {
+    let mut child = spawn(name, code, effort)?;
     let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
     let fed = tokio::select! {
         fed = tokio::time::timeout(FEED_LIMIT, feed(source, stdin)) => fed.unwrap_or_else(|_| Err(too_slow())),
@@ -125,7 +141,11 @@ async fn run(source: &Source, name: &str, code: &File, want: &Want<'_>) -> Resul
         () = want.unwanted.cancelled() => Err(io::Error::other("its container is no longer wanted")),
     };
     let digest = match fed {
-        Ok(digest) => digest,
+        Ok(fed) => fed.map(|(digest, bytes)| {
+            let megabytes = bytes.div_ceil(1_000_000);
+            log::info!(step = "compile"; "compiling `{name}`, {megabytes} MB: once per node");
+            digest
+        }),
         Err(error) => {
             end(&mut child).await.doing(|| "cannot end a compiler".into())?;
             return Err(Error::host(format!("cannot read `{name}`"), error));
@@ -159,25 +179,40 @@ async fn wait_while_wanted(child: &mut Child, want: &Want<'_>) -> io::Result<Opt
     wait_within(child, LIMIT).await.map(Some)
 }
 
-fn spawn(name: &str, code: &File) -> Result<Child> {
+fn spawn(name: &str, code: &File, effort: Effort) -> Result<Child> {
     let program = beside_the_shim(SKIFF).doing(|| "cannot find the compiler".into())?;
     let mut command = Command::new(&program);
     // On SIGTERM the compiler's supervisor ends the compiler and removes its cgroup.
     work_for_a_pod(command.as_std_mut(), libc::SIGTERM, OomScore::First);
     let code = code.try_clone().doing(|| "cannot pass a file to the compiler".into())?;
-    let arguments = ["compile", "--confine", "--cgroup", "skiff-compile", "--name", name];
-    command.args(arguments).stdin(Stdio::piped()).stdout(code).stderr(Stdio::piped()).kill_on_drop(true);
+    let memory_bytes = effort.memory_bytes.to_string();
+    command.args([
+        "compile",
+        "--confine",
+        "--cgroup",
+        "skiff-compile",
+        "--name",
+        name,
+        "--memory-bytes",
+        &memory_bytes,
+    ]);
+    if effort.alone {
+        command.args(["--threads", "1"]);
+    }
+    command.stdin(Stdio::piped()).stdout(code).stderr(Stdio::piped()).kill_on_drop(true);
     command.spawn().doing(|| format!("cannot run the compiler `{}`", program.display()))
 }
 
-/// Writes the module to the compiler and returns the digest of what was written; `None` when it did not read everything.
-async fn feed(source: &Source, stdin: Option<ChildStdin>) -> io::Result<Option<String>> {
+/// Writes the module to the compiler and returns the digest of what was written, and its size in bytes; `None` when it did not
+/// read everything.
+async fn feed(source: &Source, stdin: Option<ChildStdin>) -> io::Result<Option<(String, u64)>> {
     let mut stdin = stdin.ok_or_else(|| io::Error::other("the compiler has no input"))?;
     let read = source.pieces()?;
     let (sender, mut pieces) = mpsc::channel(1);
     // The reader does not run on the runtime.
     drop(tokio::task::spawn_blocking(move || read.iter().all(|piece| sender.blocking_send(piece).is_ok())));
     let mut digester = Digester::default();
+    let mut bytes = 0;
     while let Some(piece) = pieces.recv().await {
         let piece = piece?;
         match stdin.write_all(&piece).await {
@@ -186,8 +221,9 @@ async fn feed(source: &Source, stdin: Option<ChildStdin>) -> io::Result<Option<S
             written => written?,
         }
         digester.add(&piece);
+        bytes += piece.len() as u64;
     }
-    Ok(Some(digester.finish()))
+    Ok(Some((digester.finish(), bytes)))
 }
 
 async fn said(stderr: Option<ChildStderr>) -> String {

@@ -74,7 +74,7 @@ impl Cgroup {
         let name = format!("{name}.{}", process::id());
         let mut group = Self { directories: Vec::new(), counts: None };
         let made = memory_of_all().and_then(|of_all| {
-            let memory = Memory { bytes: memory_bytes, of_all };
+            let memory = Memory { bytes: memory_bytes, of_all: of_all.max(memory_bytes) };
             if is_v2 { group.create_v2(mount, &name, &memory) } else { group.create_v1(mount, &name, &memory) }
         });
         made.or_host(format!("cannot make the control group `/{PARENT}/{name}`"))?;

@@ -91,7 +91,7 @@ fn too_long(name: &str, seconds: u64, what: &str) -> String {
 
 fn too_much_memory(name: &str, limits: &Limits) -> Error {
     let mebibytes = limits.memory_bytes >> 20;
-    Error::limit(format!("compiling `{name}` exceeds its memory limit of {mebibytes} MiB"))
+    Error::memory(format!("compiling `{name}` exceeds its memory limit of {mebibytes} MiB"))
 }
 
 /// Not the module's fault: there may be enough memory another time.
@@ -137,12 +137,12 @@ mod tests {
         check(report(exited(3), "too large"), None, Err((Fault::Limit, "too large")));
         check(ending(exited(7)), None, Err((Fault::Host, "compiling `a` ended with code 7 without a reason")));
         check(ending(exited(PANICKED)), None, Err((Fault::Guest, "`a` cannot be compiled: the compiler panicked")));
-        check(ending(KILLED), Some(OutOfMemory::Own), Err((Fault::Limit, memory)));
+        check(ending(KILLED), Some(OutOfMemory::Own), Err((Fault::Memory, memory)));
         let shared = "compiling `a` was stopped: the modules that are being compiled on this node together need more memory \
                       than there is";
         check(ending(KILLED), Some(OutOfMemory::Shared), Err((Fault::Host, shared)));
         check(ending(KILLED), None, Err((Fault::Host, "compiling `a` was killed from outside")));
-        check(report(ABORTED, "memory allocation of 4096 bytes failed"), None, Err((Fault::Limit, memory)));
+        check(report(ABORTED, "memory allocation of 4096 bytes failed"), None, Err((Fault::Memory, memory)));
         check(ending(ABORTED), None, Err((Fault::Guest, crashed)));
         let time = "compiling `a` exceeds its processor time limit of 30 s";
         check(ending(exited(OUT_OF_TIME)), None, Err((Fault::Limit, time)));

@@ -265,7 +265,7 @@ fn a_module_that_needs_too_much_memory_ends_with_a_sentence() {
         let mut arguments = vec!["compile", "--confine", "--name", "a", "--memory-bytes", "25165824"];
         arguments.extend(group);
         let output = run(&arguments, &module);
-        assert_eq!(output.status.code(), Some(3), "{group:?}: {output:?}");
+        assert_eq!(output.status.code(), Some(4), "{group:?}: {output:?}");
         assert_eq!(sentence(&output), expected, "{group:?}");
         assert!(output.stdout.is_empty());
     }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use skiff_linux::cgroup::Cgroup;
 use skiff_protocol::{Account, EnginePlan};
@@ -13,6 +14,7 @@ use crate::host::engine::open_engine;
 use crate::host::kernel_files::KernelFiles;
 use crate::host::lookup::resolve;
 use crate::host::reader::read_apart;
+use crate::host::stdio::say;
 use crate::host::{account, memory_limits};
 use crate::launch::{Attachment, Launched};
 use crate::pod::launched::{Created, LaunchedContainer, Parts};
@@ -23,6 +25,9 @@ use crate::pod::wasm::handover::{Handover, control_socket};
 use crate::request::CreateRequest;
 use crate::spec::config::Config;
 use crate::spec::wasm::{self, Entrypoint};
+
+/// How long compiling takes at least if the container's owner is told: as long as people wait without wondering.
+const WORTH_SAYING: Duration = Duration::from_secs(10);
 
 impl Wasm {
     /// Refuses what the module `name` cannot be run with, before it is compiled.
@@ -49,6 +54,9 @@ impl Wasm {
         let (config, mut plan) = rewrite(parts.config.clone(), code.name().into(), function).await?;
         let (control, theirs) = control_socket()?;
         let stderr = stderr_of(&attachment)?;
+        if let (Some(took), Some(stderr)) = (code.took(), &stderr) {
+            say_how_long_it_took(code.name(), took, stderr);
+        }
         let engine = open_engine().doing(|| "cannot open the engine".into())?;
         let launched = parts.launcher.create(&config, attachment, vec![engine.into(), theirs]).await?;
         let Launched { child, cgroup } = launched;
@@ -84,6 +92,17 @@ fn stderr_of(attachment: &Attachment) -> Result<Option<File>> {
     match attachment {
         Attachment::Files(stdio) => stdio.stderr.try_clone().map(Some).doing(|| "cannot keep stderr open".into()),
         Attachment::Console(_) => Ok(None),
+    }
+}
+
+/// Explains a slow first start where the owner looks.
+fn say_how_long_it_took(name: &str, took: Duration, stderr: &File) {
+    if took >= WORTH_SAYING {
+        let seconds = took.as_secs();
+        let line = format!("skiff: compiling {name} took {seconds} s; this node keeps the code for the next start\n");
+        if let Err(error) = say(stderr, &line) {
+            log::warn!("cannot write to the container's stderr: {error}: {line}");
+        }
     }
 }
 
