@@ -8,10 +8,13 @@ use wasmtime_wasi::WasiCtxBuilder;
 
 use crate::environment::{HOME, guest_environment};
 use crate::files::directories::Directories;
+use crate::files::reader::Reader;
 use crate::host::{cli, filesystem, sockets};
 use crate::memory::budget::Budget;
 use crate::memory::denied::Denied;
 use crate::names::resolver::{HOSTS, RESOLV_CONF, Resolver};
+use crate::outgoing::client::Client;
+use crate::outgoing::settings::Settings;
 use crate::report::Reporter;
 use crate::role::Role;
 use crate::stdio::streams::Streams;
@@ -38,6 +41,7 @@ pub(crate) struct Shared {
     environment: Vec<(String, String)>,
     directories: Directories,
     resolver: Arc<Resolver>,
+    client: Arc<Client>,
 }
 
 impl Shared {
@@ -50,15 +54,19 @@ impl Shared {
     ) -> Self {
         let home = std::env::var_os(HOME).map(|home| home.to_string_lossy().into_owned());
         let environment = guest_environment(std::mem::take(&mut plan.env), home, &plan.cwd);
+        let budget = Budget::new(memory_limits, plan.memory_limit_bytes, account);
+        let resolver = Arc::new(Resolver::of_container());
+        let client = client(&plan, &environment, &resolver, &budget, reporter, Reader::default());
         Self {
             account,
-            budget: Budget::new(memory_limits, plan.memory_limit_bytes, account),
+            budget,
             streams: Arc::new(Streams::new(plan.limits.output_bytes_per_second)),
             reporter: Arc::clone(reporter),
             plan,
             environment,
             directories: Directories::default(),
-            resolver: Arc::new(Resolver::of_container()),
+            resolver,
+            client,
         }
     }
 
@@ -68,6 +76,9 @@ impl Shared {
     /// Those of [`Directories::open`].
     pub(crate) fn open_directories(&mut self, role: Role) -> Result<(), Refusal> {
         self.directories = Directories::open(&self.plan.preopens, role)?;
+        let reader = self.directories.take_reader();
+        let Self { plan, environment, resolver, budget, reporter, .. } = &*self;
+        self.client = client(plan, environment, resolver, budget, reporter, reader);
         Ok(())
     }
 
@@ -83,13 +94,14 @@ impl Shared {
         sockets::grant(&mut builder);
         let mut wasi = builder.build_p1();
         filesystem::grant(&mut wasi, &self.directories);
-        let state = State::new(wasi, self.directories.tree(), &self.budget, &self.plan.limits, &self.resolver);
+        let Self { budget, resolver, client, .. } = self;
+        let state = State::new(wasi, self.directories.tree(), budget, &self.plan.limits, resolver, client);
         state.map_err(|denied| self.too_big(&denied))
     }
 
     /// The value of a variable of the guest's environment.
     pub(crate) fn variable(&self, name: &str) -> Option<String> {
-        self.environment.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
+        variable(&self.environment, name)
     }
 
     /// Gives up what this guest does not need.
@@ -105,4 +117,21 @@ impl Shared {
     pub(crate) fn too_big(&self, denied: &Denied) -> Refusal {
         Refusal::Guest(format!("`{}` is too big to start: {denied}", self.plan.module))
     }
+}
+
+fn variable(environment: &[(String, String)], name: &str) -> Option<String> {
+    environment.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
+}
+
+/// What sends the requests of all instances.
+fn client(
+    plan: &EnginePlan,
+    environment: &[(String, String)],
+    resolver: &Arc<Resolver>,
+    budget: &Arc<Budget>,
+    reporter: &Arc<Reporter>,
+    reader: Reader,
+) -> Arc<Client> {
+    let settings = Settings::new(|name| variable(environment, name), &plan.cwd, &plan.http2_authorities);
+    Arc::new(Client::new(settings, resolver, budget, reporter, reader))
 }

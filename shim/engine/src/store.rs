@@ -15,7 +15,8 @@ use crate::memory::budget::Budget;
 use crate::memory::denied::Denied;
 use crate::memory::limiter::Limiter;
 use crate::names::resolver::Resolver;
-use crate::outgoing::Outgoing;
+use crate::outgoing::client::Client;
+use crate::outgoing::hooks::Outgoing;
 
 /// What the host keeps for one instance.
 pub(crate) struct State {
@@ -44,11 +45,12 @@ impl State {
         budget: &Arc<Budget>,
         limits: &Limits,
         resolver: &Arc<Resolver>,
+        client: &Arc<Client>,
     ) -> Result<Self, Denied> {
         let limiter = Limiter::new(budget, limits);
         let usual_bytes = Limits::default().stack_bytes;
         limiter.reserve(limits.stack_bytes.saturating_sub(usual_bytes) as u64)?;
-        let outgoing = Outgoing(Arc::clone(resolver));
+        let outgoing = Outgoing(Arc::clone(client));
         let (resolver, http) = (Arc::clone(resolver), WasiHttpCtx::new());
         Ok(Self { wasi, limiter, tree, listings: BTreeMap::new(), resolver, http, outgoing })
     }

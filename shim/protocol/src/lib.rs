@@ -65,6 +65,8 @@ pub struct EnginePlan {
     pub preopens: Vec<Preopen>,
     /// The guest's limits besides those of its cgroup.
     pub limits: Limits,
+    /// The authorities (`host:port`) of plain HTTP that are spoken to in HTTP/2, because they are known to speak it.
+    pub http2_authorities: Vec<String>,
     /// The memory limit from the OCI specification in bytes, for a container whose cgroup has none to read.
     pub memory_limit_bytes: Option<u64>,
     /// The processors that the CPU quotas of the container and its pod allow, rounded up.

@@ -18,3 +18,5 @@ pub const TERMINALS: &str = "/run/skiff";
 
 /// The domain of the annotations that limit a guest: `limits.skiff.dev/NAME`, or `CONTAINER.limits.skiff.dev/NAME`.
 pub const LIMITS_DOMAIN: &str = "limits.skiff.dev";
+/// The domain of the annotations about a guest's outgoing requests, which are called in the same way.
+pub const HTTP_DOMAIN: &str = "http.skiff.dev";

@@ -13,6 +13,7 @@ use wasmtime_wasi::{FsPerms, ResourceTable, WasiCtx};
 
 use super::mounts;
 use super::opened::{Opened, cannot_open};
+use super::reader::Reader;
 use super::tree::Tree;
 use crate::error::sentence;
 use crate::role::Role;
@@ -27,6 +28,8 @@ pub(crate) struct Directories {
     filesystem: WasiFilesystemCtx,
     /// The same, for paths that the engine resolves itself.
     tree: Tree,
+    /// For the engine itself.
+    reader: Reader,
 }
 
 /// Where a guest finds its root.
@@ -46,12 +49,15 @@ impl Directories {
         let mut builder = WasiCtx::builder();
         builder.allow_blocking_current_thread(role.may_block());
         let mut places = Vec::with_capacity(opened.len());
+        let mut reader = Reader::default();
         for (preopen, Opened { guest, descriptor }) in preopens.iter().zip(opened) {
             // Not a path to follow: the kernel opens the directory itself, wherever it is by now.
             let again = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
             // The mounts decide what can be written, and with the right error.
             let permissions = FsPerms::ReadWrite;
             builder.preopened_dir(again, guest, permissions).map_err(|error| cannot_open(guest, &sentence(&error)))?;
+            let own = descriptor.try_clone().map_err(|error| cannot_open(guest, &error.to_string()))?;
+            reader.add(guest, own);
             if preopen.read_only {
                 places.extend(devices_of(&descriptor).map(|devices| (devices, Access::Write)));
                 places.push((descriptor, Access::Read));
@@ -61,12 +67,17 @@ impl Directories {
         }
         let mut filesystem = std::mem::take(builder.build().filesystem());
         let tree = Tree::new(root_of(&mut filesystem), role);
-        Ok(Self { places, filesystem, tree })
+        Ok(Self { places, filesystem, tree, reader })
     }
 
     /// The descriptors, for the wall. The instances have their own.
     pub(crate) fn take_places(&mut self) -> Vec<(OwnedFd, Access)> {
         std::mem::take(&mut self.places)
+    }
+
+    /// What follows the guest's paths for the engine itself.
+    pub(crate) fn take_reader(&mut self) -> Reader {
+        std::mem::take(&mut self.reader)
     }
 
     /// What an instance gets. Nothing is opened for it.

@@ -5,4 +5,5 @@ pub(crate) mod directories;
 pub(crate) mod listing;
 mod mounts;
 mod opened;
+pub(crate) mod reader;
 pub(crate) mod tree;

@@ -76,6 +76,16 @@ impl Budget {
         self.account.set_ran_out();
     }
 
+    /// Takes `bytes` for something that is not a store.
+    ///
+    /// # Errors
+    /// [`Denied::Memory`] if there is less than that.
+    pub(crate) fn lease(self: &Arc<Self>, bytes: u64) -> Result<Lease, Denied> {
+        let lease = Lease::new(self);
+        lease.take(bytes)?;
+        Ok(lease)
+    }
+
     fn take(&self, bytes: u64) -> Result<(), Denied> {
         // A limit that has just been raised denies nothing.
         self.take_under(bytes, self.limit_bytes())

@@ -170,6 +170,12 @@ impl Guest {
         self.account.try_clone().unwrap()
     }
 
+    /// Knows that these servers speak HTTP/2 without TLS.
+    pub(crate) fn http2(mut self, authorities: &[&str]) -> Self {
+        self.plan.http2_authorities = authorities.iter().map(|one| (*one).to_owned()).collect();
+        self
+    }
+
     pub(crate) fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
         self.stdin = stdin.into();
         self

@@ -33,6 +33,10 @@ mod memory;
 #[cfg(test)]
 mod names;
 #[cfg(test)]
+mod others;
+#[cfg(test)]
+mod outgoing;
+#[cfg(test)]
 mod refusals;
 #[cfg(test)]
 mod server;

@@ -9,7 +9,7 @@ use skiff_protocol::names::LIMITS_DOMAIN;
 use crate::error::{Error, Result};
 
 /// What the annotations are called: `LIMITS_DOMAIN/NAME` for all containers of the pod, `CONTAINER.LIMITS_DOMAIN/NAME` for one.
-const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
+pub(super) const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
 /// The longest time, a year: no sum of times can overflow.
 const TIME_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 /// More than this no stack needs; it is set up for each instance.

@@ -2,6 +2,7 @@
 
 pub(crate) mod config;
 pub(crate) mod entrypoint;
+pub(crate) mod http;
 pub(crate) mod limits;
 pub(crate) mod sandbox;
 pub(crate) mod wasm;

@@ -12,7 +12,7 @@ use skiff_protocol::{ENGINE_FD, EnginePlan, KERNEL_FILE_SYSTEMS, Preopen};
 
 use crate::error::{Error, Result};
 use crate::spec::config::{Config, Device, Mount, TMPFS};
-use crate::spec::limits;
+use crate::spec::{http, limits};
 
 /// Where the guest's files are bound in the container: on the container's own `/dev`, which belongs to neither an image nor a
 /// volume.
@@ -58,7 +58,7 @@ pub(crate) struct Node<'a> {
 ///
 /// # Errors
 /// `Invalid` when the specification lacks what the engine needs, shows the guest a file system of the kernel, or has an
-/// annotation that does not set a limit.
+/// annotation that is not understood.
 pub(crate) fn for_engine(
     mut config: Config,
     entrypoint: &Entrypoint<'_>,
@@ -67,6 +67,7 @@ pub(crate) fn for_engine(
     check_mounts(&config.mounts)?;
     let (mut view, root) = view_of(&config, node)?;
     let limits = limits::from_annotations(&config.annotations)?;
+    let http2_authorities = http::http2_authorities(&config.annotations)?;
     let mut devices = devices_of(&config.linux.devices);
     if config.namespace(LinuxNamespaceType::User).is_some() {
         // Nobody makes devices in a user namespace: the OCI runtime binds the node's, which it looks for at the same path.
@@ -91,6 +92,7 @@ pub(crate) fn for_engine(
         cwd: process.cwd.to_str().filter(|cwd| cwd.starts_with('/')).unwrap_or("/").to_string(),
         preopens: vec![root],
         limits,
+        http2_authorities,
         memory_limit_bytes,
         processors: None,
         each_signal_stops,

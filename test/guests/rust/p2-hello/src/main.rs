@@ -1,5 +1,8 @@
 //! The command of WASI 0.2: `hello`, or `env`, `cwd`, `exit N`, `fail`, `panic`, `read PATH`, `sleep MS`, `resolve HOST`,
-//! `get HOST:PORT PATH`.
+//! `get HOST:PORT PATH`,
+//! `fetch HOST:PORT COUNT`.
+
+mod fetch;
 
 use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -36,6 +39,7 @@ fn run(words: &[&str]) -> Result<String, String> {
         ["read", path] => std::fs::read_to_string(path).map_err(|e| e.to_string()),
         ["sleep", ms] => sleep(ms.parse().map_err(|_| "not a number")?),
         ["resolve", host] => resolve(host),
+        ["fetch", server, count] => fetch::get(server, count.parse().map_err(|_| "not a number")?),
         ["get", server, path] => get(server, path).map_err(|e| format!("{server}: {e}")),
         _ => Err(format!("unknown: {words:?}")),
     }

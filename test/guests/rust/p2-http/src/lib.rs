@@ -34,10 +34,12 @@ impl wasip2::exports::http::incoming_handler::Guest for Service {
                 reply_result(out, result.map(|()| b"written".to_vec()));
             }
             "/files" => reply_result(out, std::fs::read(parameter(query, "path"))),
-            "/fetch" => match fetch::get(parameter(query, "url")) {
-                Ok((status, body)) => reply(out, status, &body),
-                Err(reason) => reply(out, 502, format!("{reason}\n").as_bytes()),
-            },
+            "/fetch" => reply_fetched(out, fetch::get(parameter(query, "url"))),
+            "/call" => reply_fetched(out, fetch::call(parameter(query, "url"))),
+            "/try" => {
+                let (ms, reads) = (number(query, "ms"), number(query, "read") > 0);
+                reply_fetched(out, fetch::try_get(parameter(query, "url"), ms, reads));
+            }
             "/grpc.health.v1.Health/Check" => check_health(&request, out),
             _ => {
                 let (status, text) = answer(path, query, &request);
@@ -166,6 +168,13 @@ fn read_to_end(input: &InputStream) -> Vec<u8> {
             Ok(bytes) => all.extend(bytes),
             Err(StreamError::Closed | StreamError::LastOperationFailed(_)) => return all,
         }
+    }
+}
+
+fn reply_fetched(out: ResponseOutparam, result: Result<(u16, Vec<u8>), String>) {
+    match result {
+        Ok((status, body)) => reply(out, status, &body),
+        Err(reason) => reply(out, 502, format!("{reason}\n").as_bytes()),
     }
 }
 

@@ -1,5 +1,7 @@
 //! An HTTP service on `wasi:http/handler` of WASI 0.3, with one route for each thing that a test wants to see.
 
+mod fetch;
+
 use wasip3::http::types::{ErrorCode, Fields, Request, Response};
 use wasip3::wit_bindgen::StreamWriter;
 use wasip3::{wit_bindgen, wit_future, wit_stream};
@@ -47,6 +49,8 @@ async fn answer(path: &str, query: &str) -> (u16, String) {
             (200, text)
         }
         "/leak" => leak(),
+        "/fetch" => fetched(fetch::get(url(query)).await),
+        "/call" => fetched(fetch::call(url(query)).await),
         "/trap" => panic!("on purpose"),
         "/spin" => loop {
             std::hint::black_box(0);
@@ -124,6 +128,14 @@ fn send(status: u16, write: impl AsyncFnOnce(StreamWriter<u8>) + 'static) -> Res
         drop(trailers);
     });
     response
+}
+
+fn fetched(result: Result<(u16, String), String>) -> (u16, String) {
+    result.unwrap_or_else(|reason| (502, format!("{reason}\n")))
+}
+
+fn url(query: &str) -> &str {
+    query.strip_prefix("url=").unwrap_or_default()
 }
 
 /// The value of the only parameter, or 0.
