@@ -80,7 +80,7 @@ impl Node {
              [{cri}.containerd]\ndefault_runtime_name = 'runc'\n\
              [{cri}.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n\
              [{cri}.containerd.runtimes.skiff]\nruntime_type = 'io.containerd.skiff.v1'\n\
-             pod_annotations = ['limits.skiff.dev/*', '*.limits.skiff.dev/*']\n\
+             pod_annotations = ['limits.skiff.dev/*', '*.limits.skiff.dev/*', 'http.skiff.dev/*', '*.http.skiff.dev/*']\n\
              [{cri}.containerd.runtimes.skiff.options]\nRoot = '{dir}/runc'\nCacheDir = '{}'\n\
              [{cri}.containerd.runtimes.skiff-plain]\nruntime_type = 'io.containerd.skiff.v1'\n\
              [{cri}.cni]\nbin_dirs = ['{}']\nconf_dir = '{dir}/cni'\n",

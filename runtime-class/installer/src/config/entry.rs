@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use skiff_protocol::names::LIMITS_DOMAIN;
+use skiff_protocol::names::{HTTP_DOMAIN, LIMITS_DOMAIN};
 use toml::{Table, Value};
 
 /// The name of the runtime in containerd's configuration, which a RuntimeClass calls its handler.
@@ -45,8 +45,13 @@ impl Entry {
 }
 
 /// The patterns of the pod annotations that containerd passes to the runtime.
-pub(crate) fn pod_annotations() -> [String; 2] {
-    [format!("{LIMITS_DOMAIN}/*"), format!("*.{LIMITS_DOMAIN}/*")]
+pub(crate) fn pod_annotations() -> [String; 4] {
+    [
+        format!("{LIMITS_DOMAIN}/*"),
+        format!("*.{LIMITS_DOMAIN}/*"),
+        format!("{HTTP_DOMAIN}/*"),
+        format!("*.{HTTP_DOMAIN}/*"),
+    ]
 }
 
 /// The plugin that has the runtimes in a configuration of this version.
