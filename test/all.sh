@@ -84,7 +84,7 @@ suites() {
 nodes() {
   prepare
   many "cgroup v2" test/nodes/suites.sh --mem 3072 --timeout 1200 apparmor attacks attacks_cri attacks_engine attacks_shim exit limits_annotations limits_cpu limits_cri limits_memory \
-    limits_oom limits_resources memory native process
+    limits_oom limits_resources memory native outgoing process
   # systemd removes the cgroup of a killed container, and its last limit with it.
   many "cgroup v2 of systemd" test/nodes/suites.sh --systemd --timeout 600 limits_oom memory process \
     -- --skip a_limit_written_below_what_is_in_use

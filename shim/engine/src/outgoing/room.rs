@@ -68,3 +68,39 @@ impl Room {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use skiff_protocol::Account;
+
+    use super::*;
+
+    #[test]
+    fn a_request_waits_for_others_where_the_guest_has_all_the_memory() {
+        let mut limit = tempfile::NamedTempFile::new().unwrap();
+        limit.write_all(b"16777216\n").unwrap();
+        let account = Account::keep_in(&Account::create().unwrap()).unwrap();
+        let budget = Budget::new(vec![limit.reopen().unwrap()], None, account);
+        let room = Room::new(Arc::clone(&budget));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let first = room.reserve().await.unwrap();
+            assert_eq!(room.unpaid.available_permits(), UNPAID_MAX, "the guest's memory pays for it");
+            let mut guest = Vec::new();
+            while let Ok(lease) = budget.lease(REQUEST_BYTES) {
+                guest.push(lease);
+            }
+            let unpaid = [room.reserve().await.unwrap(), room.reserve().await.unwrap()];
+            assert_eq!(room.unpaid.available_permits(), 0);
+            let mut waiting = std::pin::pin!(room.reserve());
+            assert!(timeout(Duration::ZERO, waiting.as_mut()).await.is_err(), "there is no room for a fourth");
+            drop(unpaid);
+            assert!(waiting.await.is_ok(), "others are done");
+            drop(guest);
+            drop(first);
+            assert!(room.reserve().await.is_ok_and(|reserved| matches!(reserved._memory, Memory::Leased { .. })));
+        });
+    }
+}

@@ -172,7 +172,7 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Frames>, Infallib
     let mut response = Response::new(match path.as_str() {
         "/version" => text(format!("{version} host={has_host}\n")),
         "/later" => {
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
             text("later\n".to_owned())
         }
         "/silent" => std::future::pending().await,

@@ -46,8 +46,8 @@ pub(crate) fn call(url: &str) -> Result<(u16, Vec<u8>), String> {
     Ok((response.status(), text))
 }
 
-/// Gets `url` with this time for each step, and reads nothing or everything.
-pub(crate) fn try_get(url: &str, ms: u64, reads: bool) -> Result<(u16, Vec<u8>), String> {
+/// Gets `url` with this time for each step, waits, and reads the beginning or everything.
+pub(crate) fn try_get(url: &str, ms: u64, wait_ms: u64, reads: bool) -> Result<(u16, Vec<u8>), String> {
     let options = RequestOptions::new();
     let time = (ms > 0).then_some(ms * 1_000_000);
     options.set_connect_timeout(time).expect("the time is valid");
@@ -56,6 +56,7 @@ pub(crate) fn try_get(url: &str, ms: u64, reads: bool) -> Result<(u16, Vec<u8>),
     let response = answer(request(url, Fields::new())?, Some(options))?;
     let body = response.consume().expect("the body is taken once");
     let stream = body.stream().expect("the stream is taken once");
+    std::thread::sleep(std::time::Duration::from_millis(wait_ms));
     loop {
         match stream.blocking_read(4096) {
             Ok(_) if !reads => return Ok((200, b"left\n".to_vec())),

@@ -37,8 +37,8 @@ impl wasip2::exports::http::incoming_handler::Guest for Service {
             "/fetch" => reply_fetched(out, fetch::get(parameter(query, "url"))),
             "/call" => reply_fetched(out, fetch::call(parameter(query, "url"))),
             "/try" => {
-                let (ms, reads) = (number(query, "ms"), number(query, "read") > 0);
-                reply_fetched(out, fetch::try_get(parameter(query, "url"), ms, reads));
+                let (ms, wait_ms, reads) = (number(query, "ms"), number(query, "wait"), number(query, "read") > 0);
+                reply_fetched(out, fetch::try_get(parameter(query, "url"), ms, wait_ms, reads));
             }
             "/grpc.health.v1.Health/Check" => check_health(&request, out),
             _ => {
