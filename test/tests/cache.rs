@@ -24,11 +24,12 @@ fn skiff_cache(containerd: &Containerd, arguments: &[&str]) -> Output {
     Command::new(programs().join("skiff")).arg("cache").args(arguments).arg("--cache-dir").arg(cache).output().unwrap()
 }
 
-/// The entries of a cache. Besides them it may hold only the locks with which compilers take turns.
+/// The entries of a cache. Besides them it may hold only its counters, and the locks with which compilers take turns.
 fn entries(containerd: &Containerd) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for engine in fs::read_dir(containerd.own_cache()).unwrap().flatten() {
-        if engine.file_name().to_string_lossy().starts_with("slot.") {
+        let name = engine.file_name();
+        if name == "counters.1" || name.to_string_lossy().starts_with("slot.") {
             continue;
         }
         found.extend(fs::read_dir(engine.path()).unwrap().flatten().map(|entry| entry.path()));

@@ -296,6 +296,8 @@ fn metrics_of_the_node_and_of_a_pod_s_guest_are_served() {
         text.contains(&format!("skiff_info{{version=\"{0}\",programs=\"{0}-", env!("CARGO_PKG_VERSION"))),
         "{text}"
     );
+    let printed = release.kubectl(&["exec", DAEMON_SET, "--", "/skiff-node", "metrics"]).unwrap();
+    assert!(printed.contains(&format!("skiff_container_memory_bytes{labels}}} ")), "{printed}");
     let service = release.cluster.get(&["-n", SYSTEM, "endpointslices", "-l", "kubernetes.io/service-name=skiff-node"]);
     assert!(service.to_string().contains(&format!("\"{ip}\"")), "{service}");
 }
@@ -310,13 +312,13 @@ fn whoever_applies_an_annotation_that_does_nothing_is_warned() {
         let object = match kind {
             "Pod" => pod,
             "CronJob" => {
-                pod["spec"]["restartPolicy"] = json!("Never");
                 let job = json!({"spec": {"template": {"metadata": pod["metadata"], "spec": pod["spec"]}}});
                 json!({"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "web"},
                     "spec": {"schedule": "0 0 1 1 *", "jobTemplate": job}})
             }
             _ => {
                 pod["metadata"]["labels"] = json!({"app": "web"});
+                pod["spec"]["restartPolicy"] = json!("Always");
                 let template = json!({"metadata": pod["metadata"], "spec": pod["spec"]});
                 json!({"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": "web"},
                     "spec": {"selector": {"matchLabels": {"app": "web"}}, "template": template}})

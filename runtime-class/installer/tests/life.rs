@@ -136,6 +136,26 @@ fn a_node_that_was_reverted_is_installed_again() {
     assert_eq!(node.read(CONFIG), ROOT);
 }
 
+#[test]
+fn what_keep_is_told_by_variables_status_is_told_too() {
+    let kind = Kind { program: "/opt/other/containerd", config: "/etc/other.toml", ..PLAIN };
+    let node = Node::new(&kind, &[("etc/other.toml", "version = 3\n")]);
+    let refused = node.run(&["status"]);
+    assert!(refused.stderr.contains("pass its path with `--containerd`"), "{}", refused.stderr);
+    let run = |words: &[&str]| {
+        let mut command = node.command(words);
+        command.env("SKIFF_NODE_CONTAINERD", kind.program).env("SKIFF_NODE_CONFIG", kind.config);
+        command.env("SKIFF_NODE_SOCKET", kind.socket).env("SKIFF_NODE_RESTART_COMMAND", "restart it");
+        command.output().unwrap()
+    };
+    let installed = run(&["install"]);
+    assert!(installed.status.success(), "{}", String::from_utf8_lossy(&installed.stderr));
+    let status = String::from_utf8(run(&["status"]).stdout).unwrap();
+    assert!(status.contains("ready       yes\n") && status.contains("config      /etc/other.toml\n"), "{status}");
+    assert!(run(&["verify"]).status.success());
+    assert!(run(&["remove"]).status.success());
+}
+
 /// Ends a run that stays.
 fn end(mut kept: Pod) {
     let pid = nix::unistd::Pid::from_raw(kept.0.id().cast_signed());

@@ -301,9 +301,9 @@ pub fn succeeded(output: &Output) -> &Output {
     output
 }
 
-/// Whether a file is one that a cache keeps: compiled code, or what is remembered of a failure.
+/// Whether a file is one that a cache keeps: compiled code, what is remembered of a failure, or its counters.
 fn is_the_caches(path: &Path) -> bool {
-    path.extension().is_some_and(|kind| kind == "cwasm" || kind == "failed")
+    path.ends_with("counters.1") || path.extension().is_some_and(|kind| kind == "cwasm" || kind == "failed")
 }
 
 fn copy(from: &Path, to: &Path) {
