@@ -18,7 +18,8 @@ pub fn bytes_and_mi(bytes: u64) -> String {
 pub struct Limits {
     /// How long a command may run.
     pub run_time: Option<Duration>,
-    /// How long an HTTP request may take until its response begins; the rest of the response may take as long again.
+    /// How long an HTTP request may take until its response begins, and how long its instance may go on once the response
+    /// is complete.
     pub request_time: Option<Duration>,
     /// How long the head of an HTTP request may take, from its first byte; on a new connection from its beginning.
     pub header_time: Duration,
@@ -64,7 +65,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             run_time: None,
-            request_time: None,
+            request_time: Some(Duration::from_secs(60)),
             header_time: Duration::from_secs(30),
             // Longer than the 600 s for which load balancers of clouds keep their connections: the side that closes first
             // must be theirs.

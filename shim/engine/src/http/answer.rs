@@ -1,124 +1,180 @@
-//! One request, from its head to the last byte of its response.
+//! One request, from its head to its response.
 
 use std::convert::Infallible;
 use std::fmt;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Bytes, Frame, SizeHint};
+use hyper::body::Bytes;
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto;
 use skiff_protocol::Account;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
 use wasmtime_wasi_http::WasiBody;
-use wasmtime_wasi_http::handler::{InstantiationError, ProxyHandler};
+use wasmtime_wasi_http::handler::{InstantiationError, ProxyHandler, ProxyPre};
 
+use super::alone::{Alone, Failure};
+use super::attendance::{Ticket, Waiting};
 use super::host::{Unclear, settle};
-use super::instances::{Ended, Instances, RequestData, is_shortage};
+use super::instances::{Caller, Instances, is_shortage};
+use super::limit::Timer;
+use super::reused::{Ended, RequestData, Reused};
+use super::tracked::{Rest, Tracked};
+use super::turns::{Turns, caller};
 use crate::error::sentence;
 use crate::metrics::CountedRequest;
 use crate::report::Reporter;
-use crate::shared::Shared;
+
+/// Why a request failed whose instance ended. The reason of that is reported already.
+const ENDED: &str = "its instance has ended";
 
 /// What all connections and requests of a server have in common.
 pub(super) struct Service {
     module: String,
     account: Account,
     reporter: Arc<Reporter>,
-    handler: ProxyHandler<Instances>,
-    /// Has all its permits while no request is under way.
-    requests: Semaphore,
-    requests_max: usize,
+    instances: Arc<Instances>,
+    /// Passes requests to instances that serve several. WASI 0.2 has none.
+    reused: Option<ProxyHandler<Reused>>,
+    turns: Turns,
     request_time: Option<Duration>,
     /// How its connections are served.
     pub(super) builder: auto::Builder<TokioExecutor>,
 }
 
-/// Answers one request.
+/// Answers one request of the connection that `timer` belongs to.
+// Invariant: when this or the response's body is dropped, the client is gone, and what its request held is free.
 pub(super) async fn answer(
     service: Arc<Service>,
+    timer: Timer,
     mut request: Request<WasiBody>,
 ) -> Result<Response<Tracked>, Infallible> {
     let mut counted = CountedRequest::begin(service.account);
-    let under_way = UnderWay::begin(&service).await;
-    let asked = Asked::of(&request);
-    if let Err(Unclear) = settle(&mut request) {
-        counted.responds(StatusCode::BAD_REQUEST);
-        let refused = plain(StatusCode::BAD_REQUEST);
-        return Ok(refused.map(|body| Tracked { body, _under_way: under_way, _counted: counted }));
-    }
-    let begun = Instant::now();
-    let (notify, ended) = oneshot::channel();
-    let response = match service.handler.handle(notify, request).await {
-        Ok(response) => response,
-        Err(error) => service.failed(asked, &error, begun, ended),
+    let caller = caller(&request);
+    let turn = service.turns.take(caller).await;
+    let is_head = request.method() == Method::HEAD;
+    let (response, rest) = match (settle(&mut request), &service.reused, caller) {
+        (Err(Unclear), _, _) => (plain(StatusCode::BAD_REQUEST), Rest::Nothing),
+        (Ok(()), Some(handler), Caller::Client) => service.pass_on(handler, request, &timer).await,
+        // A probe does not wait for requests of others in an instance.
+        (Ok(()), Some(_), Caller::Probe) | (Ok(()), None, _) => service.serve_alone(caller, request, &timer).await,
     };
     counted.responds(response.status());
-    Ok(response.map(|body| Tracked { body, _under_way: under_way, _counted: counted }))
+    Ok(Tracked::new(response, rest, turn, counted, is_head))
 }
 
 impl Service {
     /// A service of these instances for connections that `builder` serves.
     pub(super) fn new(instances: Instances, builder: auto::Builder<TokioExecutor>) -> Self {
-        let Shared { account, plan, reporter, .. } = instances.shared();
-        let account = *account;
+        let plan = &instances.shared().plan;
+        let (module, request_time) = (plan.module.clone(), plan.limits.request_time);
+        let turns = Turns::new(plan.limits.concurrent_requests);
+        let account = instances.shared().account;
         account.set_serves();
-        let (module, reporter, request_time) = (plan.module.clone(), Arc::clone(reporter), plan.limits.request_time);
-        let requests_max = plan.limits.concurrent_requests.min(Semaphore::MAX_PERMITS);
-        let handler = ProxyHandler::new(instances);
-        Self {
-            module,
-            account,
-            reporter,
-            handler,
-            requests: Semaphore::new(requests_max),
-            requests_max,
-            request_time,
-            builder,
-        }
+        let reporter = Arc::clone(&instances.shared().reporter);
+        let instances = Arc::new(instances);
+        let reused = match instances.pre() {
+            ProxyPre::P2(_) => None,
+            ProxyPre::P3(_) => {
+                Some(ProxyHandler::new(Reused { instances: Arc::clone(&instances), overtime: request_time }))
+            }
+        };
+        Self { module, account, reporter, instances, reused, turns, request_time, builder }
     }
 
     /// Whether no request is under way and no instance is alive.
     pub(super) fn is_idle(&self) -> bool {
-        self.requests.available_permits() == self.requests_max && self.handler.state().is_idle()
+        self.turns.are_free() && self.instances.is_idle()
     }
 
-    /// Reports a failed request on stderr, and returns what its client gets.
-    fn failed(
+    /// Notified again and again while a request waits for an instance.
+    pub(super) fn crowded(&self) -> &Notify {
+        self.instances.crowded()
+    }
+
+    /// Serves a request in an instance of its own.
+    async fn serve_alone(
         &self,
-        asked: Asked,
-        error: &wasmtime::Error,
-        begun: Instant,
-        ended: oneshot::Receiver<Ended>,
-    ) -> Response<WasiBody> {
-        let module = &self.module;
-        // The error of an ended request depends on where its guest was.
-        if let Some(limit) = self.request_time.filter(|limit| begun.elapsed() >= *limit) {
-            self.reporter.line(&format!("{module}: {asked} took longer than its limit `request-time` of {limit:?}"));
-            return plain(StatusCode::GATEWAY_TIMEOUT);
+        caller: Caller,
+        request: Request<WasiBody>,
+        timer: &Timer,
+    ) -> (Response<WasiBody>, Rest) {
+        let asked = Asked::of(&request);
+        let instance = match self.instances.make_in_turn(caller).await {
+            Ok(instance) => instance,
+            Err(error) => return (self.without_instance(&asked, &error), Rest::Nothing),
+        };
+        let begun = Instant::now();
+        let responding = Alone::new(instance, request).respond(self.request_time);
+        let response = match timer.within(self.request_time, || Some(begun), responding).await {
+            Some(Ok((response, rest))) => return (response, Rest::Alone(rest)),
+            Some(Err(failure)) => {
+                let reason = match failure {
+                    Failure::Ended => ENDED.to_owned(),
+                    Failure::Guest(error) => sentence(&error),
+                };
+                self.reporter.line(&format!("{}: {asked} failed: {reason}", self.module));
+                plain(StatusCode::INTERNAL_SERVER_ERROR)
+            }
+            None => self.timed_out(&asked),
+        };
+        (response, Rest::Nothing)
+    }
+
+    /// Passes a request to an instance that serves others as well.
+    async fn pass_on(
+        &self,
+        handler: &ProxyHandler<Reused>,
+        request: Request<WasiBody>,
+        timer: &Timer,
+    ) -> (Response<WasiBody>, Rest) {
+        let asked = Asked::of(&request);
+        let ticket = Arc::<Ticket>::default();
+        let mut waiting = Waiting::new(&ticket);
+        let (notify, ended) = oneshot::channel();
+        let handling = handler.handle(RequestData { ticket: Arc::clone(&ticket), ended: notify }, request);
+        let response = match timer.within(self.request_time, || ticket.begun(), handling).await {
+            Some(Ok(response)) => return (response, Rest::Shared(waiting)),
+            Some(Err(error)) => match error.downcast_ref::<InstantiationError<RequestData>>() {
+                Some(failed) => self.without_instance(&asked, &failed.error),
+                None => {
+                    // The guest has done its part.
+                    waiting.complete();
+                    self.report_failed(asked, ended, sentence(&error));
+                    plain(StatusCode::INTERNAL_SERVER_ERROR)
+                }
+            },
+            None => self.timed_out(&asked),
+        };
+        (response, Rest::Nothing)
+    }
+
+    /// Reports a failed request. A trap is reported where the instance ends, and of several requests only one is at fault.
+    fn report_failed(&self, asked: Asked, ended: oneshot::Receiver<Ended>, reason: String) {
+        let (module, reporter) = (self.module.clone(), Arc::clone(&self.reporter));
+        tokio::spawn(async move {
+            let reason = if ended.await.is_ok() { ENDED } else { &reason };
+            reporter.line(&format!("{module}: {asked} failed: {reason}"));
+        });
+    }
+
+    fn timed_out(&self, asked: &Asked) -> Response<WasiBody> {
+        let (module, limit) = (&self.module, self.request_time.unwrap_or_default());
+        self.reporter.line(&format!("{module}: {asked} took longer than its limit `request-time` of {limit:?}"));
+        plain(StatusCode::GATEWAY_TIMEOUT)
+    }
+
+    /// Reports that there is no instance for a request, and returns what its client gets.
+    fn without_instance(&self, asked: &Asked, error: &wasmtime::Error) -> Response<WasiBody> {
+        let (module, reason) = (&self.module, sentence(error));
+        if is_shortage(error) {
+            self.reporter.line(&format!("{module}: no room for {asked}: {reason}"));
+            return plain(StatusCode::SERVICE_UNAVAILABLE);
         }
-        match error.downcast_ref::<InstantiationError<RequestData>>() {
-            Some(InstantiationError { error, .. }) if is_shortage(error) => {
-                self.reporter.line(&format!("{module}: no room for {asked}: {}", sentence(error)));
-                return plain(StatusCode::SERVICE_UNAVAILABLE);
-            }
-            Some(InstantiationError { error, .. }) => {
-                self.reporter.line(&format!("{module}: cannot make an instance for {asked}: {}", sentence(error)));
-            }
-            None => {
-                let (module, reason) = (module.clone(), sentence(error));
-                let reporter = Arc::clone(&self.reporter);
-                tokio::spawn(async move {
-                    // A trap is reported where the instance ends, and of several requests only one is at fault.
-                    let reason = if ended.await.is_ok() { "its instance has ended" } else { &reason };
-                    reporter.line(&format!("{module}: {asked} failed: {reason}"));
-                });
-            }
-        }
+        self.reporter.line(&format!("{module}: cannot make an instance for {asked}: {reason}"));
         plain(StatusCode::INTERNAL_SERVER_ERROR)
     }
 }
@@ -165,52 +221,6 @@ fn plain(status: StatusCode) -> Response<WasiBody> {
     let mut response = Response::new(text.map_err(|never| match never {}).boxed_unsync());
     *response.status_mut() = status;
     response
-}
-
-/// A request from its head to the last byte of its response.
-struct UnderWay(Arc<Service>);
-
-impl UnderWay {
-    async fn begin(service: &Arc<Service>) -> Self {
-        // The semaphore is never closed. Its permit comes back when this is dropped.
-        if let Ok(permit) = service.requests.acquire().await {
-            permit.forget();
-        }
-        Self(Arc::clone(service))
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.requests.add_permits(1);
-    }
-}
-
-/// A response's body that knows when it is sent.
-pub(super) struct Tracked {
-    body: WasiBody,
-    _under_way: UnderWay,
-    _counted: CountedRequest,
-}
-
-impl Body for Tracked {
-    type Data = Bytes;
-    type Error = wasmtime_wasi_http::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }
 
 #[cfg(test)]

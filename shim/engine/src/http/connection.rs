@@ -19,6 +19,8 @@ use tokio::time::{Sleep, sleep_until};
 use super::activity::{Activity, Patience};
 use super::answer::{Service, answer};
 use super::bodies::{Arriving, Departing, Exchange};
+use super::client::Client;
+use super::limit::Timer;
 use super::places::Place;
 use super::stream::Stream;
 
@@ -35,7 +37,8 @@ const PING_TIME_MAX: Duration = Duration::from_secs(20);
 pub(super) fn builder(patience: Patience) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // One plain write costs less than a vectored one, and most responses are small.
-    builder.http1().max_buf_size(BUFFER_BYTES).writev(false);
+    // Whether a client has left is found out by `Client::left`.
+    builder.http1().max_buf_size(BUFFER_BYTES).writev(false).half_close(true);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -65,18 +68,22 @@ pub(super) async fn serve(
         () = poll_fn(|context| watch.poll(context)) => return,
         () = ended_for(&mut ending, FRESH_GRACE) => return,
     }
+    let client = Client::new(stream);
+    let timer = Timer::default();
     let respond = service_fn(|request: Request<Incoming>| {
         let exchange = Exchange::begin(activity);
         let request = request.map(|body| Arriving::new(body, patience.idle).boxed_unsync());
-        let response = answer(Arc::clone(&service), request);
+        let response = answer(Arc::clone(&service), timer.clone(), request);
         async { response.await.map(|response| response.map(|body| Departing::new(body, exchange))) }
     });
-    let stream = TokioIo::new(Stream::new(stream, Arc::clone(activity)));
+    let stream = TokioIo::new(Stream::new(client.clone(), Arc::clone(activity)));
+    let mut left = pin!(client.left(service.crowded()));
     let mut connection = pin!(service.builder.serve_connection(stream, respond));
-    // A connection that breaks is the client's affair.
+    // A connection that breaks is the client's affair. Dropping it ends what it asked for.
     tokio::select! {
         biased;
         _broken = connection.as_mut() => return,
+        () = left.as_mut() => return,
         () = poll_fn(|context| watch.poll(context)) => {
             // A client of HTTP/2 is told. It need not reply.
             connection.as_mut().graceful_shutdown();
@@ -87,6 +94,7 @@ pub(super) async fn serve(
     }
     tokio::select! {
         _broken = connection => {}
+        () = left => {}
         () = poll_fn(|context| watch.poll(context)) => {}
     }
 }

@@ -4,15 +4,21 @@
 
 mod activity;
 mod address;
+mod alone;
 mod answer;
+mod attendance;
 mod bodies;
+mod client;
 mod connection;
-mod expiration;
 mod host;
 mod instances;
+mod limit;
 mod places;
 pub(crate) mod pool;
+mod reused;
 pub(crate) mod server;
 mod size;
 mod stream;
 mod ticker;
+mod tracked;
+mod turns;

@@ -7,7 +7,7 @@ use skiff_protocol::Limits;
 use wasmtime::component::Component;
 use wasmtime::{Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
-use super::size::instances_max;
+use super::size::{PROBE_INSTANCES, instances_max};
 use crate::load::{Code, config, load};
 use crate::shared::Shared;
 
@@ -19,7 +19,7 @@ const CORE_INSTANCES_MAX: u32 = 1000;
 /// The same component in an engine that keeps the memory of its instances for the next ones. `None` if that is not
 /// possible: then each instance takes and returns its own memory.
 pub(crate) fn pooled(component: &Component, code: &File, shared: &Shared) -> Option<Component> {
-    let instances = instances_max(shared.budget.limit_bytes());
+    let instances = instances_max(shared.budget.limit_bytes()) + PROBE_INSTANCES as u32;
     let engine = engine(component, instances, &shared.plan.limits)?;
     match load(&engine, code) {
         Ok(Code::Component(component)) => Some(component),

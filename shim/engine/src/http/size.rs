@@ -14,6 +14,9 @@ const BLOCKING_THREADS_MAX: usize = 64;
 /// The most and the fewest instances of a server at once. Each takes address space and a stack set up ahead.
 const INSTANCES_MAX: u32 = 1000;
 const INSTANCES_MIN: u32 = 16;
+/// What is kept beyond that for probes, which anybody can pretend to be: requests, and instances to serve them.
+pub(super) const PROBE_REQUESTS: usize = 4;
+pub(super) const PROBE_INSTANCES: usize = PROBE_REQUESTS;
 const MIB: u64 = 1 << 20;
 
 /// The most connections that a server keeps open under a memory limit; further ones wait to be accepted.

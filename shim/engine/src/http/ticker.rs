@@ -47,11 +47,6 @@ impl Ticker {
         }
         Ticking(Arc::clone(&self.wanted))
     }
-
-    /// How many want the epoch to advance.
-    pub(super) fn wanted(&self) -> usize {
-        self.wanted.count.load(Ordering::SeqCst)
-    }
 }
 
 impl Drop for Ticking {

@@ -71,6 +71,20 @@ impl Budget {
         self.released.notify_one();
     }
 
+    /// Checks that `bytes` are free. A share of less than `least_share_bytes` is too small to keep room in it.
+    ///
+    /// # Errors
+    /// [`Denied::Memory`] if there is less than that.
+    pub(crate) fn check_room(&self, bytes: u64, least_share_bytes: u64) -> Result<(), Denied> {
+        let Some(limit_bytes) = self.limit_bytes() else { return Ok(()) };
+        let guest_bytes = guest_share_bytes(limit_bytes);
+        let wanted_bytes = self.account.used_bytes().saturating_add(bytes);
+        if guest_bytes < least_share_bytes || wanted_bytes <= guest_bytes {
+            return Ok(());
+        }
+        Err(Denied::Memory { wanted_bytes, guest_bytes, limit_bytes })
+    }
+
     /// Notes that the guest gave up because it ran out of memory.
     pub(crate) fn set_ran_out(&self) {
         self.account.set_ran_out();
@@ -139,6 +153,11 @@ impl Lease {
     pub(super) fn give_back(&self, bytes: u64) {
         self.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.budget.give_back(bytes);
+    }
+
+    /// What it holds, in bytes.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.held_bytes.load(Ordering::Relaxed)
     }
 
     /// Counts a denied growth.

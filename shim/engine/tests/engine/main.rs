@@ -25,6 +25,8 @@ mod http_connections;
 #[cfg(test)]
 mod http_end;
 #[cfg(test)]
+mod http_left;
+#[cfg(test)]
 mod http_output;
 #[cfg(test)]
 mod limits;

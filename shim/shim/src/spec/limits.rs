@@ -38,6 +38,7 @@ pub(crate) fn from_annotations(annotations: &BTreeMap<String, String>) -> Result
 fn set(limits: &mut Limits, name: &str, value: &str) -> Result<(), String> {
     match name {
         "run-time" => limits.run_time = Some(duration(value)?),
+        "request-time" if value == "none" => limits.request_time = None,
         "request-time" => limits.request_time = Some(duration(value)?),
         "header-time" => limits.header_time = duration(value)?,
         "idle-time" => limits.idle_time = duration(value)?,
@@ -146,6 +147,7 @@ mod tests {
         };
         assert_eq!(all, expected);
         assert_eq!(limits([]), Limits::default());
+        assert_eq!(limits([("limits.skiff.dev/request-time", "none")]).request_time, None);
     }
 
     #[test]
@@ -169,6 +171,7 @@ mod tests {
             ("limits.skiff.dev/run-time", "30", "a time such as"),
             ("limits.skiff.dev/run-time", "0s", "a time such as"),
             ("limits.skiff.dev/request-time", "-1s", "a time such as"),
+            ("limits.skiff.dev/run-time", "none", "a time such as"),
             ("limits.skiff.dev/request-time", "18446744073709551615s", "at most a year"),
             ("limits.skiff.dev/header-time", "0s", "a time such as"),
             ("limits.skiff.dev/idle-time", "never", "a time such as"),

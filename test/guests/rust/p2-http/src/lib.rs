@@ -29,6 +29,15 @@ impl wasip2::exports::http::incoming_handler::Guest for Service {
         match path {
             "/echo" => echo(&request, out),
             "/big" => big(number(query, "bytes"), out),
+            "/stall" => send(out, 200, |output| {
+                output.blocking_write_and_flush(b"begun\n").ok();
+                std::thread::sleep(Duration::from_millis(number(query, "ms")));
+            }),
+            "/after" => {
+                reply(out, 200, b"complete\n");
+                std::thread::sleep(HOLD);
+                println!("after the response");
+            }
             "/write" => {
                 let result = std::fs::write(parameter(query, "path"), read_all(&request));
                 reply_result(out, result.map(|()| b"written".to_vec()));

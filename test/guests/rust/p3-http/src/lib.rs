@@ -20,6 +20,7 @@ impl wasip3::exports::http::handler::Guest for Service {
         match path {
             "/echo" => return Ok(echo(request)),
             "/big" => return Ok(big(number(query))),
+            "/stall" => return Ok(stall(number(query))),
             _ => {}
         }
         let (status, text) = answer(path, query).await;
@@ -114,6 +115,14 @@ fn big(bytes: u64) -> Response {
             }
             left -= length;
         }
+    })
+}
+
+/// Begins a body, and goes on with it later.
+fn stall(ms: u64) -> Response {
+    send(200, async move |mut body: StreamWriter<u8>| {
+        body.write_all(b"begun\n".to_vec()).await;
+        wasip3::clocks::monotonic_clock::wait_for(ms * 1_000_000).await;
     })
 }
 

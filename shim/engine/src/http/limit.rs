@@ -1,0 +1,119 @@
+//! The time that a request may take until its response begins.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// Longer than any process lives.
+const NEVER: Duration = Duration::from_secs(30 * 365 * 86_400);
+
+/// The timer of a connection. Its requests use it one after the other, and it is set again only once it has fired: setting
+/// a timer for each request costs a noticeable part of a short one.
+#[derive(Clone, Default)]
+pub(super) struct Timer(Arc<Mutex<Option<Pin<Box<Sleep>>>>>);
+
+/// The timer while a request has it.
+struct Taken<'a> {
+    timer: &'a Timer,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Timer {
+    /// Does `work` for no longer than `limit` after it has begun; `None` if that is over. Work that has not begun is not
+    /// limited.
+    pub(super) async fn within<T>(
+        &self,
+        limit: Option<Duration>,
+        begun: impl Fn() -> Option<Instant>,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
+        let Some(limit) = limit else { return Some(work.await) };
+        let mut work = pin!(work);
+        let mut taken = Taken { timer: self, sleep: None };
+        poll_fn(|context| {
+            if let Poll::Ready(done) = work.as_mut().poll(context) {
+                return Poll::Ready(Some(done));
+            }
+            let deadline = after(begun().unwrap_or_else(Instant::now), limit);
+            let sleep = taken.until(deadline);
+            if sleep.deadline() > deadline {
+                sleep.as_mut().reset(deadline);
+            }
+            while sleep.as_mut().poll(context).is_ready() {
+                if sleep.deadline() >= deadline {
+                    return Poll::Ready(None);
+                }
+                sleep.as_mut().reset(deadline);
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn slot(&self) -> std::sync::MutexGuard<'_, Option<Pin<Box<Sleep>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Taken<'_> {
+    fn until(&mut self, deadline: Instant) -> &mut Pin<Box<Sleep>> {
+        let timer = self.timer;
+        self.sleep.get_or_insert_with(|| timer.slot().take().unwrap_or_else(|| Box::pin(sleep_until(deadline))))
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if let Some(sleep) = self.sleep.take() {
+            *self.timer.slot() = Some(sleep);
+        }
+    }
+}
+
+/// The end of `limit` after `start`. A time beyond all clocks is never reached.
+pub(super) fn after(start: Instant, limit: Duration) -> Instant {
+    start.checked_add(limit).unwrap_or(start + NEVER)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[test]
+    fn no_limit_is_too_long_for_a_deadline() {
+        let start = Instant::now();
+        for (limit, expected) in
+            [(Duration::ZERO, Duration::ZERO), (Duration::from_secs(u64::MAX), NEVER), (Duration::MAX, NEVER)]
+        {
+            assert_eq!(after(start, limit) - start, expected, "{limit:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_timer_serves_one_request_after_the_other() {
+        let timer = Timer::default();
+        let (short, long) = (Duration::from_millis(20), Duration::from_secs(3600));
+        let now = || Some(Instant::now());
+        assert_eq!(timer.within(Some(long), now, tokio::time::sleep(short)).await, Some(()));
+        let begun = Some(Instant::now());
+        assert_eq!(timer.within(Some(short), || begun, pending::<()>()).await, None, "an earlier end");
+        let begun = Some(Instant::now());
+        assert_eq!(timer.within(Some(long), || begun, tokio::time::sleep(2 * short)).await, Some(()), "a later end");
+        assert_eq!(timer.within(None, || begun, tokio::time::sleep(short)).await, Some(()));
+    }
+
+    #[tokio::test]
+    async fn what_has_not_begun_is_not_late() {
+        let short = Duration::from_millis(20);
+        let begins = Instant::now() + 5 * short;
+        let begun = || (Instant::now() >= begins).then_some(begins);
+        assert_eq!(Timer::default().within(Some(short), begun, pending::<()>()).await, None);
+        assert!(Instant::now() >= begins + short);
+    }
+}
