@@ -284,6 +284,21 @@ fn a_server_follows_a_raised_limit() {
 }
 
 #[test]
+fn a_server_has_more_instances_under_a_raised_limit() {
+    let port = free_port();
+    let server = serving(Containerd::shared().job("rust-p2-http").memory(16 * MIB), port);
+    server.update(&json!({"memory": {"limit": 512 * MIB}})).unwrap();
+    // 16 at a time would take 26 s, and whoever waits for 10 s gets 503.
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..200).map(|_| scope.spawn(move || get(port, "/slow?ms=2000"))).collect();
+        for client in clients {
+            assert_eq!(client.join().unwrap().unwrap().status, 200);
+        }
+    });
+    assert_eq!(server.cgroup.oom_kills(), 0);
+}
+
+#[test]
 fn a_guest_whose_cgroup_vanishes_keeps_its_limit_and_can_be_ended() {
     let containerd = Containerd::shared();
     let events = Events::listen(containerd);

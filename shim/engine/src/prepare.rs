@@ -79,11 +79,11 @@ impl Loaded {
             config(&plan.limits).and_then(|config| Engine::new(&config)).map_err(|error| engine_failed(&error))?;
         let mapped = load(&engine, code)?;
         name_process(plan.module.rsplit('/').next().unwrap_or_default());
-        let shared = Shared::new(plan, memory_limits, account, reporter);
+        let mut shared = Shared::new(plan, memory_limits, account, reporter);
         let role = role(&mapped, &shared);
         let mapped = match mapped {
             Code::Component(component) if role == Role::Server => {
-                Code::Component(pooled(&component, code, &shared).unwrap_or(component))
+                Code::Component(pooled(&component, code, &mut shared).unwrap_or(component))
             }
             other => other,
         };

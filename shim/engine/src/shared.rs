@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) streams: Arc<Streams>,
     /// Where the engine's own messages go.
     pub(crate) reporter: Arc<Reporter>,
+    /// How many instances the pool of a server has room for, if it has one.
+    pub(crate) pool_instances: Option<u32>,
     environment: Vec<(String, String)>,
     directories: Directories,
     resolver: Arc<Resolver>,
@@ -63,6 +65,7 @@ impl Shared {
             streams: Arc::new(Streams::new(plan.limits.output_bytes_per_second)),
             reporter: Arc::clone(reporter),
             plan,
+            pool_instances: None,
             environment,
             directories: Directories::default(),
             resolver,

@@ -126,6 +126,6 @@ async fn finish(
     }
     match overtime {
         Some(limit) => drop(timeout(limit, instance).await),
-        None => drop(instance.await),
+        None => instance.await,
     }
 }

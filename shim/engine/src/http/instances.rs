@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use skiff_protocol::{Account, Refusal};
@@ -42,7 +42,7 @@ pub(super) enum Caller {
 
 /// All instances that there may be at once are in use.
 #[derive(Debug)]
-struct AllInUse(usize);
+struct AllInUse(u32);
 
 impl fmt::Display for AllInUse {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -64,7 +64,9 @@ pub(super) struct Instances {
     shared: Shared,
     module: Arc<str>,
     ticker: Ticker,
-    count: Arc<AtomicUsize>,
+    count: Arc<AtomicU32>,
+    /// How many of them are being made.
+    making: Arc<AtomicU32>,
     /// The size of an instance that has just been made.
     fresh_bytes: AtomicU64,
     /// Notified while somebody waits for an instance.
@@ -91,17 +93,24 @@ pub(super) struct HostSide {
     _counted: CountedInstance,
     _lease: Arc<Lease>,
     _ticking: Ticking,
-    _place: Place,
+    _place: Counted,
     _wake: Option<Wake>,
     _alive: mpsc::Sender<Infallible>,
 }
 
-/// One of the instances that there may be at once.
-struct Place(Arc<AtomicUsize>);
+/// One of the instances that there are.
+struct Counted(Arc<AtomicU32>);
 
-impl Drop for Place {
+impl Counted {
+    fn one_of(count: &Arc<AtomicU32>) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -134,6 +143,7 @@ impl Instances {
             shared,
             ticker,
             count: Arc::default(),
+            making: Arc::default(),
             fresh_bytes: AtomicU64::new(0),
             crowded: Arc::default(),
             alive,
@@ -216,6 +226,7 @@ impl Instances {
     }
 
     async fn make(&self, caller: Caller) -> Result<Instance> {
+        let _making = Counted::one_of(&self.making);
         let place = self.take_place(caller)?;
         let state = self.shared.state(Role::Server).map_err(|refusal| Error::msg(format!("{refusal:?}")))?;
         let host = HostSide {
@@ -242,19 +253,23 @@ impl Instances {
     }
 
     /// Takes a place for an instance. Clients leave room for one that is made for a probe.
-    fn take_place(&self, caller: Caller) -> Result<Place> {
+    fn take_place(&self, caller: Caller) -> Result<Counted> {
         let limit_bytes = self.shared.budget.limit_bytes();
-        let usual = usize::try_from(instances_max(limit_bytes)).unwrap_or(usize::MAX);
+        let usual = instances_max(limit_bytes).min(self.shared.pool_instances.unwrap_or(u32::MAX));
         let most = match caller {
             Caller::Client => usual,
             Caller::Probe => usual + PROBE_INSTANCES,
         };
-        let next = |count: usize| (count < most).then_some(count + 1);
+        let next = |count: u32| (count < most).then_some(count + 1);
         let count = self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).map_err(|_| AllInUse(most))?;
-        let place = Place(Arc::clone(&self.count));
+        let place = Counted(Arc::clone(&self.count));
         if caller == Caller::Client && count > 0 {
             let fresh_bytes = self.fresh_bytes.load(Ordering::Relaxed);
-            self.shared.budget.check_room(fresh_bytes.saturating_mul(2), fresh_bytes.saturating_mul(RESERVE_PART))?;
+            // Those that are being made may not have taken their memory yet.
+            let wanted = u64::from(self.making.load(Ordering::SeqCst)) + 1;
+            self.shared
+                .budget
+                .check_room(fresh_bytes.saturating_mul(wanted), fresh_bytes.saturating_mul(RESERVE_PART))?;
         }
         Ok(place)
     }

@@ -7,22 +7,27 @@ use skiff_protocol::Limits;
 use wasmtime::component::Component;
 use wasmtime::{Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
-use super::size::{PROBE_INSTANCES, instances_max};
+use super::size::{PROBE_INSTANCES, pool_instances};
 use crate::load::{Code, config, load};
 use crate::shared::Shared;
 
 /// The most elements of one table. Only address space is taken for them.
 const TABLE_ELEMENTS_MAX: usize = 1 << 20;
+/// How much of a table is cleared by writing to it. The kernel would have to tell all threads that its pages are gone.
+const TABLE_KEPT_BYTES: usize = 4 << 10;
 /// How many core instances one component may consist of.
 const CORE_INSTANCES_MAX: u32 = 1000;
 
 /// The same component in an engine that keeps the memory of its instances for the next ones. `None` if that is not
 /// possible: then each instance takes and returns its own memory.
-pub(crate) fn pooled(component: &Component, code: &File, shared: &Shared) -> Option<Component> {
-    let instances = instances_max(shared.budget.limit_bytes()) + PROBE_INSTANCES as u32;
-    let engine = engine(component, instances, &shared.plan.limits)?;
+pub(crate) fn pooled(component: &Component, code: &File, shared: &mut Shared) -> Option<Component> {
+    let instances = pool_instances(shared.budget.limit_bytes());
+    let engine = engine(component, instances + PROBE_INSTANCES, &shared.plan.limits)?;
     match load(&engine, code) {
-        Ok(Code::Component(component)) => Some(component),
+        Ok(Code::Component(component)) => {
+            shared.pool_instances = Some(instances);
+            Some(component)
+        }
         Ok(Code::Module(_)) | Err(_) => None,
     }
 }
@@ -41,6 +46,7 @@ fn engine(component: &Component, instances: u32, limits: &Limits) -> Option<Engi
         .max_tables_per_module(needed.num_tables.max(1))
         .max_tables_per_component(needed.num_tables.max(1))
         .table_elements(usize::try_from(needed.max_initial_table_size.unwrap_or(0)).ok()?.max(TABLE_ELEMENTS_MAX))
+        .table_keep_resident(TABLE_KEPT_BYTES)
         .max_core_instance_size(1 << 24)
         .max_component_instance_size(1 << 24)
         .total_gc_heaps(instances)

@@ -8,15 +8,21 @@ const CONNECTIONS_MAX: usize = 4096;
 const CONNECTIONS_MIN: usize = 128;
 /// What one connection may cost: its buffers, its task and the kernel's socket.
 const CONNECTION_BYTES: u64 = 16 << 10;
+/// The quota that a server's threads can always follow: their number is fixed, but a quota may be raised later. The kernel
+/// keeps threads to a smaller quota, at no cost that could be measured.
+const QUOTA_MIN: usize = 8;
 /// Threads that wait for files and slow readers: for each processor, and in all.
 const BLOCKING_THREADS_EACH: usize = 8;
 const BLOCKING_THREADS_MAX: usize = 64;
-/// The most and the fewest instances of a server at once. Each takes address space and a stack set up ahead.
+/// The most and the fewest instances of a server at once.
 const INSTANCES_MAX: u32 = 1000;
 const INSTANCES_MIN: u32 = 16;
+/// The fewest that a server is prepared for: its limit may be raised. Each costs about 1 KiB before it is used, most of it
+/// for the guard page of a stack.
+const POOL_MIN: u32 = 256;
 /// What is kept beyond that for probes, which anybody can pretend to be: requests, and instances to serve them.
 pub(super) const PROBE_REQUESTS: usize = 4;
-pub(super) const PROBE_INSTANCES: usize = PROBE_REQUESTS;
+pub(super) const PROBE_INSTANCES: u32 = 4;
 const MIB: u64 = 1 << 20;
 
 /// The most connections that a server keeps open under a memory limit; further ones wait to be accepted.
@@ -32,10 +38,15 @@ pub(super) fn instances_max(limit_bytes: Option<u64>) -> u32 {
     u32::try_from(share_bytes / MIB).unwrap_or(INSTANCES_MAX).clamp(INSTANCES_MIN, INSTANCES_MAX)
 }
 
+/// How many instances a server that starts under a memory limit is prepared for.
+pub(super) fn pool_instances(limit_bytes: Option<u64>) -> u32 {
+    instances_max(limit_bytes).max(POOL_MIN)
+}
+
 /// How many threads of a server run guests, and how many more may block on files and slow readers, if the process may use
-/// `runnable` processors and the quotas allow `quota` of them.
+/// `runnable` processors and the quotas allow `quota` of them at first.
 pub(super) fn threads(runnable: usize, quota: Option<usize>) -> (usize, usize) {
-    let workers = runnable.min(quota.unwrap_or(usize::MAX)).max(1);
+    let workers = runnable.min(quota.unwrap_or(usize::MAX).max(QUOTA_MIN)).max(1);
     (workers, workers.saturating_mul(BLOCKING_THREADS_EACH).min(BLOCKING_THREADS_MAX))
 }
 
@@ -49,6 +60,7 @@ mod tests {
             [(None, 1000), (Some(0), 16), (Some(16 * MIB), 16), (Some(64 * MIB), 59), (Some(u64::MAX / 4), 1000)]
         {
             assert_eq!(instances_max(limit_bytes), expected, "under {limit_bytes:?}");
+            assert_eq!(pool_instances(limit_bytes), expected.max(256), "under {limit_bytes:?}");
         }
     }
 
@@ -56,9 +68,10 @@ mod tests {
     fn threads_follow_the_quota() {
         for (runnable, quota, expected) in [
             (2, None, (2, 16)),
-            (2, Some(1), (1, 8)),
+            (2, Some(1), (2, 16)),
             (64, None, (64, 64)),
-            (64, Some(3), (3, 24)),
+            (64, Some(3), (8, 64)),
+            (64, Some(9), (9, 64)),
             (1, Some(9), (1, 8)),
         ] {
             assert_eq!(threads(runnable, quota), expected, "{runnable} and {quota:?}");

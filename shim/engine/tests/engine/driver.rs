@@ -13,7 +13,8 @@ use std::time::Instant;
 
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare};
+use nix::unistd::Pid;
 use skiff_protocol::{
     Account, CONTROL_FD, ENGINE_FD, EnginePlan, Limits, Message, Preopen, Refusal, Reply, send_message,
 };
@@ -30,6 +31,7 @@ pub(crate) struct Guest {
     limit: Option<PathBuf>,
     binds: Vec<(CString, CString)>,
     user: Option<u32>,
+    one_processor: bool,
     account: File,
     stdin: Stdio,
     stdout: Stdio,
@@ -85,6 +87,7 @@ impl Guest {
             limit: None,
             binds: Vec::new(),
             user: None,
+            one_processor: false,
             account: Account::create().unwrap(),
             stdin: Stdio::null(),
             stdout: Stdio::piped(),
@@ -147,9 +150,9 @@ impl Guest {
         self
     }
 
-    /// Runs with as many processors.
-    pub(crate) fn processors(mut self, count: usize) -> Self {
-        self.plan.processors = Some(count);
+    /// Runs on one processor.
+    pub(crate) fn one_processor(mut self) -> Self {
+        self.one_processor = true;
         self
     }
 
@@ -228,7 +231,11 @@ impl Guest {
         command.env_clear().envs(self.own_environment).stdin(self.stdin).stdout(self.stdout).stderr(self.stderr);
         let number = engine.as_raw_fd();
         let (binds, user) = (self.binds, self.user);
+        let processors = self.one_processor.then(first_processor);
         let into_place = move || {
+            if let Some(processors) = &processors {
+                sched_setaffinity(Pid::from_raw(0), processors)?;
+            }
             if !binds.is_empty() {
                 unshare(CloneFlags::CLONE_NEWNS)?;
                 let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
@@ -388,6 +395,15 @@ impl Drop for Running {
             self.child.wait().ok();
         }
     }
+}
+
+/// One of the processors that this process may use.
+fn first_processor() -> CpuSet {
+    let all = sched_getaffinity(Pid::from_raw(0)).unwrap();
+    let first = (0..CpuSet::count()).find(|number| all.is_set(*number).unwrap()).unwrap();
+    let mut one = CpuSet::new();
+    one.set(first).unwrap();
+    one
 }
 
 fn path_text(path: &Path) -> CString {

@@ -12,7 +12,7 @@ use skiff_protocol::{Refusal, Reply};
 
 use crate::driver::Guest;
 use crate::server::{BOTH, Server, finish};
-use crate::watch::{free_port, limit_file, wait_for};
+use crate::watch::{free_port, limit_file, set_limit, wait_for};
 
 const MIB: u64 = 1 << 20;
 
@@ -137,6 +137,30 @@ fn requests_share_the_memory_limit_and_wait_for_each_other() {
     assert!(bodies.iter().all(|body| body.contains("refused after") || body.contains("grew 20 MiB")), "{bodies:?}");
     // What all of them held is free again.
     wait_for("the memory to come back", || server.get("/grow?mib=20").body.contains("grew 20 MiB"));
+}
+
+#[test]
+fn instances_follow_the_limit_up_and_down() {
+    let limit = limit_file(16 * MIB);
+    let limits = skiff_protocol::Limits { request_time: None, ..skiff_protocol::Limits::default() };
+    let guest = Guest::named("rust-p2-http").limit(limit.path()).limits(limits);
+    let account = guest.account();
+    let used = || skiff_protocol::Figures::read(&account).unwrap().linear_memory_bytes;
+    let server = Server::start(guest);
+    let first = server.begin("/slow?ms=3600000");
+    wait_for("an instance", || used() > 0);
+    let one = used();
+    set_limit(&limit, &(512 * MIB).to_string());
+    let mut all: Vec<TcpStream> = (1..200).map(|_| server.begin("/slow?ms=3600000")).collect();
+    all.push(first);
+    wait_for("200 instances at once", || used() == 200 * one);
+    // What is there stays. There is no room for more, until it is fewer again.
+    set_limit(&limit, &(16 * MIB).to_string());
+    let waiting = server.begin("/");
+    all.truncate(20);
+    wait_for("20 instances", || used() == 20 * one);
+    all.clear();
+    assert_eq!(finish(waiting).status(), 200);
 }
 
 #[test]

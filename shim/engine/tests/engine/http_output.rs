@@ -38,7 +38,7 @@ fn a_slow_reader_of_stdout_does_not_stop_the_server() {
 fn a_log_that_nobody_reads_stops_no_server() {
     let (reader, writer) = std::io::pipe().unwrap();
     nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(8192)).unwrap();
-    let mut server = Server::start(Guest::named("rust-p2-http").processors(1).stderr(writer));
+    let mut server = Server::start(Guest::named("rust-p2-http").one_processor().stderr(writer));
     // Each is reported in a line of about 80 bytes.
     for _ in 0..1000 {
         assert_eq!(server.get("/exit?code=3").status(), 500);
@@ -56,7 +56,7 @@ fn guests_that_wait_for_a_reader_keep_no_thread() {
     for name in BOTH {
         let (reader, writer) = std::io::pipe().unwrap();
         nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(8192)).unwrap();
-        let server = Server::start(Guest::named(name).processors(1).stdout(writer));
+        let server = Server::start(Guest::named(name).one_processor().stdout(writer));
         // Nine bytes each: most of them fill the pipe, and the others wait. One processor has eight threads to spare.
         let requests = b"GET /log HTTP/1.1\r\nhost: test\r\n\r\n".repeat(100);
         let writing: Vec<TcpStream> = (0..50)

@@ -63,7 +63,7 @@ fn a_dead_name_server_delays_no_file() {
     };
     let conf = "search a.example b.example c.example\nnameserver 127.0.0.9\noptions ndots:5 timeout:1 attempts:1\n";
     let files = etc(&[("resolv.conf", conf), ("in", "from the host")]);
-    let guest = Guest::named("rust-p2-http").processors(1).etc(&[&files.path().join("resolv.conf")]);
+    let guest = Guest::named("rust-p2-http").one_processor().etc(&[&files.path().join("resolv.conf")]);
     let server = Server::start(guest.preopen(files.path(), "/data", false));
     assert!(server.get("/files?path=/data/in").body.contains("from the host"), "the first read takes longer");
     let waiting: Vec<TcpStream> = (0..16).map(|_| server.begin("/fetch?url=http://x.y/")).collect();
