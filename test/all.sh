@@ -83,7 +83,7 @@ suites() {
 # nodes: the suites that depend on the node's cgroups, again on cgroup v2, and again where systemd manages the cgroups.
 nodes() {
   prepare
-  many "cgroup v2" test/nodes/suites.sh --mem 3072 --timeout 1200 apparmor attacks attacks_cri attacks_engine attacks_shim exit limits_annotations limits_cpu limits_cri limits_memory \
+  many "cgroup v2" test/nodes/suites.sh --mem 3072 --timeout 1200 apparmor attacks attacks_cri attacks_engine attacks_shim exit limits_annotations limits_clients limits_cpu limits_cri limits_memory \
     limits_oom limits_resources memory native outgoing process
   # systemd removes the cgroup of a killed container, and its last limit with it.
   many "cgroup v2 of systemd" test/nodes/suites.sh --systemd --timeout 600 limits_oom memory process \

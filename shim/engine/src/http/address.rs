@@ -48,16 +48,18 @@ pub(super) fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Res
     }
 }
 
-/// Binds a non-blocking listener.
+/// Binds a non-blocking listener, whose connections keep at most `socket_bytes` in each direction.
 ///
 /// # Errors
 /// Those of `socket(2)`, `bind(2)` and `listen(2)`.
-pub(super) fn bind(address: &Address) -> io::Result<TcpListener> {
+pub(super) fn bind(address: &Address, socket_bytes: Option<usize>) -> io::Result<TcpListener> {
     match address {
-        Address::One(address) => listen(*address),
+        Address::One(address) => listen(*address, socket_bytes),
         Address::All(port) => {
-            listen((Ipv6Addr::UNSPECIFIED, *port).into()).or_else(|error| match error.raw_os_error() {
-                Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL) => listen((Ipv4Addr::UNSPECIFIED, *port).into()),
+            listen((Ipv6Addr::UNSPECIFIED, *port).into(), socket_bytes).or_else(|error| match error.raw_os_error() {
+                Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL) => {
+                    listen((Ipv4Addr::UNSPECIFIED, *port).into(), socket_bytes)
+                }
                 _ => Err(error),
             })
         }
@@ -72,12 +74,17 @@ pub(super) fn describe(bound: SocketAddr) -> String {
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+fn listen(address: SocketAddr, socket_bytes: Option<usize>) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if address.ip() == Ipv6Addr::UNSPECIFIED {
         socket.set_only_v6(false)?;
     }
     socket.set_reuse_address(true)?;
+    // Otherwise the kernel keeps up to several MiB for each connection, and the container pays for them.
+    if let Some(bytes) = socket_bytes {
+        socket.set_send_buffer_size(bytes)?;
+        socket.set_recv_buffer_size(bytes)?;
+    }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -122,7 +129,7 @@ mod tests {
 
     #[test]
     fn both_families_reach_a_server_on_all_addresses() {
-        let listener = bind(&Address::All(0)).unwrap();
+        let listener = bind(&Address::All(0), Some(8 << 10)).unwrap();
         let port = listener.local_addr().unwrap().port();
         std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
         if listener.local_addr().unwrap().is_ipv6() {

@@ -19,6 +19,7 @@ use tokio::time::{Sleep, sleep_until};
 use super::activity::{Activity, Patience};
 use super::answer::{Service, answer};
 use super::bodies::{Arriving, Departing, Exchange};
+use super::buffers::Buffers;
 use super::client::Client;
 use super::limit::Timer;
 use super::places::Place;
@@ -26,25 +27,28 @@ use super::stream::Stream;
 
 /// How long a connection that was just accepted may wait for its first byte once the server is ending.
 pub(super) const FRESH_GRACE: Duration = Duration::from_millis(100);
-/// The most bytes that one connection buffers of a request's head or of a response.
-const BUFFER_BYTES: usize = 64 << 10;
+/// How much of its bodies a client of HTTP/2 may always send unread: no connection can have less.
+const WINDOW_BYTES: u32 = 65_535;
 /// How often a client of HTTP/2 is asked whether it is still there, and how long it may take to reply. A shorter patience
 /// shortens both.
 const PING_INTERVAL_MAX: Duration = Duration::from_secs(60);
 const PING_TIME_MAX: Duration = Duration::from_secs(20);
 
 /// How connections are served.
-pub(super) fn builder(patience: Patience) -> auto::Builder<TokioExecutor> {
+pub(super) fn builder(patience: Patience, buffers: &Buffers) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // One plain write costs less than a vectored one, and most responses are small.
     // Whether a client has left is found out by `Client::left`.
-    builder.http1().max_buf_size(BUFFER_BYTES).writev(false).half_close(true);
+    builder.http1().max_buf_size(buffers.user_bytes).writev(false).half_close(true);
     builder
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_INTERVAL_MAX.min(patience.idle / 2))
         .keep_alive_timeout(PING_TIME_MAX.min(patience.idle / 2))
-        .max_send_buf_size(BUFFER_BYTES);
+        .initial_connection_window_size(WINDOW_BYTES)
+        .initial_stream_window_size(buffers.window_bytes)
+        .max_concurrent_streams(buffers.streams)
+        .max_send_buf_size(buffers.user_bytes);
     builder
 }
 

@@ -8,6 +8,7 @@ mod alone;
 mod answer;
 mod attendance;
 mod bodies;
+mod buffers;
 mod client;
 mod connection;
 mod host;

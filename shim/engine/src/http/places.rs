@@ -1,5 +1,5 @@
-//! How many connections there are at once. When all places are taken, the connection that has been idle for longest gives
-//! way to a new one.
+//! How many connections there are at once. When all places are taken, or there is no memory for another one, the
+//! connection that has been idle for longest gives way to a new one.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,8 +9,8 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::activity::Activity;
-use super::size::connections_max;
-use crate::memory::budget::Budget;
+use super::buffers::{Buffers, connections_max};
+use crate::memory::budget::{Budget, Lease};
 
 /// How soon to look again for a connection that can give way.
 const RETRY: Duration = Duration::from_millis(50);
@@ -33,6 +33,8 @@ pub(super) struct Place {
     places: Arc<Places>,
     number: u64,
     activity: Arc<Activity>,
+    /// What the guest's share pays for it.
+    lease: Option<Lease>,
 }
 
 impl Places {
@@ -55,11 +57,23 @@ impl Places {
 
     /// Takes a place if there is one; otherwise it asks a connection to give way.
     fn try_take(self: &Arc<Self>) -> Option<Place> {
-        let max = connections_max(self.budget.limit_bytes());
+        let limit_bytes = self.budget.limit_bytes();
+        let (max, paid_by_host) = connections_max(limit_bytes);
         let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if taken.connections.len() < max {
+        let count = taken.connections.len();
+        let lease = match count {
+            _ if count < paid_by_host => Some(None),
+            _ if count < max => {
+                let lease = Lease::new(&self.budget);
+                lease.take(Buffers::under(limit_bytes).reserved_bytes).is_ok().then_some(Some(lease))
+            }
+            _ => None,
+        };
+        if let Some(lease) = lease {
             drop(taken);
-            return Some(self.take_more());
+            let mut place = self.take_more();
+            place.lease = lease;
+            return Some(place);
         }
         let now = Instant::now();
         let ranked = taken.connections.values().filter_map(|activity| Some((activity.standing().rank(now)?, activity)));
@@ -77,7 +91,7 @@ impl Places {
         let number = taken.next;
         taken.next += 1;
         taken.connections.insert(number, Arc::clone(&activity));
-        Place { places: Arc::clone(self), number, activity }
+        Place { places: Arc::clone(self), number, activity, lease: None }
     }
 }
 
@@ -93,6 +107,10 @@ impl Drop for Place {
         let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
         taken.connections.remove(&self.number);
         drop(taken);
+        if self.lease.take().is_some() {
+            // A request may be waiting for memory.
+            self.places.budget.wake_one();
+        }
         self.places.freed.notify_one();
     }
 }

@@ -18,6 +18,7 @@ use wasmtime_wasi_http::handler::ProxyPre;
 use super::activity::Patience;
 use super::address::{self, Address};
 use super::answer::Service;
+use super::buffers::Buffers;
 use super::connection::{self, FRESH_GRACE, serve};
 use super::instances::Instances;
 use super::places::{Place, Places};
@@ -83,16 +84,17 @@ impl LinkedServer {
         let (alive, gone) = mpsc::channel(1);
         let (ending, is_ending) = watch::channel(false);
         let (places, patience) = (Places::new(&shared.budget), Patience::of(&shared.plan.limits));
+        let buffers = Buffers::under(shared.budget.limit_bytes());
         let (module, reporter) = (shared.plan.module.clone(), Arc::clone(&shared.reporter));
         let instances = Instances::new(&engine, handler, shared, alive, is_ending)?;
         runtime.block_on(instances.try_out())?;
-        let listener = address::bind(&address)
+        let listener = address::bind(&address, buffers.socket_bytes)
             .and_then(TcpListener::from_std)
             .map_err(|error| Refusal::Host(format!("cannot listen on {address}: {error}")))?;
         // Before Ready: from then on a signal must find the server's course.
         let terminated = signals::notify().and_then(Receiver::from_owned_fd);
         let terminated = terminated.map_err(|error| engine_failed(&error.into()))?;
-        let service = Arc::new(Service::new(instances, connection::builder(patience)));
+        let service = Arc::new(Service::new(instances, connection::builder(patience, &buffers)));
         let bound = listener.local_addr().map_err(|error| engine_failed(&error.into()))?;
         reporter.line(&format!("{module}: listening on {}", address::describe(bound)));
         drop(entered);

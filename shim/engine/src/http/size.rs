@@ -1,13 +1,8 @@
-//! How large a server is: its connections, instances and threads, from the limits of its container. Pure: no file, clock
+//! How large a server is: its instances and threads, from the limits of its container. Pure: no file, clock
 //! or lock.
 
-use crate::memory::share::{HOST_SHARE_MAX_BYTES, guest_share_bytes, host_share_bytes};
+use crate::memory::share::guest_share_bytes;
 
-/// The most connections that a server keeps open, and the fewest.
-const CONNECTIONS_MAX: usize = 4096;
-const CONNECTIONS_MIN: usize = 128;
-/// What one connection may cost: its buffers, its task and the kernel's socket.
-const CONNECTION_BYTES: u64 = 16 << 10;
 /// The quota that a server's threads can always follow: their number is fixed, but a quota may be raised later. The kernel
 /// keeps threads to a smaller quota, at no cost that could be measured.
 const QUOTA_MIN: usize = 8;
@@ -24,12 +19,6 @@ const POOL_MIN: u32 = 256;
 pub(super) const PROBE_REQUESTS: usize = 4;
 pub(super) const PROBE_INSTANCES: u32 = 4;
 const MIB: u64 = 1 << 20;
-
-/// The most connections that a server keeps open under a memory limit; further ones wait to be accepted.
-pub(super) fn connections_max(limit_bytes: Option<u64>) -> usize {
-    let share_bytes = limit_bytes.map_or(HOST_SHARE_MAX_BYTES, host_share_bytes);
-    usize::try_from(share_bytes / CONNECTION_BYTES).unwrap_or(CONNECTIONS_MAX).clamp(CONNECTIONS_MIN, CONNECTIONS_MAX)
-}
 
 /// The most instances of a server under a memory limit; further requests wait. One for each MiB of the guest's share:
 /// the smallest real guests use about that much.
@@ -75,15 +64,6 @@ mod tests {
             (1, Some(9), (1, 8)),
         ] {
             assert_eq!(threads(runnable, quota), expected, "{runnable} and {quota:?}");
-        }
-    }
-
-    #[test]
-    fn connections_fit_into_the_hosts_share() {
-        for (limit_bytes, expected) in
-            [(None, 4096), (Some(MIB), 128), (Some(64 * MIB), 264), (Some(256 * MIB), 1056), (Some(u64::MAX / 4), 4096)]
-        {
-            assert_eq!(connections_max(limit_bytes), expected, "under {limit_bytes:?}");
         }
     }
 }

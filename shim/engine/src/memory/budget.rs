@@ -135,7 +135,7 @@ pub(crate) struct Lease {
 
 impl Lease {
     /// A lease that holds nothing yet.
-    pub(super) fn new(budget: &Arc<Budget>) -> Self {
+    pub(crate) fn new(budget: &Arc<Budget>) -> Self {
         Self { budget: Arc::clone(budget), held_bytes: AtomicU64::new(0) }
     }
 
@@ -143,7 +143,7 @@ impl Lease {
     ///
     /// # Errors
     /// [`Denied::Memory`] if there is less than that.
-    pub(super) fn take(&self, bytes: u64) -> Result<(), Denied> {
+    pub(crate) fn take(&self, bytes: u64) -> Result<(), Denied> {
         self.budget.take(bytes)?;
         self.held_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())

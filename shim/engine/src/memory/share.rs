@@ -2,9 +2,8 @@
 
 /// The size of one table element: wasmtime keeps a pointer, for every type of reference.
 pub(crate) const TABLE_ELEMENT_BYTES: u64 = 8;
-/// Where the host's share stops growing with the limit, page tables aside: no server serves more connections than this
-/// pays for.
-pub(crate) const HOST_SHARE_MAX_BYTES: u64 = 64 * MIB;
+/// Where the host's share stops growing with the limit, page tables aside.
+const HOST_SHARE_MAX_BYTES: u64 = 64 * MIB;
 /// The host's share of a small limit: the engine itself, its stacks and the kernel's memory of one busy process.
 const HOST_SHARE_MIN_BYTES: u64 = 4 * MIB;
 const MIB: u64 = 1 << 20;

@@ -10,7 +10,18 @@ use super::client::{Client, Sent};
 /// Sends the requests of one store.
 pub(crate) struct Outgoing(pub(crate) Arc<Client>);
 
+/// How much of a body a guest may write at once. Two such pieces wait for a peer that is slow.
+const BODY_CHUNK_BYTES: usize = 8 << 10;
+
 impl WasiHttpHooks for Outgoing {
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        BODY_CHUNK_BYTES
+    }
+
+    fn p3_outgoing_body_chunk_size(&mut self) -> usize {
+        BODY_CHUNK_BYTES
+    }
+
     fn send_request(
         &mut self,
         request: Request<WasiBody>,

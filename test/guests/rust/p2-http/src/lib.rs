@@ -38,6 +38,7 @@ impl wasip2::exports::http::incoming_handler::Guest for Service {
                 std::thread::sleep(HOLD);
                 println!("after the response");
             }
+            "/flood" => flood(number(query, "bytes"), out),
             "/write" => {
                 let result = std::fs::write(parameter(query, "path"), read_all(&request));
                 reply_result(out, result.map(|()| b"written".to_vec()));
@@ -150,6 +151,27 @@ fn big(bytes: u64, out: ResponseOutparam) {
                 return;
             }
             left -= length;
+        }
+    });
+}
+
+/// Writes as much at once as the host permits.
+fn flood(bytes: u64, out: ResponseOutparam) {
+    send(out, 200, |output| {
+        let block = vec![b'x'; 1 << 20];
+        let mut left = bytes;
+        while left > 0 {
+            match output.check_write() {
+                Ok(0) => output.subscribe().block(),
+                Ok(permitted) => {
+                    let length = permitted.min(left).min(block.len() as u64);
+                    if output.write(&block[..length as usize]).is_err() {
+                        return;
+                    }
+                    left -= length;
+                }
+                Err(_) => return,
+            }
         }
     });
 }

@@ -1,0 +1,126 @@
+//! Clients that are slow or many: whatever they send or leave unread, the kernel does not kill the server's container, and
+//! it serves others.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{setsockopt, sockopt};
+use skiff_test::{Containerd, free_port, get, is_alive, serving, until};
+
+const MIB: u64 = 1 << 20;
+const LIMITS_MIB: [u64; 3] = [16, 64, 256];
+/// How many clients read slowly, and how many send without reading.
+const CLIENTS: usize = 64;
+/// How long they go on. Before the bounds, less than a second was enough for a kill.
+const ROUND: Duration = Duration::from_secs(4);
+/// What a client reads at once.
+const SIP: usize = 1024;
+
+/// Lets this process have as many connections as the tests make.
+fn allow_connections() {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+}
+
+/// A client that takes only what it must.
+struct Client {
+    stream: TcpStream,
+    sends: bool,
+}
+
+impl Client {
+    fn new(port: u16, head: &str, sends: bool) -> Self {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        setsockopt(&stream, sockopt::RcvBuf, &4096).unwrap();
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        Self { stream, sends }
+    }
+
+    /// Reads a little, or sends a lot.
+    fn go_on(&mut self) {
+        let done = if self.sends { self.stream.write(&[b'x'; 64 << 10]) } else { self.stream.read(&mut [0; SIP]) };
+        if let Err(error) = done {
+            let kinds = [ErrorKind::WouldBlock, ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
+            assert!(kinds.contains(&error.kind()), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_server_with_64_slow_readers_and_64_writers_is_never_killed() {
+    allow_connections();
+    for (guest, flood) in [("rust-p2-http", "/flood"), ("rust-p3-http", "/big")] {
+        for limit_mib in LIMITS_MIB {
+            besiege(guest, flood, limit_mib);
+        }
+    }
+}
+
+fn besiege(guest: &str, flood: &str, limit_mib: u64) {
+    let name = format!("{guest} under {limit_mib} MiB");
+    let port = free_port();
+    let server = serving(Containerd::shared().job(guest).memory(limit_mib * MIB), port);
+    let readers = (0..CLIENTS)
+        .map(|_| Client::new(port, &format!("GET {flood}?bytes=100000000 HTTP/1.1\r\nhost: test\r\n\r\n"), false));
+    let writers = (0..CLIENTS).map(|number| {
+        let path = if number % 2 == 0 { "/echo" } else { "/slow?ms=20000" };
+        let head = format!("POST {path} HTTP/1.1\r\nhost: test\r\ncontent-length: 100000000\r\n\r\n");
+        Client::new(port, &head, true)
+    });
+    let mut clients: Vec<Client> = readers.chain(writers).collect();
+    let hold = format!("/hold?mib={limit_mib}");
+    std::thread::scope(|scope| {
+        // Guests that take all that they get, too.
+        let holders: Vec<_> = (0..8).map(|_| scope.spawn(|| get(port, &hold))).collect();
+        let is_dead = until(ROUND, || {
+            clients.iter_mut().for_each(Client::go_on);
+            !is_alive(server.pid)
+        });
+        assert!(!is_dead && server.cgroup.oom_kills() == 0, "{name}: it was killed");
+        clients.clear();
+        drop(holders.into_iter().map(|holder| holder.join().unwrap()).collect::<Vec<_>>());
+    });
+    let answers = until(Duration::from_secs(60), || get(port, "/").is_ok_and(|answer| answer.status == 200));
+    assert!(answers, "{name}: it does not serve others");
+    assert!(is_alive(server.pid), "{name}");
+    assert_eq!(server.cgroup.oom_kills(), 0, "{name}");
+    server.kill(libc::SIGKILL).unwrap();
+    server.finish();
+}
+
+#[test]
+fn a_thousand_idle_connections_leave_a_small_server_answering() {
+    allow_connections();
+    for guest in ["rust-p2-http", "rust-p3-http"] {
+        let port = free_port();
+        let server = serving(Containerd::shared().job(guest).memory(16 * MIB), port);
+        let kept: Vec<TcpStream> = (0..1200)
+            .map(|number| {
+                let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+                match number % 3 {
+                    0 => {}
+                    1 => stream.write_all(b"GET / HT").unwrap(),
+                    _ => {
+                        stream.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").unwrap();
+                        assert!(stream.read(&mut [0; 512]).unwrap() > 0, "{guest}: no response on connection {number}");
+                    }
+                }
+                stream
+            })
+            .collect();
+        let took = (0..10).map(|_| {
+            let began = Instant::now();
+            assert_eq!(get(port, "/").unwrap().status, 200, "{guest}");
+            began.elapsed()
+        });
+        // The machine may be busy, but not each time.
+        assert!(took.min() < Some(Duration::from_millis(100)), "{guest}");
+        drop(kept);
+        assert_eq!(server.cgroup.oom_kills(), 0, "{guest}");
+        server.kill(libc::SIGTERM).unwrap();
+        assert_eq!(server.finish().code, 0, "{guest}");
+    }
+}
