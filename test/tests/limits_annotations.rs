@@ -1,5 +1,7 @@
 //! The annotations with which a pod sets limits for its guests, and which values are refused.
 
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::time::{Duration, Instant};
 
 use skiff_test::{Connection, Container, Containerd, Image, Job, Outcome, free_port, get, is_alive, serving, until};
@@ -82,6 +84,24 @@ fn a_request_over_its_time_is_answered_with_504() {
         }
         assert_eq!(get(port, "/slow?ms=50").unwrap().text(), "slow\n", "{guest}: others are served");
         assert!(is_alive(server.pid), "{guest}");
+    }
+}
+
+#[test]
+fn connections_end_after_their_times() {
+    for name in ["header-time", "idle-time"] {
+        let (server, port) = server("rust-p2-http", name, "500ms");
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        // Less than either time is without the annotation.
+        stream.set_read_timeout(Some(Duration::from_secs(25))).unwrap();
+        if name == "idle-time" {
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").unwrap();
+        }
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(answer.is_empty(), name == "header-time", "{name}");
+        server.kill(libc::SIGTERM).unwrap();
+        assert_eq!(server.finish().code, 0, "{name}");
     }
 }
 

@@ -12,6 +12,8 @@ use tokio::time::Instant;
 const HTTP_2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// For how long a client must have taken nothing before its connection gives way to a new one.
 const STALLED_MIN: Duration = Duration::from_secs(10);
+/// No patience is shorter: it would end what goes on.
+const PATIENCE_MIN: Duration = Duration::from_millis(10);
 /// Longer than any process lives.
 const NEVER: Duration = Duration::from_secs(30 * 365 * 86_400);
 
@@ -27,7 +29,7 @@ pub(super) struct Patience {
 impl Patience {
     /// That of a pod.
     pub(super) fn of(limits: &Limits) -> Self {
-        Self { head: limits.header_time, idle: limits.idle_time }
+        Self { head: limits.header_time.max(PATIENCE_MIN), idle: limits.idle_time.max(PATIENCE_MIN) }
     }
 }
 
