@@ -42,6 +42,8 @@ build_rust() {
 compile_rust() {
   local folder name
   cd "$here/rust"
+  # Cargo goes by the time of a file. Those of this checkout may be older than what was built from another.
+  find . -name '*.rs' -exec touch {} +
   cargo build --release --locked --target wasm32-wasip1 -p hello -p panic
   cargo build --release --locked --target wasm32-wasip2 -p p2-files -p p2-hello -p p2-http -p p3-files -p p3-hello -p p3-http
   for folder in */; do
