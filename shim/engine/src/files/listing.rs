@@ -123,3 +123,39 @@ impl Listing {
 fn kind_of(status: Stat) -> FileType {
     FileType::from_raw_mode(status.st_mode)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn rest_of(listing: &mut Listing) -> Vec<String> {
+        std::iter::from_fn(|| listing.next().unwrap()).map(|entry| entry.name).collect()
+    }
+
+    #[test]
+    fn a_listing_goes_on_at_a_place_also_when_it_was_opened_again() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..1000 {
+            std::fs::write(folder.path().join(format!("a name that fills blocks {number}")), "").unwrap();
+        }
+        let directory = File::open(folder.path()).unwrap();
+        let mut listing = Listing::of(&directory).unwrap();
+        let begun: Vec<_> = (0..300).map(|_| listing.next().unwrap().unwrap().name).collect();
+        let place = listing.place();
+        let cut = listing.next().unwrap().unwrap();
+        let name = cut.name.clone();
+        listing.put_back(cut, place);
+        listing.go_to(place).unwrap();
+        let rest = rest_of(&mut listing);
+        assert_eq!(rest.first(), Some(&name));
+        let mut again = Listing::of(&directory).unwrap();
+        again.go_to(place).unwrap();
+        assert_eq!(rest_of(&mut again), rest);
+        listing.go_to(place).unwrap();
+        assert_eq!(rest_of(&mut listing), rest);
+        let all: BTreeSet<_> = begun.iter().chain(&rest).collect();
+        assert_eq!((all.len(), begun.len() + rest.len()), (1002, 1002));
+    }
+}

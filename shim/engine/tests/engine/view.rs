@@ -119,12 +119,59 @@ const USES_FILES: &str = r#"(module
 
 #[test]
 fn files_are_used_as_before_behind_the_wall() {
-    let folder = tempfile::tempdir().unwrap();
-    let ended = Guest::text(USES_FILES).preopen(folder.path(), "/", false).run();
-    assert_eq!(ended.code, 0, "the step with this number fails: {ended:?}");
-    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(left, ["b"]);
-    assert_eq!(&std::fs::read(folder.path().join("b")).unwrap()[..9], b"texttext\0");
+    for preview in ["wasi_snapshot_preview1", "wasi_unstable"] {
+        let folder = tempfile::tempdir().unwrap();
+        let text = USES_FILES.replace("wasi_snapshot_preview1", preview);
+        let ended = Guest::text(&text).preopen(folder.path(), "/", false).run();
+        assert_eq!(ended.code, 0, "{preview}: the step with this number fails: {ended:?}");
+        let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["b"]);
+        assert_eq!(&std::fs::read(folder.path().join("b")).unwrap()[..9], b"texttext\0");
+    }
+}
+
+/// Makes the absolute link `d/s` to `/b`, and reads `b` through it: by its size, its text, and what is listed. It exits with
+/// the size, and with more if a step fails. Everything is relative to `d`, which is opened first.
+const USES_AN_ABSOLUTE_LINK: &str = r#"(module
+    (import "PREVIEW" "proc_exit" (func $exit (param i32)))
+    (import "PREVIEW" "path_open" (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+    (import "PREVIEW" "path_filestat_get" (func $stat (param i32 i32 i32 i32 i32) (result i32)))
+    (import "PREVIEW" "path_symlink" (func $symlink (param i32 i32 i32 i32 i32) (result i32)))
+    (import "PREVIEW" "fd_pread" (func $pread (param i32 i32 i32 i64 i32) (result i32)))
+    (import "PREVIEW" "fd_close" (func $close (param i32) (result i32)))
+    (memory (export "memory") 1)
+    (data (i32.const 0) "\00\08\00\00\40\00\00\00")
+    (data (i32.const 100) "/b") (data (i32.const 200) "d") (data (i32.const 240) "s")
+    (func $try (param $step i32) (param $errno i32) (if (local.get $errno) (then (call $exit (local.get $step)))))
+    (func (export "_start") (local $folder i32) (local $file i32)
+        (call $try (i32.const 101) (call $open (i32.const 3) (i32.const 0) (i32.const 200) (i32.const 1)
+            (i32.const 2) (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 16)))
+        (local.set $folder (i32.load (i32.const 16)))
+        (call $try (i32.const 102) (call $symlink
+            (i32.const 100) (i32.const 2) (local.get $folder) (i32.const 240) (i32.const 1)))
+        (call $try (i32.const 103) (call $open (local.get $folder) (i32.const 1) (i32.const 240) (i32.const 1)
+            (i32.const 0) (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 16)))
+        (local.set $file (i32.load (i32.const 16)))
+        ;; It has the number that follows, and is what the link leads to.
+        (call $try (i32.const 104) (i32.sub (local.get $file) (i32.add (local.get $folder) (i32.const 1))))
+        (call $try (i32.const 105) (call $pread
+            (local.get $file) (i32.const 0) (i32.const 1) (i64.const 0) (i32.const 16)))
+        (call $try (i32.const 106) (i32.ne (i32.load (i32.const 2048)) (i32.const 0x74786574)))
+        (call $try (i32.const 107) (call $close (local.get $file)))
+        (call $try (i32.const 108) (call $stat
+            (local.get $folder) (i32.const 1) (i32.const 240) (i32.const 1) (i32.const 1024)))
+        (call $exit (i32.load (i32.const SIZE)))))"#;
+
+#[test]
+fn an_absolute_link_is_followed_in_both_previews_and_from_every_directory() {
+    for (preview, size_at) in [("wasi_snapshot_preview1", "1056"), ("wasi_unstable", "1048")] {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("d")).unwrap();
+        std::fs::write(folder.path().join("b"), "texts").unwrap();
+        let text = USES_AN_ABSOLUTE_LINK.replace("PREVIEW", preview).replace("SIZE", size_at);
+        let ended = Guest::text(&text).preopen(folder.path(), "/", false).run();
+        assert_eq!(ended.code, 5, "{preview}: {ended:?}");
+    }
 }
 
 #[test]
