@@ -49,6 +49,8 @@ impl Limits {
         let default = Self::default();
         let set = [
             ("request-time", self.request_time != default.request_time),
+            ("header-time", self.header_time != default.header_time),
+            ("idle-time", self.idle_time != default.idle_time),
             ("concurrent-requests", self.concurrent_requests != default.concurrent_requests),
         ];
         set.into_iter().filter_map(|(name, is_set)| is_set.then_some(name)).collect()

@@ -148,16 +148,21 @@ fn limits_that_do_nothing_for_this_kind_of_guest_are_named() {
     let all = Limits {
         run_time: Some(Duration::from_secs(3600)),
         request_time: Some(Duration::from_secs(3600)),
+        header_time: Duration::from_secs(7),
+        idle_time: Duration::from_secs(7),
         concurrent_requests: 7,
         ..Limits::default()
     };
     let line = |name: &str, what: &str| format!("skiff: the limit `{name}` has no effect on {what}\n");
     let ended = Guest::named("c-hello").limits(all.clone()).run();
     let command = "/app/c-hello.wasm, which is a command";
-    assert_eq!(ended.stderr, line("request-time", command) + &line("concurrent-requests", command));
+    let names = ["request-time", "header-time", "idle-time", "concurrent-requests"];
+    assert_eq!(ended.stderr, names.map(|name| line(name, command)).concat());
     let mut server = Server::start(Guest::named("rust-p2-http").limits(all));
     server.running.signal(libc::SIGTERM);
-    assert_eq!(server.running.end().stderr, line("run-time", "/app/rust-p2-http.wasm, which is an HTTP server"));
+    let said = server.running.end().stderr;
+    assert!(said.contains(&line("run-time", "/app/rust-p2-http.wasm, which is an HTTP server")), "{said}");
+    assert_eq!(said.matches("has no effect").count(), 1, "{said}");
 }
 
 #[test]
