@@ -349,8 +349,8 @@ fn whoever_applies_an_annotation_that_does_nothing_is_warned() {
             said.contains("skiff has no such limits, and will refuse the containers: limits.skiff.dev/runtime;"),
             "{said}"
         );
-        let right =
-            json!({"limits.skiff.dev/run-time": "1s", "main.limits.skiff.dev/stack": "1Mi", "other.example/x": "y"});
+        let right = json!({"limits.skiff.dev/run-time": "1s", "main.limits.skiff.dev/stack": "1Mi",
+            "main.http.skiff.dev/h2c": "a:1", "other.example/x": "y"});
         assert_eq!(warnings_of(kind, right), "");
     }
 }
