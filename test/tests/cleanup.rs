@@ -3,12 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use nix::mount::{MntFlags, MsFlags};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use skiff_test::{
-    Cgroup, Container, Containerd, Job, command_line_of, compilers_of, eventually, hierarchies, is_alive, random_name,
-    signal, until,
+    Cgroup, Container, Containerd, Disk, Job, command_line_of, compilers_of, eventually, hierarchies, is_alive,
+    random_name, signal, until,
 };
 use tonic::Code;
 
@@ -144,34 +143,9 @@ fn systemds_cgroup_paths_on_a_machine_without_systemd_are_refused_and_nothing_is
     assert!(refused.message.contains("systemd"), "{refused}");
 }
 
-/// A small file system of its own.
-struct SmallDisk {
-    directory: tempfile::TempDir,
-}
-
-impl SmallDisk {
-    fn new(size: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let options = format!("size={size},mode=700");
-        nix::mount::mount(Some("tmpfs"), directory.path(), Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
-            .unwrap();
-        Self { directory }
-    }
-
-    fn path(&self) -> &Path {
-        self.directory.path()
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        nix::mount::umount2(self.path(), MntFlags::MNT_DETACH).unwrap();
-    }
-}
-
 #[test]
 fn a_full_disk_under_the_cache_fails_create_with_a_sentence_and_leaves_nothing() {
-    let disk = SmallDisk::new("32k");
+    let disk = Disk::new("32k", "700");
     let containerd = Containerd::with_options(&format!("CacheDir = \"{}/cache\"\n", disk.path().display()));
     let refused = containerd.job("c-hello").refused();
     assert!(refused.message.contains("the disk is full"), "{refused}");

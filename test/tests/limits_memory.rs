@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::json;
 use skiff_test::{
-    Container, Containerd, Events, Image, Job, free_port, get, is_alive, is_cgroup_v2, is_user_mode_linux, serving,
-    until,
+    Container, Containerd, Disk, Events, Image, Job, free_port, get, is_alive, is_cgroup_v2, is_user_mode_linux,
+    request, serving, until,
 };
 
 const MIB: u64 = 1 << 20;
@@ -204,6 +204,42 @@ fn the_smallest_limit_from_the_container_to_the_pod_holds() {
         container.finish();
         assert_eq!(pod.cgroup().oom_kills(), 0, "{name}");
     }
+}
+
+#[test]
+fn files_in_memory_leave_less_for_the_guest() {
+    let port = free_port();
+    let job = Containerd::shared().job("rust-p2-http").mount("/files", "tmpfs", "tmpfs", &["mode=1777"]);
+    let server = serving(job.memory(64 * MIB), port);
+    for name in ["a", "b", "c", "d"] {
+        let written = request(port, "POST", &format!("/write?path=/files/{name}"), &vec![1; 8 << 20]).unwrap();
+        assert_eq!(written.status, 200, "{name}: {}", written.text());
+    }
+    wait_for_a_limit_to_be_known();
+    let grown = get(port, "/grow?mib=60").unwrap().text();
+    let mib = mib_in(&grown).unwrap_or_else(|| panic!("{grown}"));
+    assert!(grown.starts_with("refused") && (20..29).contains(&mib), "{grown}");
+    assert_eq!(server.cgroup.oom_kills(), 0);
+    server.kill(libc::SIGTERM).unwrap();
+    assert_eq!(server.finish().code, 0);
+}
+
+/// The container that wrote them is gone, but they are the pod's.
+#[test]
+fn files_in_memory_of_a_container_that_has_ended_still_count() {
+    let containerd = Containerd::shared();
+    let pod = containerd.pod_cgroup(64 * MIB);
+    let volume = Disk::new("64m", "755");
+    let writer = containerd.shell("head -c 33554432 /dev/zero > /files/big").bind(volume.path(), "/files", &["rw"]);
+    let written = writer.in_pod(&pod).run();
+    assert_eq!(written.code, 0, "{written:?}");
+    let container = containerd.job("c-grow").bind(volume.path(), "/files", &["rw"]).in_pod(&pod).start();
+    assert_eq!(container.wait(), 0, "{}", container.streams.stderr());
+    container.streams.wait_for_the_end();
+    let (granted, mib) = said(&container);
+    assert!(!granted && (20..29).contains(&mib), "{mib} MiB");
+    container.finish();
+    assert_eq!(pod.cgroup().oom_kills(), 0);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use skiff_protocol::{Account, EnginePlan, Refusal};
+use skiff_protocol::{Account, EnginePlan, MemoryLimit, Refusal};
 use wasmtime::Engine;
 
 use crate::control::name_process;
@@ -70,7 +70,7 @@ impl Loaded {
         plan: EnginePlan,
         code: &File,
         account: &File,
-        memory_limits: Vec<File>,
+        memory_limits: Vec<MemoryLimit>,
         reporter: &Arc<Reporter>,
     ) -> Result<Self, Refusal> {
         let account = Account::keep_in(account)

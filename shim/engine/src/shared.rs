@@ -1,9 +1,8 @@
 //! What all instances of this process have in common: from the plan to what an instance is given, and nothing else.
 
-use std::fs::File;
 use std::sync::Arc;
 
-use skiff_protocol::{Account, EnginePlan, Refusal};
+use skiff_protocol::{Account, EnginePlan, MemoryLimit, Refusal};
 use wasmtime_wasi::WasiCtxBuilder;
 
 use crate::environment::{HOME, guest_environment};
@@ -50,7 +49,7 @@ impl Shared {
     /// What the instances of `plan` share. Its directories are not open yet.
     pub(crate) fn new(
         mut plan: EnginePlan,
-        memory_limits: Vec<File>,
+        memory_limits: Vec<MemoryLimit>,
         account: Account,
         reporter: &Arc<Reporter>,
     ) -> Self {

@@ -21,7 +21,7 @@ pub const VERSION: u32 = 2;
 /// The most memory limit files that a message carries.
 pub const LIMIT_FILES_MAX: usize = 16;
 /// The plan, the compiled code, the account and the pipe for replies come first.
-const FILES_MAX: usize = 4 + LIMIT_FILES_MAX;
+const FILES_MAX: usize = 4 + 2 * LIMIT_FILES_MAX;
 /// The longest line that is a [`Reply`], in bytes; the kernel's default size of a pipe.
 pub const REPLY_BYTES_MAX: usize = 64 << 10;
 /// The initial buffer for a plan, in bytes: most plans fit and are read at once.
@@ -40,8 +40,17 @@ pub struct Message {
     pub account: File,
     /// The writing end of the pipe for replies.
     pub replies: File,
-    /// The memory limit files (`memory.max`, v1: `memory.limit_in_bytes`) from the container's cgroup upwards.
-    pub memory_limits: Vec<File>,
+    /// The memory limits, from the container's cgroup upwards.
+    pub memory_limits: Vec<MemoryLimit>,
+}
+
+/// A memory limit, as files that are opened for reading.
+#[derive(Debug)]
+pub struct MemoryLimit {
+    /// The limit itself (`memory.max`, v1: `memory.limit_in_bytes`).
+    pub limit: File,
+    /// What the memory below it is used for (`memory.stat`).
+    pub stat: File,
 }
 
 /// What the engine replies.
@@ -81,7 +90,7 @@ pub fn send_message(socket: impl AsFd, message: &Message) -> io::Result<()> {
     plan.write_all(&serde_json::to_vec(&Versioned { version: VERSION, plan: &message.plan })?)?;
     plan.seek(SeekFrom::Start(0))?;
     let mut files = vec![plan.as_fd(), message.code.as_fd(), message.account.as_fd(), message.replies.as_fd()];
-    files.extend(message.memory_limits.iter().map(AsFd::as_fd));
+    files.extend(message.memory_limits.iter().flat_map(|limit| [limit.limit.as_fd(), limit.stat.as_fd()]));
     descriptors::send(socket, b"P", &files)
 }
 
@@ -110,7 +119,14 @@ pub fn receive_message(socket: impl AsFd) -> io::Result<Message> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, sentence));
     }
     let Versioned { plan, .. } = serde_json::from_slice(&text)?;
-    Ok(Message { plan, code, account, replies, memory_limits: files.collect() })
+    let mut memory_limits = Vec::new();
+    while let Some(limit) = files.next() {
+        let stat = files.next();
+        let stat =
+            stat.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a memory limit without its statistics"))?;
+        memory_limits.push(MemoryLimit { limit, stat });
+    }
+    Ok(Message { plan, code, account, replies, memory_limits })
 }
 
 /// A plan as it is sent: with the version of the protocol.
@@ -182,6 +198,10 @@ mod tests {
     use super::*;
     use crate::Preopen;
 
+    fn null() -> File {
+        File::open("/dev/null").unwrap()
+    }
+
     #[test]
     fn a_message_arrives_with_its_files() {
         let (shim, engine) = UnixStream::pair().unwrap();
@@ -197,9 +217,9 @@ mod tests {
         let message = Message {
             plan: plan.clone(),
             code: File::open("/proc/self/exe").unwrap(),
-            account: File::open("/dev/null").unwrap(),
-            replies: File::open("/dev/null").unwrap(),
-            memory_limits: vec![File::open("/dev/null").unwrap()],
+            account: null(),
+            replies: null(),
+            memory_limits: vec![MemoryLimit { limit: null(), stat: null() }],
         };
         send_message(&shim, &message).unwrap();
         let received = receive_message(&engine).unwrap();

@@ -18,7 +18,9 @@ mod warm;
 
 pub use account::{ACCOUNT_FILE, Account, Activity, CODE_CLASSES, DURATION_BOUNDS, Figures};
 pub use content::{Content, HEAD_BYTES};
-pub use control::{LIMIT_FILES_MAX, Message, REPLY_BYTES_MAX, Refusal, Reply, VERSION, receive_message, send_message};
+pub use control::{
+    LIMIT_FILES_MAX, MemoryLimit, Message, REPLY_BYTES_MAX, Refusal, Reply, VERSION, receive_message, send_message,
+};
 pub use counters::{COUNTERS_FILE, Counters};
 pub use exit::{EXIT_ENGINE, EXIT_OOM, EXIT_TRAP, exit_code_of_proc_exit, exit_code_of_signal};
 pub use fault::Fault;

@@ -4,11 +4,11 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use skiff_linux::cgroup::parse_limit;
-use skiff_protocol::Account;
+use skiff_linux::cgroup::{parse_limit, parse_shared_memory};
+use skiff_protocol::{Account, MemoryLimit};
 use tokio::sync::Notify;
 
 use crate::memory::denied::Denied;
@@ -16,6 +16,8 @@ use crate::memory::share::guest_share_bytes;
 
 /// How old a known limit may be. A guest that grows page by page would otherwise read files all the time.
 const LIMIT_AGE_MAX: Duration = Duration::from_millis(10);
+/// How much of a `memory.stat` is read. It has some 60 lines.
+const STAT_BYTES_MAX: usize = 8 << 10;
 
 /// The memory that the guest of this process may use, as a sum over all stores.
 pub(crate) struct Budget {
@@ -25,40 +27,59 @@ pub(crate) struct Budget {
     released: Notify,
 }
 
-/// The smallest of several limits, as they were last read.
+/// Several limits, as they were last read.
 struct KnownLimit {
-    files: Vec<(File, Option<u64>)>,
+    levels: Vec<(MemoryLimit, Option<Room>)>,
     read_at: Option<Instant>,
+    /// The smallest of them.
     bytes: Option<u64>,
+    /// The one that leaves least for the guest.
+    room: Option<Room>,
+}
+
+/// A limit, and what files in memory take of it.
+#[derive(Clone, Copy)]
+struct Room {
+    limit_bytes: u64,
+    shared_bytes: u64,
+}
+
+impl Room {
+    fn guest_bytes(self) -> u64 {
+        guest_share_bytes(self.limit_bytes).saturating_sub(self.shared_bytes)
+    }
 }
 
 impl Budget {
-    /// A budget under the smallest of the limits in `files`, or under `fallback_bytes` if there are no files. It keeps what
-    /// is used in `account`.
-    pub(crate) fn new(files: Vec<File>, fallback_bytes: Option<u64>, account: Account) -> Arc<Self> {
-        let files: Vec<_> = files.into_iter().map(|file| (file, None)).collect();
-        let bytes = fallback_bytes.filter(|_| files.is_empty());
-        let limit = Mutex::new(KnownLimit { files, read_at: None, bytes });
+    /// A budget under all of `limits`, or under `fallback_bytes` if there are none. It keeps what is used in `account`.
+    pub(crate) fn new(limits: Vec<MemoryLimit>, fallback_bytes: Option<u64>, account: Account) -> Arc<Self> {
+        let levels: Vec<_> = limits.into_iter().map(|limit| (limit, None)).collect();
+        let bytes = fallback_bytes.filter(|_| levels.is_empty());
+        let room = bytes.map(|limit_bytes| Room { limit_bytes, shared_bytes: 0 });
+        let limit = Mutex::new(KnownLimit { levels, read_at: None, bytes, room });
         Arc::new(Self { limit, account, released: Notify::new() })
     }
 
     /// The container's memory limit in bytes, at most 10 ms old; `None` if there is no limit.
     pub(crate) fn limit_bytes(&self) -> Option<u64> {
-        self.limit_younger_than(LIMIT_AGE_MAX)
+        self.known_younger_than(LIMIT_AGE_MAX).bytes
     }
 
-    fn limit_younger_than(&self, age: Duration) -> Option<u64> {
-        let mut known = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
-        if !known.files.is_empty() && known.read_at.is_none_or(|when| when.elapsed() >= age) {
-            for (file, last) in &mut known.files {
+    fn known_younger_than(&self, age: Duration) -> MutexGuard<'_, KnownLimit> {
+        let mut guard = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = &mut *guard;
+        if !known.levels.is_empty() && known.read_at.is_none_or(|when| when.elapsed() >= age) {
+            for (files, last) in &mut known.levels {
                 // The cgroup of a file that cannot be read is gone. Its last limit stays in force.
-                *last = read_limit(file).unwrap_or(*last);
+                *last = read_room(files).unwrap_or(*last);
             }
-            known.bytes = known.files.iter().filter_map(|(_, last)| *last).min();
+            let rooms = known.levels.iter().filter_map(|(_, last)| *last);
+            known.bytes = rooms.clone().map(|room| room.limit_bytes).min();
+            known.room = rooms.min_by_key(|room| room.guest_bytes());
             known.read_at = Some(Instant::now());
             self.account.set_limit(known.bytes);
         }
-        known.bytes
+        guard
     }
 
     /// Waits until [`Budget::wake_one`] is called after this call.
@@ -76,13 +97,14 @@ impl Budget {
     /// # Errors
     /// [`Denied::Memory`] if there is less than that.
     pub(crate) fn check_room(&self, bytes: u64, least_share_bytes: u64) -> Result<(), Denied> {
-        let Some(limit_bytes) = self.limit_bytes() else { return Ok(()) };
-        let guest_bytes = guest_share_bytes(limit_bytes);
+        let Some(room) = self.known_younger_than(LIMIT_AGE_MAX).room else { return Ok(()) };
+        let Room { limit_bytes, shared_bytes } = room;
+        let guest_bytes = room.guest_bytes();
         let wanted_bytes = self.account.used_bytes().saturating_add(bytes);
         if guest_bytes < least_share_bytes || wanted_bytes <= guest_bytes {
             return Ok(());
         }
-        Err(Denied::Memory { wanted_bytes, guest_bytes, limit_bytes })
+        Err(Denied::Memory { wanted_bytes, guest_bytes, limit_bytes, shared_bytes })
     }
 
     /// Notes that the guest gave up because it ran out of memory.
@@ -102,16 +124,20 @@ impl Budget {
 
     fn take(&self, bytes: u64) -> Result<(), Denied> {
         // A limit that has just been raised denies nothing.
-        self.take_under(bytes, self.limit_bytes())
-            .or_else(|_| self.take_under(bytes, self.limit_younger_than(Duration::ZERO)))
+        self.take_known_younger_than(LIMIT_AGE_MAX, bytes)
+            .or_else(|_| self.take_known_younger_than(Duration::ZERO, bytes))
     }
 
-    fn take_under(&self, bytes: u64, limit_bytes: Option<u64>) -> Result<(), Denied> {
-        let guest_bytes = limit_bytes.map_or(u64::MAX, guest_share_bytes);
+    fn take_known_younger_than(&self, age: Duration, bytes: u64) -> Result<(), Denied> {
+        let unlimited = Room { limit_bytes: u64::MAX, shared_bytes: 0 };
+        let room = self.known_younger_than(age).room;
+        let guest_bytes = room.map_or(u64::MAX, Room::guest_bytes);
+        let Room { limit_bytes, shared_bytes } = room.unwrap_or(unlimited);
         self.account.take(bytes, guest_bytes).map_err(|used_bytes| Denied::Memory {
             wanted_bytes: bytes.saturating_add(used_bytes),
             guest_bytes,
-            limit_bytes: limit_bytes.unwrap_or(u64::MAX),
+            limit_bytes,
+            shared_bytes,
         })
     }
 
@@ -120,11 +146,17 @@ impl Budget {
     }
 }
 
-/// The limit in a file; `None` if it cannot be read.
-fn read_limit(file: &File) -> Option<Option<u64>> {
-    let mut text = [0_u8; 32];
-    let length = file.read_at(&mut text, 0).ok()?;
-    Some(parse_limit(std::str::from_utf8(text.get(..length)?).ok()?))
+/// The limit in a file and what is used of it; `None` if they cannot be read.
+fn read_room(files: &MemoryLimit) -> Option<Option<Room>> {
+    let mut text = [0_u8; STAT_BYTES_MAX];
+    let Some(limit_bytes) = parse_limit(read_text(&files.limit, &mut text)?) else { return Some(None) };
+    let shared_bytes = parse_shared_memory(read_text(&files.stat, &mut text)?);
+    Some(Some(Room { limit_bytes, shared_bytes }))
+}
+
+fn read_text<'a>(file: &File, text: &'a mut [u8]) -> Option<&'a str> {
+    let length = file.read_at(text, 0).ok()?;
+    std::str::from_utf8(text.get(..length)?).ok()
 }
 
 /// What one store holds of the budget. It is given back when the last clone is dropped, after the store itself.
@@ -183,10 +215,11 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         std::io::Write::write_all(&mut file, b"67108864\n").unwrap();
         let account = Account::keep_in(&Account::create().unwrap()).unwrap();
-        let budget = Budget::new(vec![file.reopen().unwrap()], None, account);
+        let stat = File::open("/dev/null").unwrap();
+        let budget = Budget::new(vec![MemoryLimit { limit: file.reopen().unwrap(), stat }], None, account);
         assert_eq!(budget.limit_bytes(), Some(64 << 20));
-        budget.limit.lock().unwrap().files[0].0 = unreadable;
-        assert_eq!(budget.limit_younger_than(Duration::ZERO), Some(64 << 20));
+        budget.limit.lock().unwrap().levels[0].0.limit = unreadable;
+        assert_eq!(budget.known_younger_than(Duration::ZERO).bytes, Some(64 << 20));
         drop(ours);
     }
 }

@@ -4,6 +4,9 @@ use std::fmt;
 
 use skiff_protocol::bytes_and_mi;
 
+/// Files in memory that take less than this are not worth a word: skiff itself has a few small ones.
+const SHARED_BYTES_TOLD: u64 = 1 << 20;
+
 /// What a guest asked for and did not get.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Denied {
@@ -15,6 +18,8 @@ pub(crate) enum Denied {
         guest_bytes: u64,
         /// The container's limit.
         limit_bytes: u64,
+        /// What files in memory take of it.
+        shared_bytes: u64,
     },
     /// A linear memory of more pages than one may have.
     Pages {
@@ -35,13 +40,19 @@ pub(crate) enum Denied {
 impl fmt::Display for Denied {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Memory { wanted_bytes, guest_bytes, limit_bytes } => write!(
-                formatter,
-                "its memories and tables would take {}, but the memory limit of {} leaves {} for the guest",
-                bytes_and_mi(*wanted_bytes),
-                bytes_and_mi(*limit_bytes),
-                bytes_and_mi(*guest_bytes)
-            ),
+            Self::Memory { wanted_bytes, guest_bytes, limit_bytes, shared_bytes } => {
+                write!(
+                    formatter,
+                    "its memories and tables would take {}, but the memory limit of {} leaves {} for the guest",
+                    bytes_and_mi(*wanted_bytes),
+                    bytes_and_mi(*limit_bytes),
+                    bytes_and_mi(*guest_bytes)
+                )?;
+                match shared_bytes {
+                    0..SHARED_BYTES_TOLD => Ok(()),
+                    _ => write!(formatter, ": files in memory take {}", bytes_and_mi(*shared_bytes)),
+                }
+            }
             Self::Pages { wanted_pages, max_pages } => write!(
                 formatter,
                 "a memory would have {wanted_pages} pages, but the limit `memory-pages` is {max_pages}"

@@ -1,12 +1,13 @@
 //! Stores that share one budget.
 
+use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use proptest::collection::vec;
 use proptest::prelude::{Just, ProptestConfig, Strategy, prop_assert_eq, prop_oneof, proptest};
-use skiff_protocol::{Account, Limits};
+use skiff_protocol::{Account, Limits, MemoryLimit};
 use wasmtime::ResourceLimiter;
 
 use super::budget::Budget;
@@ -23,7 +24,8 @@ fn account() -> Account {
 fn limited(limit: &str) -> (tempfile::NamedTempFile, Arc<Budget>) {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(limit.as_bytes()).unwrap();
-    let budget = Budget::new(vec![file.reopen().unwrap()], Some(1), account());
+    let stat = File::open("/dev/null").unwrap();
+    let budget = Budget::new(vec![MemoryLimit { limit: file.reopen().unwrap(), stat }], Some(1), account());
     (file, budget)
 }
 
@@ -55,11 +57,35 @@ fn a_lease_outlives_its_limiter() {
 }
 
 #[test]
+fn files_in_memory_are_taken_from_the_guests_share() {
+    let level = |limit: &str, stat: &str| {
+        let [limit, stat] = [limit, stat].map(|text| {
+            let mut file = tempfile::NamedTempFile::new().unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+            file.reopen().unwrap()
+        });
+        MemoryLimit { limit, stat }
+    };
+    let own = level("67108864\n", "cache 40000000\nshmem 33554432\n");
+    let of_pod = level("134217728\n", "shmem 4096\nmapped_file 1\ntotal_shmem 117440512\n");
+    for (levels, guest_mib) in [(vec![own], 27), (vec![of_pod, level("67108864\n", "")], 7)] {
+        let budget = Budget::new(levels, None, account());
+        assert_eq!(budget.limit_bytes(), Some(64 << 20));
+        let mut limiter = limiter(&budget);
+        assert!(limiter.memory_growing(0, guest_mib * MIB, None).unwrap());
+        assert!(!limiter.memory_growing(guest_mib * MIB, (guest_mib + 1) * MIB, None).unwrap());
+        let denied = limiter.denied().unwrap().to_string();
+        assert!(denied.contains("for the guest: files in memory take"), "{denied}");
+    }
+}
+
+#[test]
 fn the_refusal_names_its_numbers() {
     let (_file, budget) = limited("67108864\n");
     let mut limiter = limiter(&budget);
     assert!(!limiter.memory_growing(0, 256 * MIB, None).unwrap());
-    let denied = Denied::Memory { wanted_bytes: 256 << 20, guest_bytes: 62_783_488, limit_bytes: 64 << 20 };
+    let denied =
+        Denied::Memory { wanted_bytes: 256 << 20, guest_bytes: 62_783_488, limit_bytes: 64 << 20, shared_bytes: 0 };
     assert_eq!(limiter.denied(), Some(&denied));
     assert_eq!(limiter.denied_just_now(), Some(&denied));
     assert!(limiter.memory_growing(0, MIB, None).unwrap());

@@ -71,9 +71,10 @@ impl Room {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::Write;
 
-    use skiff_protocol::Account;
+    use skiff_protocol::{Account, MemoryLimit};
 
     use super::*;
 
@@ -82,7 +83,11 @@ mod tests {
         let mut limit = tempfile::NamedTempFile::new().unwrap();
         limit.write_all(b"16777216\n").unwrap();
         let account = Account::keep_in(&Account::create().unwrap()).unwrap();
-        let budget = Budget::new(vec![limit.reopen().unwrap()], None, account);
+        let budget = Budget::new(
+            vec![MemoryLimit { limit: limit.reopen().unwrap(), stat: File::open("/dev/null").unwrap() }],
+            None,
+            account,
+        );
         let room = Room::new(Arc::clone(&budget));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {

@@ -16,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare};
 use nix::unistd::Pid;
 use skiff_protocol::{
-    Account, CONTROL_FD, ENGINE_FD, EnginePlan, Limits, Message, Preopen, Refusal, Reply, send_message,
+    Account, CONTROL_FD, ENGINE_FD, EnginePlan, Limits, MemoryLimit, Message, Preopen, Refusal, Reply, send_message,
 };
 
 use crate::collected::Collected;
@@ -207,7 +207,7 @@ impl Guest {
             code: self.code(),
             account: self.account.try_clone().unwrap(),
             replies: File::from(OwnedFd::from(replies)),
-            memory_limits: self.limit.iter().map(|path| File::open(path).unwrap()).collect(),
+            memory_limits: self.limit.iter().map(|path| memory_limit(path)).collect(),
         };
         (message, heard)
     }
@@ -398,6 +398,12 @@ impl Drop for Running {
 }
 
 /// One of the processors that this process may use.
+/// A limit of which no file in memory takes anything.
+fn memory_limit(path: &Path) -> MemoryLimit {
+    let [limit, stat] = [path, Path::new("/dev/null")].map(|path| File::open(path).unwrap());
+    MemoryLimit { limit, stat }
+}
+
 fn first_processor() -> CpuSet {
     let all = sched_getaffinity(Pid::from_raw(0)).unwrap();
     let first = (0..CpuSet::count()).find(|number| all.is_set(*number).unwrap()).unwrap();

@@ -13,6 +13,15 @@ pub fn parse_limit(text: &str) -> Option<u64> {
     text.trim().parse().ok().filter(|bytes| *bytes < UNLIMITED_FROM_BYTES)
 }
 
+/// The memory that files in memory take (tmpfs and other shared memory), in bytes, from a `memory.stat` of either version:
+/// of the cgroup and all below it. 0 if it is not known.
+pub fn parse_shared_memory(stat: &str) -> u64 {
+    let value =
+        |name: &str| stat.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok());
+    // In version 1 `shmem` is what the cgroup alone takes.
+    value("total_shmem").or_else(|| value("shmem")).unwrap_or_default()
+}
+
 impl Cgroup {
     /// The files that may hold a memory limit of the container, or a limit above which the kernel throttles it: hard limits
     /// first, its own before those of its ancestors. Each is a mount point and a path below it. They need not exist.
@@ -74,6 +83,18 @@ fn processors_in(quota: &str, period: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shared_memory_is_read_from_either_version() {
+        for (stat, expected) in [
+            ("cache 9\nshmem 4096\nmapped_file 1\ntotal_cache 9\ntotal_shmem 8192\n", 8192),
+            ("anon 1\nfile 5000\nshmem 4096\nshmem_thp 7\n", 4096),
+            ("anon 1\nshmem_thp 7\n", 0),
+            ("", 0),
+        ] {
+            assert_eq!(parse_shared_memory(stat), expected, "{stat:?}");
+        }
+    }
 
     #[test]
     fn limit_files_of_both_hierarchies_are_read() {

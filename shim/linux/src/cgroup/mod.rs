@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 pub use self::counts::{count_in, oom_kills_in};
 use self::files::{at, read};
 pub use self::hierarchy::Hierarchy;
-pub use self::limits::parse_limit;
+pub use self::limits::{parse_limit, parse_shared_memory};
 use self::place::{Membership, Mount, Place};
 
 /// How long processes may take to die.

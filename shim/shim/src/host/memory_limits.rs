@@ -1,10 +1,10 @@
 //! The memory limits of a container, as files that its engine reads while the guest runs.
 
-use std::fs::File;
 use std::io::{self, ErrorKind};
+use std::path::Path;
 
 use skiff_linux::cgroup::Cgroup;
-use skiff_protocol::LIMIT_FILES_MAX;
+use skiff_protocol::{LIMIT_FILES_MAX, MemoryLimit};
 
 use super::read_only;
 
@@ -13,19 +13,20 @@ use super::read_only;
 ///
 /// # Errors
 /// Those of opening them.
-pub(crate) fn open(cgroup: &Cgroup) -> io::Result<Vec<File>> {
-    let mut files = Vec::new();
+pub(crate) fn open(cgroup: &Cgroup) -> io::Result<Vec<MemoryLimit>> {
+    let mut limits = Vec::new();
     for (mountpoint, inside) in cgroup.memory_limits() {
-        if files.len() == LIMIT_FILES_MAX {
+        if limits.len() == LIMIT_FILES_MAX {
             break;
         }
-        match read_only::open(&mountpoint, &inside) {
-            Ok(file) => files.push(file),
+        let opened = |path: &Path| read_only::open(&mountpoint, path);
+        match opened(&inside).and_then(|limit| Ok((limit, opened(&inside.with_file_name("memory.stat"))?))) {
+            Ok((limit, stat)) => limits.push(MemoryLimit { limit, stat }),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(files)
+    Ok(limits)
 }
 
 #[cfg(test)]
@@ -39,11 +40,11 @@ mod tests {
         let deep = format!("/skiff-test-{}-deep{}", std::process::id(), "/d".repeat(20));
         let cgroup = Cgroup::from_spec(&deep, false, "").unwrap();
         cgroup.create_empty().unwrap();
-        let files = open(&cgroup);
+        let limits = open(&cgroup);
         let top = |path: &str| path.splitn(3, '/').take(2).collect::<Vec<_>>().join("/");
         Cgroup::from_spec(&top(&deep), false, "").unwrap().remove().unwrap();
-        let mut files = files.unwrap();
-        assert_eq!(files.len(), LIMIT_FILES_MAX);
-        assert!(files[0].write_all(b"1").is_err(), "nobody writes through it");
+        let mut limits = limits.unwrap();
+        assert_eq!(limits.len(), LIMIT_FILES_MAX);
+        assert!(limits[0].limit.write_all(b"1").is_err(), "nobody writes through it");
     }
 }

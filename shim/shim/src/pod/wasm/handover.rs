@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use skiff_protocol::{EnginePlan, Message, REPLY_BYTES_MAX, Refusal, Reply, send_message};
+use skiff_protocol::{EnginePlan, MemoryLimit, Message, REPLY_BYTES_MAX, Refusal, Reply, send_message};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::net::unix::pipe::Receiver;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +26,7 @@ pub(super) struct Handover {
     code: Compiled,
     plan: EnginePlan,
     account: Arc<File>,
-    memory_limits: Vec<File>,
+    memory_limits: Vec<MemoryLimit>,
     control: UnixStream,
     replies: Replies<BufReader<Receiver>>,
 }
@@ -43,7 +43,7 @@ impl Handover {
         code: Compiled,
         plan: EnginePlan,
         account: Arc<File>,
-        memory_limits: Vec<File>,
+        memory_limits: Vec<MemoryLimit>,
         control: UnixStream,
     ) -> Result<Self> {
         let replies = send(&code, &plan, &account, &memory_limits, &control)?;
@@ -99,17 +99,19 @@ fn send(
     code: &Compiled,
     plan: &EnginePlan,
     account: &File,
-    memory_limits: &[File],
+    memory_limits: &[MemoryLimit],
     control: &UnixStream,
 ) -> Result<Replies<BufReader<Receiver>>> {
     let passed = |file: &File| file.try_clone().doing(|| "cannot pass a file to the engine".into());
+    let passed_limit =
+        |known: &MemoryLimit| Ok(MemoryLimit { limit: passed(&known.limit)?, stat: passed(&known.stat)? });
     let (ours, theirs) = pipe().doing(|| "cannot make a pipe for the engine".into())?;
     let message = Message {
         plan: plan.clone(),
         code: passed(code.file())?,
         account: passed(account)?,
         replies: OwnedFd::from(theirs).into(),
-        memory_limits: memory_limits.iter().map(passed).collect::<Result<_>>()?,
+        memory_limits: memory_limits.iter().map(passed_limit).collect::<Result<_>>()?,
     };
     send_message(control, &message).doing(|| "cannot send the plan to the engine".into())?;
     let ours = Receiver::from_owned_fd(ours.into()).doing(|| "cannot read from the engine".into())?;
