@@ -4,7 +4,7 @@
 use crate::memory::share::guest_share_bytes;
 
 /// The quota that a server's threads can always follow: their number is fixed, but a quota may be raised later. The kernel
-/// keeps threads to a smaller quota, at no cost that could be measured.
+/// keeps the threads to a smaller quota.
 const QUOTA_MIN: usize = 8;
 /// Threads that wait for files and slow readers: for each processor, and in all.
 const BLOCKING_THREADS_EACH: usize = 8;
