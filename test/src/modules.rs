@@ -7,6 +7,9 @@ const FUNCTIONS: u32 = 8;
 /// How many branches each of them has.
 const BRANCHES: u32 = 8000;
 
+/// Longer than what the shim reads to see what kind of file it is.
+const PADDING_BYTES: usize = 8192;
+
 /// A command that does nothing and takes long to compile: about four seconds of processor time with 300 `variables` in each
 /// function, about ten with 700. Each `seed` makes a different module.
 pub fn slow_module(seed: u32, variables: u32) -> Vec<u8> {
@@ -59,5 +62,8 @@ pub fn saying(line: &str) -> Vec<u8> {
              (memory (export "memory") 1) (data (i32.const 0) "\10\00\00\00\{length:02x}\00\00\00") (data (i32.const 16) "{line}\n")
              (func (export "_start") (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))"#
     );
-    wat::parse_str(text).expect("the text is a module")
+    let mut module = wat::parse_str(text).expect("the text is a module");
+    // A custom section with an empty name.
+    section(&mut module, 0, &[0; PADDING_BYTES]);
+    module
 }
