@@ -34,7 +34,7 @@ fn a_guest_out_of_memory_was_oom_killed() {
         let status = ended(&node, &id);
         assert_eq!((&status["exitCode"], &status["reason"]), (&json!(code), &json!(reason)), "{name}: {status}");
         let told = pod.log(name).iter().any(|line| line.starts_with("stderr") && line.contains("67108864"));
-        assert_eq!(told, code == 137, "{name}: {:?}", pod.log(name));
+        assert_eq!(told, code != 0, "{name}: {:?}", pod.log(name));
     }
     pod.remove();
     node.assert_nothing_left();

@@ -213,7 +213,7 @@ fn devices_of_the_specification_are_there() {
     let job = Containerd::shared().job("c-files").args(["stat:/dev/mine", "list:/dev"]).edit(|spec| {
         spec["linux"]["devices"] = json!([{"path": "/dev/mine", "type": "c", "major": 1, "minor": 3, "fileMode": 438}]);
     });
-    assert_eq!(job.run().stdout, "stat /dev/mine: device 0\nlist /dev: full mine null random urandom zero\n");
+    assert_eq!(job.run().stdout, "stat /dev/mine: device 0\nlist /dev: full mine null random shm urandom zero\n");
 }
 
 #[test]
