@@ -58,6 +58,15 @@ same_limits() {
 # values_of_old: a release whose values are those of a chart without metrics and annotation policy (`--reuse-values`).
 values_of_old() { render --set image.repository=x --set metrics=null --set annotationPolicy=null > /dev/null; }
 
+# metrics_of_old: metrics that are switched on in such a release are those of a new one.
+metrics_of_old() {
+  local on='metrics.enabled=true,metrics.serviceMonitor.create=true,metrics.dashboard.create=true'
+  local absent='metrics.port=null,metrics.serviceMonitor.interval=null,metrics.serviceMonitor.labels=null,metrics.dashboard.labels=null'
+  diff <(render --set "image.repository=x,$on") <(render --set "image.repository=x,$on,$absent") || return 1
+  render --set image.repository=x,metrics.enabled=true,metrics.port=null,metrics.serviceMonitor=null,metrics.dashboard=null > "$work/old" &&
+    grep -qF -- '--metrics-port=9470' "$work/old"
+}
+
 for file in "$chart"/tests/values/*.yaml; do
   name=$(basename "$file" .yaml)
   [ "${1:-}" != --update ] || render --values "$file" > "$chart/tests/golden/$name.yaml"
@@ -67,6 +76,7 @@ done
 check "the runtime class is that of runtime-class/manifests/skiff.yaml" same_class
 check "the policy of annotations knows the limits of the shim" same_limits
 check "values of a release that had no metrics" values_of_old
+check "metrics that are switched on in a release that had none" metrics_of_old
 check "every value is read" every_value_is_read
 
 check "an image that is not set" refused "image.repository: say where the installer's image is" --set image.repository=

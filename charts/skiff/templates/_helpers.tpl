@@ -29,6 +29,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- merge (dict "kubernetes.io/os" "linux" "kubernetes.io/arch" "amd64") .Values.nodeSelector | toYaml }}
 {{- end }}
 
+{{/* A release of a chart without metrics has no such value after `--reuse-values`. */}}
+{{- define "skiff.metricsPort" -}}
+{{ .Values.metrics.port | default 9470 }}
+{{- end }}
+
 {{/* Contradictions, which a schema can reject but not explain. */}}
 {{- define "skiff.check" -}}
 {{- if not .Values.image.repository }}{{ fail "image.repository: say where the installer's image is; there is no default" }}{{ end }}
@@ -38,7 +43,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if and (eq .by "command") (not .command) }}{{ fail "`restart.by: command` needs restart.command" }}{{ end }}
 {{- end }}
 {{- with .Values.metrics }}
-{{- if and .serviceMonitor.create (not .enabled) }}{{ fail "metrics.serviceMonitor.create needs metrics.enabled" }}{{ end }}
+{{- if and (.serviceMonitor).create (not .enabled) }}{{ fail "metrics.serviceMonitor.create needs metrics.enabled" }}{{ end }}
 {{- end }}
 {{- range $key, $value := dict "kubernetes.io/os" "linux" "kubernetes.io/arch" "amd64" }}
 {{- with index $.Values.nodeSelector $key }}{{ if ne . $value }}{{ fail (printf "nodeSelector: skiff is built for `%s: %s` only" $key $value) }}{{ end }}{{ end }}
