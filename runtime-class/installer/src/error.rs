@@ -17,7 +17,7 @@ pub(crate) enum Kind {
 }
 
 /// One sentence in lower case, with values in backticks; causes follow after `: `.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Error {
     kind: Kind,
     sentence: String,

@@ -79,7 +79,7 @@ async fn run(verb: Verb, arguments: &NodeArguments) -> Result<bool> {
             }
             keep::keep(Keeper::new(&job, wanted.wanted, interval, &arguments.seen), node).await?;
         }
-        Verb::Metrics(metrics) => print(&metrics.of(arguments).text().await?)?,
+        Verb::Metrics(metrics) => print(metrics.of(arguments).text().await?)?,
         Verb::Ready => return ready::ready(&arguments.seen),
         Verb::Verify { wanted, programs, to } => {
             let source = programs.as_deref().map(Source::read).transpose()?;
@@ -95,7 +95,7 @@ async fn run(verb: Verb, arguments: &NodeArguments) -> Result<bool> {
                 Some((seen, _)) => status.with_mends_of(&seen),
                 None => status,
             };
-            print(&if json { status.json()? } else { status.text() })?;
+            print(if json { status.json()? } else { status.text() })?;
         }
         Verb::Uninstall { namespace, daemon_set, wait } => {
             let set = DaemonSet { api: arguments.api()?, namespace, name: daemon_set };
@@ -105,6 +105,6 @@ async fn run(verb: Verb, arguments: &NodeArguments) -> Result<bool> {
     Ok(true)
 }
 
-fn print(text: &str) -> Result<()> {
-    io::stdout().lock().write_all(text.as_bytes()).or_host("cannot write to standard output")
+fn print(text: impl AsRef<[u8]>) -> Result<()> {
+    io::stdout().lock().write_all(text.as_ref()).or_host("cannot write to standard output")
 }

@@ -5,11 +5,13 @@ mod cache;
 mod containers;
 mod exposition;
 mod page;
+mod places;
 pub(crate) mod server;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use hyper::body::Bytes;
 use tokio::sync::{Mutex, OnceCell};
 use tokio::task::spawn_blocking;
 
@@ -20,7 +22,7 @@ use crate::journal::record::Record;
 use crate::node::files::Host;
 use crate::node::{Node, Options};
 
-/// How old the text may be: whoever asks more often gets the same again.
+/// How old the text may be, or the error: whoever asks more often gets the same again.
 const AGE_MAX: Duration = Duration::from_secs(5);
 
 /// The metrics of one node.
@@ -29,7 +31,7 @@ pub(crate) struct Metrics {
     cache: PathBuf,
     /// containerd's state directory, once it is known.
     state: OnceCell<PathBuf>,
-    last: Mutex<Option<(Instant, String)>>,
+    last: Mutex<Option<(Instant, Result<Bytes>)>>,
 }
 
 impl Metrics {
@@ -43,18 +45,22 @@ impl Metrics {
     ///
     /// # Errors
     /// When containerd's configuration or a directory cannot be read.
-    pub(crate) async fn text(&self) -> Result<String> {
+    pub(crate) async fn text(&self) -> Result<Bytes> {
         let mut last = self.last.lock().await;
         if let Some((at, text)) = &*last
             && at.elapsed() < AGE_MAX
         {
-            return Ok(text.clone());
+            return text.clone();
         }
+        let text = self.read().await.map(Bytes::from);
+        *last = Some((Instant::now(), text.clone()));
+        text
+    }
+
+    async fn read(&self) -> Result<String> {
         let (state, cache) = (self.state().await?.clone(), self.cache.clone());
         let host = Host::new(self.node.host.clone());
-        let text = spawn_blocking(move || read(&host, &state, &cache)).await.or_host("cannot read the metrics")??;
-        *last = Some((Instant::now(), text.clone()));
-        Ok(text)
+        spawn_blocking(move || read(&host, &state, &cache)).await.or_host("cannot read the metrics")?
     }
 
     async fn state(&self) -> Result<&PathBuf> {
@@ -71,4 +77,36 @@ fn read(host: &Host, state: &Path, cache: &Path) -> Result<String> {
         cache: cache::read(&host.place(cache)?)?,
     };
     Ok(page.text())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_error_is_kept_for_a_while_as_the_metrics_are() {
+        let node = tempfile::tempdir().unwrap();
+        let options = Options {
+            host: node.path().into(),
+            containerd: None,
+            config: None,
+            socket: None,
+            unit: None,
+            restart_command: None,
+            restart_by_signal: false,
+            limit: Duration::from_secs(1),
+        };
+        let bundles = node.path().join("io.containerd.runtime.v2.task");
+        fs::write(&bundles, "not a directory").unwrap();
+        let metrics = Metrics::new(options, Some("/".into()), "/cache".into());
+        let started = Instant::now();
+        let error = metrics.text().await.unwrap_err().to_string();
+        fs::remove_file(bundles).unwrap();
+        let again = metrics.text().await;
+        if started.elapsed() < AGE_MAX {
+            assert_eq!(again.unwrap_err().to_string(), error);
+        }
+    }
 }

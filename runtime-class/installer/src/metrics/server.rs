@@ -1,5 +1,5 @@
 //! Serves the metrics over HTTP. Whoever reaches the pod's address may ask: a connection is one request, with a time limit, and
-//! there are few at once.
+//! there are few at once, of one address even fewer.
 
 use std::convert::Infallible;
 use std::io;
@@ -20,6 +20,7 @@ use tokio::time::{sleep, timeout};
 
 use super::Metrics;
 use super::exposition::MEDIA_TYPE;
+use super::places::Places;
 use crate::error::{Context, Result};
 
 /// The most connections at once; further ones wait to be accepted.
@@ -55,16 +56,19 @@ impl Server {
     /// Serves `metrics` for ever.
     pub(crate) async fn serve(self, metrics: Metrics) {
         let (metrics, free) = (Arc::new(metrics), Arc::new(Semaphore::new(CONNECTIONS_MAX)));
+        let places = Places::default();
         loop {
             // The semaphore is never closed.
             let Ok(permit) = Arc::clone(&free).acquire_owned().await else { return };
             match self.0.accept().await {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
+                    // One more than its address may have is closed, so that it keeps nobody else waiting.
+                    let Some(place) = places.take(peer.ip()) else { continue };
                     let connection = connection(stream, Arc::clone(&metrics));
                     tokio::spawn(async move {
                         // A client that breaks off or takes too long gets nothing more.
                         drop(timeout(LIMIT, connection).await);
-                        drop(permit);
+                        drop((place, permit));
                     });
                 }
                 Err(_) => sleep(ACCEPT_PAUSE).await,
@@ -92,18 +96,18 @@ async fn respond(request: &Request<Incoming>, metrics: &Metrics) -> Response<Ful
         return response(StatusCode::NOT_FOUND, "metrics are at `/metrics`\n".into());
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut response = response(StatusCode::METHOD_NOT_ALLOWED, String::new());
+        let mut response = response(StatusCode::METHOD_NOT_ALLOWED, Bytes::new());
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
     match metrics.text().await {
         Ok(text) => response(StatusCode::OK, text),
-        Err(error) => response(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        Err(error) => response(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n").into()),
     }
 }
 
-fn response(status: StatusCode, text: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(text));
+fn response(status: StatusCode, text: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(text));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
     response
