@@ -27,9 +27,16 @@ within() {
 # The guest's `ctr run`, which removes the container at its end, has ended.
 is_over() { ! kill -0 "$guest_pid" 2> /dev/null; }
 
-# The container is gone, whatever state it was in.
+# No process of the container is left: its shim and whatever that has started have this place in their command lines.
+is_without_processes() {
+  [ -z "$(grep -lsFf - /proc/[0-9]*/cmdline <<< "$state" | grep -vx "/proc/$containerd_pid/cmdline")" ]
+}
+
+# The container is gone, whatever state it was in. A task that is still being made cannot be deleted until it is there, and needs
+# its container for that; if whoever wants it is gone, containerd ends its shim a moment later.
 is_removed() {
   ctr tasks delete --force "$id" > /dev/null 2>&1 || true
+  is_without_processes || return 1
   ctr containers delete "$id" > /dev/null 2>&1 || true
   [ -z "$(ctr containers list --quiet 2> /dev/null)" ]
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
-use skiff_test::{free_port, get, guest, processes_touching, programs, tools, until};
+use skiff_test::{compilers_of, free_port, get, guest, processes_touching, programs, tools, until};
 use tempfile::TempDir;
 
 /// A busy machine may take long to start a containerd and to compile a guest.
@@ -90,6 +90,21 @@ fn a_signal_ends_a_command_that_is_run_and_leaves_nothing() {
     for is_interrupt in [true, false] {
         let run = Run::start("c-spin", &[]);
         run.waits_for("the guest's output", || run.said().contains("spinning\n"));
+        interrupt_or_terminate(run, is_interrupt);
+    }
+}
+
+#[test]
+fn a_signal_while_the_guest_is_compiled_leaves_nothing() {
+    for is_interrupt in [true, false] {
+        // Nothing is compiled yet, and this program takes long.
+        let cache = tempfile::tempdir().unwrap();
+        let port = free_port().to_string();
+        let run = Run::start("js-http", &[("SKIFF_CACHE", cache.path().to_str().unwrap()), ("PORT", &port)]);
+        let place = run.directory.path().to_str().unwrap().to_owned();
+        run.waits_for("compilation", || {
+            processes_touching(&place).iter().any(|(pid, _)| !compilers_of(*pid).is_empty())
+        });
         interrupt_or_terminate(run, is_interrupt);
     }
 }
