@@ -16,7 +16,7 @@ pub mod names;
 mod targets;
 mod warm;
 
-pub use account::{ACCOUNT_FILE, Account, Activity, CODE_CLASSES, DURATION_BOUNDS, Figures};
+pub use account::{ACCOUNT_FILE, Account, Activity, CODE_CLASSES, DURATION_BOUNDS, Figures, account_holder};
 pub use content::{Content, HEAD_BYTES};
 pub use control::{
     LIMIT_FILES_MAX, MemoryLimit, Message, REPLY_BYTES_MAX, Refusal, Reply, VERSION, receive_message, send_message,

@@ -13,6 +13,12 @@ pub const PROGRAMS: [&str; 3] = [SHIM, ENGINE, SKIFF];
 pub const CACHE_DIR: &str = "/var/lib/skiff/cache";
 /// The default of the runtime option `Root`: where the OCI runtime keeps the state of its containers.
 pub const RUNTIME_ROOT: &str = "/run/skiff/runc";
+/// The file name extension of compiled code in the cache.
+pub const CODE_EXTENSION: &str = "cwasm";
+/// The file name extension of the sentence with which a module recently failed to compile, in the cache.
+pub const FAILURE_EXTENSION: &str = "failed";
+/// The directory of containerd's bundles, `NAMESPACE/ID` below it. It is in containerd's state directory.
+pub const BUNDLES: &str = "io.containerd.runtime.v2.task";
 /// The directory of the sockets through which an OCI runtime passes a terminal.
 pub const TERMINALS: &str = "/run/skiff";
 

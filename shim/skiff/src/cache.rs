@@ -9,17 +9,12 @@ use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use skiff_protocol::names::{CACHE_DIR, SHIM};
+use skiff_protocol::names::{CACHE_DIR, CODE_EXTENSION, FAILURE_EXTENSION, SHIM};
 use skiff_protocol::{WARM_ACTION, WarmRequest, Warmed};
 
 use crate::error::{Context, Error, Result, one_line};
 use crate::output::{self, mebibytes, period};
 use crate::regular;
-
-/// The file name extension of an entry.
-const ENTRY: &str = "cwasm";
-/// The file name extension of the sentence with which a module recently failed to compile.
-const FAILED: &str = "failed";
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -83,7 +78,7 @@ pub(crate) fn cache(arguments: &Arguments) -> Result<()> {
     let directory = &arguments.cache_dir;
     match &arguments.verb {
         Verb::List { json } => {
-            let entries = list(directory, ENTRY)?;
+            let entries = list(directory, CODE_EXTENSION)?;
             if *json { output::print_json(&entries) } else { print(&entries) }
         }
         Verb::Warm { files, namespace, cache_max_bytes } => files.iter().try_for_each(|file| {
@@ -158,8 +153,8 @@ fn clear(directory: &Path, older: Duration) -> Result<(usize, u64)> {
         }
         _ => Ok(()),
     };
-    list(directory, FAILED)?.iter().filter(|entry| is_old(entry)).try_for_each(remove)?;
-    let entries: Vec<Entry> = list(directory, ENTRY)?.into_iter().filter(is_old).collect();
+    list(directory, FAILURE_EXTENSION)?.iter().filter(|entry| is_old(entry)).try_for_each(remove)?;
+    let entries: Vec<Entry> = list(directory, CODE_EXTENSION)?.into_iter().filter(is_old).collect();
     entries.iter().try_for_each(remove)?;
     Ok((entries.len(), entries.iter().map(|entry| entry.bytes).sum()))
 }
@@ -247,7 +242,7 @@ mod tests {
         put("wasmtime-1/ee.tmp", 7, 60);
         put("slot.0/x", 1, 60);
         let listed = || {
-            let entries = list(directory.path(), ENTRY).unwrap();
+            let entries = list(directory.path(), CODE_EXTENSION).unwrap();
             entries.into_iter().map(|entry| (entry.module, entry.engine, entry.bytes)).collect::<Vec<_>>()
         };
         let row = |module: &str, engine: &str, bytes| (module.to_owned(), engine.to_owned(), bytes);

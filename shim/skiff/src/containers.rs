@@ -11,16 +11,14 @@ use std::time::SystemTime;
 
 use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
-use skiff_protocol::names::SHIM;
-use skiff_protocol::{ACCOUNT_FILE, Figures};
+use skiff_protocol::names::{BUNDLES, SHIM};
+use skiff_protocol::{Figures, account_holder};
 
 use crate::error::{Context, Error, Result};
 use crate::regular;
 
 /// The kernel's view of the processes.
 pub(crate) const PROC: &str = "/proc";
-/// The directory with containerd's bundles, `NAMESPACE/ID` below it.
-const TASKS: &str = "io.containerd.runtime.v2.task";
 /// What the shim writes into a bundle before it makes the container.
 const RECORD: &str = "skiff.json";
 /// The pid of the container's process, as the OCI runtime wrote it.
@@ -137,7 +135,7 @@ fn shims(proc: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
         if is_shim && namespaces(&process) == own {
             // containerd starts a shim in the bundle of the pod's first container.
             let bundle = fs::read_link(process.join("cwd")).unwrap_or_default();
-            let tasks = bundle.ancestors().nth(2).filter(|tasks| tasks.ends_with(TASKS));
+            let tasks = bundle.ancestors().nth(2).filter(|tasks| tasks.ends_with(BUNDLES));
             found.extend(tasks.map(|tasks| (pid, tasks.to_path_buf())));
         }
     }
@@ -182,12 +180,9 @@ impl Container {
 
 /// The file of the container's account: a shim holds it, and a link in the bundle says where.
 fn account_of(proc: &Path, bundle: &Path, shims: &BTreeSet<u32>) -> Option<PathBuf> {
-    let link = fs::read_link(bundle.join(ACCOUNT_FILE)).ok()?;
-    let (shim, descriptor) = link.strip_prefix(PROC).ok()?.to_str()?.split_once("/fd/")?;
+    let (shim, descriptor) = account_holder(bundle)?;
     // Of a shim that was killed, the number may belong to any other process by now.
-    let shim = shim.parse().ok().filter(|pid| shims.contains(pid))?;
-    let descriptor: u32 = descriptor.parse().ok()?;
-    Some(proc.join(format!("{shim}/fd/{descriptor}")))
+    shims.contains(&shim).then(|| proc.join(format!("{shim}/fd/{descriptor}")))
 }
 
 /// Reads the account in the file `path`.
@@ -223,7 +218,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use serde_json::json;
-    use skiff_protocol::Account;
+    use skiff_protocol::{ACCOUNT_FILE, Account};
     use tempfile::TempDir;
 
     use super::*;
@@ -243,7 +238,7 @@ mod tests {
         }
 
         fn bundle(&self, namespace: &str, id: &str) -> PathBuf {
-            self.0.path().join("run").join(TASKS).join(namespace).join(id)
+            self.0.path().join("run").join(BUNDLES).join(namespace).join(id)
         }
 
         fn process(&self, pid: &str, program: &str, directory: &Path, mounts: &str) {

@@ -5,11 +5,9 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use skiff_protocol::Counters;
+use skiff_protocol::names::CODE_EXTENSION;
 
 use crate::error::{Context, Result};
-
-/// The file name extension of an entry.
-const ENTRY: &str = "cwasm";
 
 /// The cache at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,7 +25,7 @@ pub(super) fn read(dir: &Path) -> Result<Cache> {
     for engine in directory(dir).or_host(reading())? {
         // A file is no directory of an engine, and an engine's directory may be removed at any time.
         for file in directory(&engine).unwrap_or_default() {
-            if file.extension().is_some_and(|extension| extension == ENTRY)
+            if file.extension().is_some_and(|extension| extension == CODE_EXTENSION)
                 && let Ok(metadata) = fs::symlink_metadata(&file)
             {
                 cache.entries += 1;

@@ -7,13 +7,12 @@ use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use skiff_protocol::{ACCOUNT_FILE, Activity, Figures};
+use skiff_protocol::names::BUNDLES;
+use skiff_protocol::{Activity, Figures, account_holder};
 
 use crate::error::{Context, Result};
 use crate::node::files::Host;
 
-/// The directory below containerd's state directory that has a directory for each namespace, and in it a bundle for each container.
-const BUNDLES: &str = "io.containerd.runtime.v2.task";
 /// How the link to an account's file in memory begins.
 const MEMORY_FILE: &str = "/memfd:skiff-account";
 /// The most containers that are read, which bounds the number of series.
@@ -70,10 +69,8 @@ fn directories(path: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// Where this process finds the account of a container, if it has one: the link in its bundle names a descriptor of its shim.
 fn account_of(bundle: &Path, processes: &Path) -> Option<PathBuf> {
-    let target = fs::read_link(bundle.join(ACCOUNT_FILE)).ok()?;
-    let (pid, descriptor) = target.to_str()?.strip_prefix("/proc/")?.split_once("/fd/")?;
-    let number = |text: &str| text.parse::<u32>().ok();
-    Some(processes.join(number(pid)?.to_string()).join("fd").join(number(descriptor)?.to_string()))
+    let (pid, descriptor) = account_holder(bundle)?;
+    Some(processes.join(format!("{pid}/fd/{descriptor}")))
 }
 
 fn read(link: &Path) -> io::Result<(Figures, Activity)> {
@@ -121,7 +118,7 @@ mod tests {
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::{FileExt, symlink};
 
-    use skiff_protocol::Account;
+    use skiff_protocol::{ACCOUNT_FILE, Account};
 
     use super::*;
 

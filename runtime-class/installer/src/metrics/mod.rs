@@ -83,6 +83,8 @@ fn read(host: &Host, state: &Path, cache: &Path) -> Result<String> {
 mod tests {
     use std::fs;
 
+    use skiff_protocol::names::BUNDLES;
+
     use super::*;
 
     #[tokio::test]
@@ -98,7 +100,7 @@ mod tests {
             restart_by_signal: false,
             limit: Duration::from_secs(1),
         };
-        let bundles = node.path().join("io.containerd.runtime.v2.task");
+        let bundles = node.path().join(BUNDLES);
         fs::write(&bundles, "not a directory").unwrap();
         let metrics = Metrics::new(options, Some("/".into()), "/cache".into());
         let started = Instant::now();

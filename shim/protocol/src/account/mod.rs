@@ -5,9 +5,10 @@
 
 mod activity;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -19,8 +20,15 @@ use skiff_linux::memory::{PAGE_BYTES, shared_words};
 pub use self::activity::{Activity, CODE_CLASSES, DURATION_BOUNDS};
 use self::activity::{DURATIONS, bucket, class};
 
-/// The name of the file in the container's bundle.
+/// The name of the link in the container's bundle that leads to the file.
 pub const ACCOUNT_FILE: &str = "account";
+
+/// The process that holds the account of the container in `bundle`, and its descriptor, as the link there says.
+pub fn account_holder(bundle: &Path) -> Option<(u32, u32)> {
+    let link = fs::read_link(bundle.join(ACCOUNT_FILE)).ok()?;
+    let (pid, descriptor) = link.to_str()?.strip_prefix("/proc/")?.split_once("/fd/")?;
+    Some((pid.parse().ok()?, descriptor.parse().ok()?))
+}
 
 /// The first word of an account, which identifies its release: the last byte is the version.
 const FORM: u64 = u64::from_be_bytes(*b"skiffac3");

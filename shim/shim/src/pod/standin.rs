@@ -4,17 +4,19 @@
 use std::sync::Arc;
 
 use skiff_linux::cgroup::Cgroup;
+use skiff_protocol::exit_code_of_signal;
 use tokio::task::JoinHandle;
 
 use crate::error::{Context, Result, chain};
 use crate::host::namespaces::Holder;
 use crate::host::process::Child;
 
+/// Its exit code after SIGKILL.
+const KILLED: i32 = exit_code_of_signal(libc::SIGKILL);
+
 /// What has become of the stand-in.
-#[derive(Default)]
 pub(super) enum StandIn {
     /// Wanted once the sandbox is started.
-    #[default]
     Expected,
     /// There.
     There(Arc<Child>, JoinHandle<()>),
@@ -34,8 +36,14 @@ impl StandIn {
                 let child = Arc::new(child);
                 let awaited = child.clone();
                 let watch = tokio::spawn(async move {
-                    if let Err(error) = awaited.wait().await {
-                        log::warn!("cannot wait for the sandbox's process: {error}");
+                    match awaited.wait().await {
+                        // As its end is wanted.
+                        Ok(KILLED) => {}
+                        // Its program was not executed, or somebody ended it.
+                        Ok(code) => {
+                            log::warn!("the sandbox's process ended with {code}: the pod cannot be found by its cgroup")
+                        }
+                        Err(error) => log::warn!("cannot wait for the sandbox's process: {error}"),
                     }
                 });
                 *self = Self::There(child, watch);

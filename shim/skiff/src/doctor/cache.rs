@@ -6,6 +6,7 @@ use std::path::Path;
 
 use nix::sys::statvfs::statvfs;
 use skiff_linux::trust::{self, Distrust, Step};
+use skiff_protocol::names::CODE_EXTENSION;
 
 use super::check::Check;
 
@@ -60,7 +61,7 @@ fn fault(directory: &Path, links_left: u32) -> Option<(String, &'static str)> {
 fn size(directory: &Path) -> String {
     let entries = |directory: &Path| fs::read_dir(directory).into_iter().flatten().flatten();
     let files = entries(directory).flat_map(|engine| entries(&engine.path()));
-    let code = files.filter(|file| file.path().extension().is_some_and(|extension| extension == "cwasm"));
+    let code = files.filter(|file| file.path().extension().is_some_and(|extension| extension == CODE_EXTENSION));
     let bytes: Vec<_> = code.filter_map(|file| file.metadata().ok()).map(|metadata| metadata.len()).collect();
     format!("the code of {} modules, {} MiB", bytes.len(), bytes.iter().sum::<u64>() >> 20)
 }

@@ -4,10 +4,10 @@ use std::fs;
 use std::io::{self, ErrorKind, Read};
 use std::time::{Duration, SystemTime};
 
+use skiff_protocol::names::FAILURE_EXTENSION;
+
 use super::{Cache, at, make_private_dir, open_entry, remove_file};
 
-/// The file name extension of a failure.
-pub(super) const FAILED: &str = "failed";
 /// How long a failure is remembered.
 const MEMORY: Duration = Duration::from_secs(600);
 /// A remembered sentence is cut to this many bytes.
@@ -21,7 +21,7 @@ impl Cache {
     /// # Errors
     /// `InvalidInput` for a malformed digest; those of reading the sentence.
     pub(super) fn recent_failure(&self, digest: &str) -> io::Result<Option<String>> {
-        let path = self.path(digest, FAILED)?;
+        let path = self.path(digest, FAILURE_EXTENSION)?;
         let file = match open_entry(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(|error| at("open", &path, &error))?,
@@ -39,14 +39,14 @@ impl Cache {
     /// # Errors
     /// Those of writing the sentence.
     pub(super) fn remember_failure(&self, digest: &str, sentence: &str) -> io::Result<()> {
-        let known = self.files(FAILED)?;
+        let known = self.files(FAILURE_EXTENSION)?;
         for (path, _) in known.iter().filter(|(_, meta)| is_over(meta)) {
             remove_file(path)?;
         }
         if known.len() >= FAILURES_MAX {
             return Ok(());
         }
-        let path = self.path(digest, FAILED)?;
+        let path = self.path(digest, FAILURE_EXTENSION)?;
         if let Some(dir) = path.parent() {
             make_private_dir(dir)?;
         }

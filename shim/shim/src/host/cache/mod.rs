@@ -27,12 +27,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use skiff_protocol::names::CODE_EXTENSION;
 use skiff_protocol::{CODE_ID, Counters};
 
 use super::read_only;
 
-/// The file name extension of an entry.
-const ENTRY: &str = "cwasm";
 /// The file name extension of a lock, which becomes the entry.
 const PENDING: &str = "tmp";
 
@@ -119,7 +118,7 @@ impl Cache {
     /// # Errors
     /// `InvalidInput` for a malformed digest; those of opening the entry, or of removing a bad one.
     pub(crate) fn lookup(&self, digest: &str) -> io::Result<Option<File>> {
-        let path = self.path(digest, ENTRY)?;
+        let path = self.path(digest, CODE_EXTENSION)?;
         let checked = match open_entry(&path) {
             Ok(file) => trailer::verify(&file, digest).map(|()| file),
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -255,7 +254,7 @@ impl Cache {
     /// Turns what the compiler wrote into the wanted entry, and brings the cache back to its size.
     fn publish(&self, wanted: Wanted<'_>, mut pending: Pending, output: &File) -> io::Result<File> {
         let bytes = output.metadata()?.len();
-        let entry = self.path(wanted.digest, ENTRY)?;
+        let entry = self.path(wanted.digest, CODE_EXTENSION)?;
         let file = self.with_room(bytes, || pending.publish(&entry, wanted, output, &self.dir))?;
         drop(pending);
         if let Err(error) = self.evict(&entry) {

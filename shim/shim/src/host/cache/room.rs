@@ -8,11 +8,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use skiff_protocol::names::CODE_EXTENSION;
 use skiff_protocol::{CODE_ID, Counters};
 
 use super::slots::SLOT;
 use super::trailer::owner_of;
-use super::{Cache, ENTRY, PENDING, at, is_full, is_named, open_entry, remove_file};
+use super::{Cache, PENDING, at, is_full, is_named, open_entry, remove_file};
 
 /// An entry as eviction sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,7 +85,7 @@ impl Cache {
     }
 
     fn entries(&self) -> io::Result<Vec<Entry>> {
-        let entries = self.files(ENTRY)?.into_iter().map(|(path, meta)| Entry {
+        let entries = self.files(CODE_EXTENSION)?.into_iter().map(|(path, meta)| Entry {
             ours: path.parent().is_some_and(|dir| dir.ends_with(CODE_ID)),
             used: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
             bytes: meta.len(),

@@ -74,7 +74,7 @@ fn key(number: u8) -> String {
 }
 
 fn entry(number: u8) -> String {
-    format!("{CODE_ID}/{}.{ENTRY}", key(number))
+    format!("{CODE_ID}/{}.{CODE_EXTENSION}", key(number))
 }
 
 fn wanted(digest: &str) -> Wanted<'_> {
@@ -485,7 +485,7 @@ fn entries_of_other_engines_go_first_with_what_dead_writers_left() {
     put(&cache, 2, 10_000);
     let other = scratch.0.join("cache/wasmtime-1-skiff-0");
     fs::create_dir(&other).unwrap();
-    fs::write(other.join(key(7)).with_extension(ENTRY), vec![0; 20_000]).unwrap();
+    fs::write(other.join(key(7)).with_extension(CODE_EXTENSION), vec![0; 20_000]).unwrap();
     fs::write(other.join(key(8)).with_extension(PENDING), vec![0; 20_000]).unwrap();
     put(&cache, 3, 10_000);
     assert_eq!(scratch.files(), [entry(1), entry(2), entry(3)]);
