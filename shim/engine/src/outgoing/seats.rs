@@ -44,6 +44,8 @@ struct Seat {
 
 /// The seat of one connection, for as long as it is open.
 pub(super) struct Taken {
+    /// Until the connection is made it is in use.
+    connecting: Option<InUse>,
     pass: Pass,
     lease: Option<Lease>,
 }
@@ -96,11 +98,12 @@ impl Seats {
         open.last += 1;
         let number = open.last;
         let (close, closed) = oneshot::channel();
-        let seat = Seat { requests: 0, served: 0, idle_since: Instant::now(), close: Some(close) };
+        let seat = Seat { requests: 1, served: 0, idle_since: Instant::now(), close: Some(close) };
         open.seats.insert(number, seat);
         drop(open);
         let lease = self.budget.lease(IDLE_BYTES).ok();
-        Some((Taken { pass: Pass { seats: Arc::clone(self), number }, lease }, closed))
+        let pass = Pass { seats: Arc::clone(self), number };
+        Some((Taken { connecting: Some(InUse { pass: pass.clone(), is_reused: false }), pass, lease }, closed))
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
@@ -123,6 +126,11 @@ impl Open {
 }
 
 impl Taken {
+    /// Notes that the connection is made. Until a request uses it, it is idle.
+    pub(super) fn connected(&mut self) {
+        self.connecting = None;
+    }
+
     /// What identifies the seat.
     pub(super) fn pass(&self) -> Pass {
         self.pass.clone()

@@ -37,7 +37,8 @@ pub(super) struct Stream {
 
 impl Stream {
     /// A stream on `seat`, until it is told to close.
-    pub(super) fn new(socket: Box<dyn Socket>, facts: Facts, seat: Taken, close: oneshot::Receiver<()>) -> Self {
+    pub(super) fn new(socket: Box<dyn Socket>, facts: Facts, mut seat: Taken, close: oneshot::Receiver<()>) -> Self {
+        seat.connected();
         Self { socket: TokioIo::new(socket), facts, seat, close: Some(close) }
     }
 }
