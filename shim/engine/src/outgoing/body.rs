@@ -1,10 +1,10 @@
 //! The bodies of requests and responses, with what is noticed of them on their way.
 
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty};
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use tokio::sync::oneshot;
 use tokio::time::{Interval, interval};
@@ -14,9 +14,13 @@ use super::failure::explain_response;
 use super::room::Reserved;
 use super::seats::InUse;
 
-/// A request's body, whose end is reported.
-pub(super) struct RequestBody {
-    body: WasiBody,
+/// A request's body, whose end is reported. As long as nothing of it was sent, it can be sent with another request.
+pub(super) struct RequestBody(Arc<Mutex<Sending>>);
+
+struct Sending {
+    /// `None` after its end.
+    body: Option<WasiBody>,
+    has_begun: bool,
     ended: Option<oneshot::Sender<Result<(), Error>>>,
 }
 
@@ -24,15 +28,33 @@ impl RequestBody {
     /// The body, and what receives its end. Nothing is received of a body that is dropped before its end.
     pub(super) fn new(body: WasiBody) -> (Self, oneshot::Receiver<Result<(), Error>>) {
         let (ended, end) = oneshot::channel();
-        (Self { body, ended: Some(ended) }, end)
+        let sending = Sending { body: Some(body), has_begun: false, ended: Some(ended) };
+        (Self(Arc::new(Mutex::new(sending))), end)
     }
 
-    /// The body of a request that has none.
-    pub(super) fn empty() -> Self {
-        Self { body: Empty::new().map_err(Error::from).boxed_unsync(), ended: None }
+    /// Another handle of the same body.
+    pub(super) fn share(&self) -> Self {
+        Self(Arc::clone(&self.0))
     }
 
+    /// The body for another request, if nothing of it was sent; other handles lose it.
+    pub(super) fn again(&self) -> Option<Self> {
+        let mut sending = self.sending();
+        if sending.has_begun {
+            return None;
+        }
+        let lost = Sending { body: None, has_begun: true, ended: None };
+        Some(Self(Arc::new(Mutex::new(std::mem::replace(&mut *sending, lost)))))
+    }
+
+    fn sending(&self) -> MutexGuard<'_, Sending> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sending {
     fn end(&mut self, result: Result<(), Error>) {
+        self.body = None;
         if let Some(ended) = self.ended.take() {
             // A guest that does not ask is not told.
             drop(ended.send(result));
@@ -44,30 +66,39 @@ impl Body for RequestBody {
     type Data = Bytes;
     type Error = Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let polled = ready!(Pin::new(&mut self.body).poll_frame(context));
-        Poll::Ready(match polled {
-            Some(Ok(frame)) => Some(Ok(frame)),
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let mut sending = self.sending();
+        let Some(body) = &mut sending.body else { return Poll::Ready(None) };
+        Poll::Ready(match ready!(Pin::new(body).poll_frame(context)) {
+            Some(Ok(frame)) => {
+                sending.has_begun = true;
+                Some(Ok(frame))
+            }
             Some(Err(error)) => {
-                self.end(Err(error));
+                sending.has_begun = true;
+                sending.end(Err(error));
                 // hyper only passes it on as the cause of its own error.
                 Some(Err(Error::HttpProtocolError))
             }
             None => {
-                self.end(Ok(()));
+                sending.end(Ok(()));
                 None
             }
         })
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.sending().body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.sending().body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }
+
+/// The most frames of a response that hyper has received ahead of its reader: one of data, and trailers. One more tells
+/// the end.
+const FRAMES_MAX: usize = 3;
 
 /// A response's body that fails if nothing of it arrives for too long. Until its end the connection is in use, and the
 /// request's memory is reserved.
@@ -85,6 +116,29 @@ impl ResponseBody {
         silence.reset();
         Self { incoming, silence, held: Some((reserved, in_use)) }
     }
+
+    fn end(&mut self) {
+        if let Some((_, Some(in_use))) = self.held.take() {
+            in_use.finish();
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    /// A response that is dropped unread may have arrived whole, and its connection may serve another request by now.
+    fn drop(&mut self) {
+        let mut context = Context::from_waker(Waker::noop());
+        for _ in 0..FRAMES_MAX {
+            if self.held.is_none() {
+                return;
+            }
+            match Pin::new(&mut self.incoming).poll_frame(&mut context) {
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(None) => self.end(),
+                Poll::Ready(Some(Err(_))) | Poll::Pending => return,
+            }
+        }
+    }
 }
 
 impl Body for ResponseBody {
@@ -94,7 +148,7 @@ impl Body for ResponseBody {
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         match Pin::new(&mut self.incoming).poll_frame(context) {
             Poll::Ready(None) => {
-                self.held = None;
+                self.end();
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Ok(frame))) => {

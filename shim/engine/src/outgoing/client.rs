@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
-use hyper::body::{Body, Incoming};
+use hyper::body::Incoming;
 use hyper::{Method, Request, Response};
 use hyper_util::client::legacy::connect::{CaptureConnection, capture_connection};
 use hyper_util::client::legacy::{self, Builder};
@@ -103,13 +103,14 @@ impl Client {
         self.settings.authorize(&head.uri, &mut head.headers);
         let reserving = self.room.reserve();
         let reserved = timeout(patience.connect, reserving).await.map_err(|_| Error::ConnectionTimeout)??;
-        let again = (is_safe(&head.method) && body.is_end_stream()).then(|| head.clone());
         let (body, mut sent) = RequestBody::new(body);
+        let again = is_safe(&head.method).then(|| (head.clone(), body.share()));
         let mut result = self.attempt(Request::from_parts(head, body), &patience).await;
         if let Err(Failed { was_stale: true, .. }) = &result
-            && let Some(head) = again
+            && let Some((head, body)) = again
+            && let Some(body) = body.again()
         {
-            result = self.attempt(Request::from_parts(head, RequestBody::empty()), &patience).await;
+            result = self.attempt(Request::from_parts(head, body), &patience).await;
         }
         let (response, in_use) = result.map_err(|failed| match sent.try_recv() {
             // The guest's own mistake is the cause.

@@ -67,7 +67,7 @@ impl Parts {
         let (seat, close) = self.seats.take().await.ok_or(ErrorCode::ConnectionLimitReached)?;
         let is_tls = uri.scheme() == Some(&Scheme::HTTPS);
         let proxy = self.settings.proxy(uri);
-        let mut facts = Facts { is_proxied: proxy.is_some() && !is_tls, ..Facts::default() };
+        let mut facts = Facts { is_proxied: proxy.is_some() && !is_tls, is_http2: self.settings.is_http2(uri) };
         let stream = match proxy {
             // Another kind of proxy.
             Some(proxy) if proxy.uri().scheme() != Some(&Scheme::HTTP) => return Err(ErrorCode::ConfigurationError),

@@ -16,3 +16,5 @@ mod room;
 mod seats;
 pub(crate) mod settings;
 mod stream;
+#[cfg(test)]
+mod tests;

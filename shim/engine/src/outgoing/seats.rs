@@ -37,6 +37,8 @@ struct Open {
 
 struct Seat {
     requests: usize,
+    /// Requests share the connection: it speaks HTTP/2.
+    is_shared: bool,
     served: u64,
     idle_since: Instant,
     close: Option<oneshot::Sender<()>>,
@@ -57,11 +59,13 @@ pub(super) struct Pass {
     number: u64,
 }
 
-/// A request that uses a connection.
+/// A request that uses a connection. If it is dropped before its end, the connection closes, unless others share it:
+/// hyper would first send what is left of the request, to a server that may never read it.
 pub(super) struct InUse {
     pass: Pass,
     /// Whether the connection has served a request before this one.
     pub(super) is_reused: bool,
+    is_finished: bool,
 }
 
 impl Seats {
@@ -98,12 +102,13 @@ impl Seats {
         open.last += 1;
         let number = open.last;
         let (close, closed) = oneshot::channel();
-        let seat = Seat { requests: 1, served: 0, idle_since: Instant::now(), close: Some(close) };
+        let seat = Seat { requests: 1, is_shared: false, served: 0, idle_since: Instant::now(), close: Some(close) };
         open.seats.insert(number, seat);
         drop(open);
         let lease = self.budget.lease(IDLE_BYTES).ok();
         let pass = Pass { seats: Arc::clone(self), number };
-        Some((Taken { connecting: Some(InUse { pass: pass.clone(), is_reused: false }), pass, lease }, closed))
+        let connecting = InUse { pass: pass.clone(), is_reused: false, is_finished: true };
+        Some((Taken { connecting: Some(connecting), pass, lease }, closed))
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
@@ -116,9 +121,16 @@ impl Open {
         let is_idle = |seat: &&mut Seat| {
             seat.requests == 0 && seat.close.is_some() && now.saturating_duration_since(seat.idle_since) >= IDLE_MIN
         };
-        if let Some(seat) = self.seats.values_mut().filter(is_idle).min_by_key(|seat| seat.idle_since)
-            && let Some(close) = seat.close.take()
-        {
+        if let Some(seat) = self.seats.values_mut().filter(is_idle).min_by_key(|seat| seat.idle_since) {
+            seat.close();
+        }
+    }
+}
+
+impl Seat {
+    /// Has the connection close.
+    fn close(&mut self) {
+        if let Some(close) = self.close.take() {
             // A connection that is gone has closed already.
             let _sent = close.send(());
         }
@@ -126,8 +138,11 @@ impl Open {
 }
 
 impl Taken {
-    /// Notes that the connection is made. Until a request uses it, it is idle.
-    pub(super) fn connected(&mut self) {
+    /// Notes that the connection is made, and whether requests share it. Until one uses it, it is idle.
+    pub(super) fn connected(&mut self, is_shared: bool) {
+        if let Some(seat) = self.pass.seats.open().seats.get_mut(&self.pass.number) {
+            seat.is_shared = is_shared;
+        }
         self.connecting = None;
     }
 
@@ -156,7 +171,7 @@ impl Pass {
         let seat = open.seats.get_mut(&self.number)?;
         seat.requests += 1;
         seat.served += 1;
-        Some(InUse { is_reused: seat.served > 1, pass: self.clone() })
+        Some(InUse { is_reused: seat.served > 1, pass: self.clone(), is_finished: false })
     }
 }
 
@@ -165,6 +180,11 @@ impl InUse {
     pub(super) fn is_of(&self, pass: &Pass) -> bool {
         self.pass.number == pass.number
     }
+
+    /// Notes that the request has its whole response.
+    pub(super) fn finish(mut self) {
+        self.is_finished = true;
+    }
 }
 
 impl Drop for InUse {
@@ -172,6 +192,9 @@ impl Drop for InUse {
         if let Some(seat) = self.pass.seats.open().seats.get_mut(&self.pass.number) {
             seat.requests = seat.requests.saturating_sub(1);
             seat.idle_since = Instant::now();
+            if !self.is_finished && !seat.is_shared && seat.requests == 0 {
+                seat.close();
+            }
         }
     }
 }
@@ -184,6 +207,8 @@ fn seats_max(limit_bytes: Option<u64>) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use skiff_protocol::Account;
+
     use super::*;
 
     const MIB: u64 = 1 << 20;
@@ -198,6 +223,42 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_that_is_being_made_does_not_give_way() {
+        let account = Account::keep_in(&Account::create().unwrap()).unwrap();
+        let seats = Seats::new(Budget::new(Vec::new(), Some(16 * MIB), account));
+        let later = Instant::now() + Duration::from_secs(100);
+        let mut taken: Vec<_> = (0..CONNECTIONS_MIN).map(|_| seats.try_take().unwrap()).collect();
+        assert!(seats.try_take().is_none());
+        seats.open().close_longest_idle(later);
+        assert!(taken.iter_mut().all(|(_, close)| close.try_recv().is_err()));
+        taken[3].0.connected(false);
+        seats.open().close_longest_idle(later);
+        assert!(taken[3].1.try_recv().is_ok());
+        drop(taken);
+        assert!(seats.try_take().is_some());
+    }
+
+    #[test]
+    fn a_connection_closes_when_its_request_is_abandoned_unless_others_share_it() {
+        let account = Account::keep_in(&Account::create().unwrap()).unwrap();
+        let seats = Seats::new(Budget::new(Vec::new(), Some(16 * MIB), account));
+        for (is_shared, is_finished, expected) in
+            [(false, false, true), (false, true, false), (true, false, false), (true, true, false)]
+        {
+            let (mut taken, mut close) = seats.try_take().unwrap();
+            taken.connected(is_shared);
+            assert!(close.try_recv().is_err());
+            let in_use = taken.pass().begin().unwrap();
+            if is_finished {
+                in_use.finish()
+            } else {
+                drop(in_use)
+            }
+            assert_eq!(close.try_recv().is_ok(), expected, "{is_shared} {is_finished}");
+        }
+    }
+
+    #[test]
     fn the_longest_idle_connection_gives_way() {
         let now = Instant::now() + Duration::from_secs(100);
         let mut open = Open::default();
@@ -205,7 +266,8 @@ mod tests {
         for (number, (requests, idle_s)) in [(1, 90), (0, 50), (0, 60), (0, 0)].into_iter().enumerate() {
             let (close, told) = oneshot::channel();
             let idle_since = now - Duration::from_secs(idle_s);
-            open.seats.insert(number as u64, Seat { requests, served: 1, idle_since, close: Some(close) });
+            let seat = Seat { requests, is_shared: false, served: 1, idle_since, close: Some(close) };
+            open.seats.insert(number as u64, seat);
             closed.push(told);
         }
         let told = |closed: &mut Vec<oneshot::Receiver<()>>| -> Vec<bool> {
