@@ -1,5 +1,6 @@
 //! The client of a container: sends requests on connections that are kept for the next one, whichever instance makes it.
 
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -137,17 +138,27 @@ impl Client {
             }
         };
         let early = timeout(patience.connect, connected).await.map_err(|_| Error::ConnectionTimeout)?;
-        let used = begin(&connection);
+        let mut used = None;
+        follow(&connection, &mut used);
         let response = match early {
             Some(response) => response,
-            None => timeout(patience.first_byte, response).await.map_err(|_| Error::ConnectionReadTimeout)?,
+            None => {
+                let responding = poll_fn(|context| {
+                    let polled = response.as_mut().poll(context);
+                    if polled.is_pending() {
+                        follow(&connection, &mut used);
+                    }
+                    polled
+                });
+                timeout(patience.first_byte, responding).await.map_err(|_| Error::ConnectionReadTimeout)?
+            }
         };
         let response = response.map_err(|error| {
             let error = explain_request(&error);
             let is_gone = matches!(error, Error::ConnectionTerminated);
             Failed { error, was_stale: is_gone && used.as_ref().is_some_and(|used| used.is_reused) }
         })?;
-        // The pool may have sent it on another connection than the first.
+        // The pool may have sent it on another connection since.
         let in_use = match (response.extensions().get::<Pass>(), used) {
             (Some(pass), Some(used)) if used.is_of(pass) => Some(used),
             (Some(pass), _) => pass.begin(),
@@ -173,11 +184,18 @@ impl Patience {
     }
 }
 
-/// Notes that a request uses the connection that the pool chose.
-fn begin(connection: &CaptureConnection) -> Option<InUse> {
+/// Notes that a request uses the connection that the pool chose: another one, if the first had closed before anything
+/// was sent.
+fn follow(connection: &CaptureConnection, used: &mut Option<InUse>) {
     let mut extras = hyper::http::Extensions::new();
-    connection.connection_metadata().as_ref()?.get_extras(&mut extras);
-    extras.get::<Pass>()?.begin()
+    if let Some(metadata) = &*connection.connection_metadata() {
+        metadata.get_extras(&mut extras);
+    }
+    if let Some(pass) = extras.get::<Pass>()
+        && !used.as_ref().is_some_and(|used| used.is_of(pass))
+    {
+        *used = pass.begin();
+    }
 }
 
 /// Whether a request of this method may be sent again when it is not known whether it arrived.
