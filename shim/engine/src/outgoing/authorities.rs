@@ -42,6 +42,8 @@ pub(super) struct Authorities {
     settings: Arc<Settings>,
     reporter: Arc<Reporter>,
     known: Mutex<Option<Known>>,
+    /// Held while files are read, so that connections that are made at once do not all read them.
+    reading: Arc<tokio::sync::Mutex<()>>,
 }
 
 struct Known {
@@ -63,7 +65,7 @@ struct Collected {
 impl Authorities {
     /// The authorities that `settings` names. Nothing is read yet.
     pub(super) fn new(reader: Reader, settings: Arc<Settings>, reporter: Arc<Reporter>) -> Arc<Self> {
-        Arc::new(Self { reader, settings, reporter, known: Mutex::new(None) })
+        Arc::new(Self { reader, settings, reporter, known: Mutex::new(None), reading: Arc::default() })
     }
 
     /// How TLS is spoken now.
@@ -72,8 +74,14 @@ impl Authorities {
     /// `ConfigurationError` if the environment names files and none of them holds a certificate, which is reported once.
     pub(super) async fn config(self: &Arc<Self>) -> Result<Arc<ClientConfig>, ErrorCode> {
         let authorities = Arc::clone(self);
+        let reading = Arc::clone(&self.reading).lock_owned().await;
         // A volume may not respond.
-        let read = spawn_blocking(move || authorities.current()).await;
+        let read = spawn_blocking(move || {
+            let current = authorities.current();
+            drop(reading);
+            current
+        })
+        .await;
         read.ok().flatten().ok_or(ErrorCode::ConfigurationError)
     }
 
