@@ -40,9 +40,12 @@ pub(super) fn number(errno: P1Errno) -> i32 {
     i32::from(u16::from(errno))
 }
 
-/// A text in the guest's memory.
+/// The longest path of the kernel.
+const PATH_BYTES_MAX: usize = 4096;
+
+/// A path in the guest's memory. What is longer than the kernel's paths is not copied: no call can succeed with it.
 pub(super) fn text(memory: &[u8], begin: i32, length: i32) -> Option<String> {
-    let (begin, length) = (place(begin), place(length));
+    let (begin, length) = (place(begin), Some(place(length)).filter(|length| *length <= PATH_BYTES_MAX)?);
     let bytes = memory.get(begin..begin.checked_add(length)?)?;
     std::str::from_utf8(bytes).ok().map(str::to_owned)
 }
@@ -71,14 +74,15 @@ pub(super) struct Placeholder {
 }
 
 impl Placeholder {
-    /// Opens a directory of the guest once more. `None` if the descriptor is not an open directory.
-    pub(super) async fn of(state: &mut State, descriptor: i32) -> Result<Option<Self>> {
-        let opened = open(state, descriptor, ".", DIRECTORY_FLAG, 0).await?;
-        let Some((number, resource)) = opened else { return Ok(None) };
+    /// Opens a directory of the guest once more, or says by which error of 0.1 that fails: `BADF` also if the descriptor is
+    /// not a directory.
+    pub(super) async fn of(state: &mut State, descriptor: i32) -> Result<Result<Self, i32>> {
+        let (number, resource) = match open(state, descriptor, ".", DIRECTORY_FLAG, 0).await? {
+            Ok(opened) => opened,
+            Err(errno) => return Ok(Err(errno)),
+        };
         match state.wasi.ctx().table.get(&Resource::<Descriptor>::new_borrow(resource)) {
-            Ok(Descriptor::Dir(directory)) => {
-                Ok(Some(Self { number, resource, directory: Arc::clone(&directory.dir) }))
-            }
+            Ok(Descriptor::Dir(directory)) => Ok(Ok(Self { number, resource, directory: Arc::clone(&directory.dir) })),
             Ok(Descriptor::File(_)) | Err(_) => bail!("an opened directory is not in the table"),
         }
     }
@@ -114,7 +118,7 @@ impl Placeholder {
         };
         let folder = Dir::new(folder.into(), wasmtime_wasi::FsPerms::ReadOnly, wasmtime_wasi::OpenMode::READ, true);
         replace(state, self.resource, Descriptor::Dir(folder))?;
-        let Some((file, resource)) = open(state, number, name, 0, fdflags & !SYNC_FLAGS).await? else {
+        let Ok((file, resource)) = open(state, number, name, 0, fdflags & !SYNC_FLAGS).await? else {
             return self.close(state).await.map(|()| Err(Errno::NFILE));
         };
         replace(state, resource, opened)?;
@@ -129,8 +133,14 @@ fn replace(state: &mut State, resource: u32, descriptor: Descriptor) -> Result<(
     Ok(())
 }
 
-/// Opens something to read it, and returns its number and its place in the table. `None` if that fails.
-async fn open(state: &mut State, from: i32, path: &str, open_flags: i32, fdflags: i32) -> Result<Option<(i32, u32)>> {
+/// Opens something to read it, and returns its number and its place in the table, or the error of 0.1.
+async fn open(
+    state: &mut State,
+    from: i32,
+    path: &str,
+    open_flags: i32,
+    fdflags: i32,
+) -> Result<Result<(i32, u32), i32>> {
     const NUMBER: usize = 16;
     let mut memory = [0; NUMBER + size_of::<i32>()];
     write(&mut memory, 0, path.as_bytes())?;
@@ -155,9 +165,10 @@ async fn open(state: &mut State, from: i32, path: &str, open_flags: i32, fdflags
         fdflags,
         i32::try_from(NUMBER)?,
     );
-    if errno.await? != SUCCESS {
-        return Ok(None);
+    let errno = errno.await?;
+    if errno != SUCCESS {
+        return Ok(Err(errno));
     }
     let [.., a, b, c, d] = memory;
-    Ok(Some((i32::from_le_bytes([a, b, c, d]), resource)))
+    Ok(Ok((i32::from_le_bytes([a, b, c, d]), resource)))
 }

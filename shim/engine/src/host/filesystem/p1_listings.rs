@@ -30,7 +30,7 @@ pub(in crate::host) fn replace(linker: &mut Linker<State>, preview: &Preview) ->
             Box::new(async move {
                 let (memory, state) = parts(&mut caller)?;
                 if let Err(errno) = find(state, descriptor, cookie.cast_unsigned()).await? {
-                    return Ok(number(errno));
+                    return Ok(errno);
                 }
                 let Some(listing) = state.listings.get_mut(&descriptor) else { return Ok(number(P1Errno::Badf)) };
                 let (begin, end) = (place(buffer), place(buffer).saturating_add(place(length)));
@@ -69,17 +69,20 @@ pub(in crate::host) fn replace(linker: &mut Linker<State>, preview: &Preview) ->
 }
 
 /// Has a listing of this directory go on at a place.
-async fn find(state: &mut State, descriptor: i32, cookie: u64) -> Result<Result<(), P1Errno>> {
+async fn find(state: &mut State, descriptor: i32, cookie: u64) -> Result<Result<(), i32>> {
     if cookie == 0 || !state.listings.contains_key(&descriptor) {
-        let Some(placeholder) = Placeholder::of(state, descriptor).await? else {
-            state.listings.remove(&descriptor);
-            return Ok(Err(why_not(state, descriptor).await?));
+        let placeholder = match Placeholder::of(state, descriptor).await? {
+            Ok(placeholder) => placeholder,
+            Err(errno) => {
+                state.listings.remove(&descriptor);
+                return Ok(Err(if errno == number(P1Errno::Badf) { why_not(state, descriptor).await? } else { errno }));
+            }
         };
         let listing = Listing::of(&placeholder.directory);
         placeholder.close(state).await?;
         match listing {
             Ok(listing) => drop(state.listings.insert(descriptor, listing)),
-            Err(error) => return Ok(Err(code::p1(error))),
+            Err(error) => return Ok(Err(number(code::p1(error)))),
         }
         if state.listings.len() > LISTINGS_MAX {
             let other = state.listings.keys().copied().find(|other| *other != descriptor);
@@ -87,14 +90,14 @@ async fn find(state: &mut State, descriptor: i32, cookie: u64) -> Result<Result<
         }
     }
     let there = state.listings.get_mut(&descriptor).map_or(Err(Errno::BADF), |listing| listing.go_to(cookie));
-    Ok(there.map_err(code::p1))
+    Ok(there.map_err(|error| number(code::p1(error))))
 }
 
 /// Why a descriptor cannot be listed, by the error of a call that cannot succeed.
-async fn why_not(state: &mut State, descriptor: i32) -> Result<P1Errno> {
+async fn why_not(state: &mut State, descriptor: i32) -> Result<i32> {
     let mut memory = [0; 64];
     let found = p1::fd_filestat_get(&mut state.wasi, &mut GuestMemory::Unshared(&mut memory), descriptor, 0).await?;
-    Ok(if found == SUCCESS { P1Errno::Notdir } else { P1Errno::Badf })
+    Ok(number(if found == SUCCESS { P1Errno::Notdir } else { P1Errno::Badf }))
 }
 
 /// Writes entries until the buffer is full or there are none left. The last one is cut to what fits; the guest asks for it

@@ -303,7 +303,7 @@ async fn another_try(
     }
     let (memory, state) = parts(caller)?;
     let Some(path) = text(memory, path, length) else { return Ok(None) };
-    Ok(Placeholder::of(state, from).await?.map(|placeholder| (path, placeholder)))
+    Ok(Placeholder::of(state, from).await?.ok().map(|placeholder| (path, placeholder)))
 }
 
 /// The second path and directory of a call that has two, if it is worth another try.
@@ -315,7 +315,7 @@ async fn second(
 ) -> Result<Option<(String, Arc<File>)>> {
     let Some(path) = path.filter(|_| leaves_open(errno)) else { return Ok(None) };
     let state = caller.data_mut();
-    let Some(placeholder) = Placeholder::of(state, directory).await? else { return Ok(None) };
+    let Ok(placeholder) = Placeholder::of(state, directory).await? else { return Ok(None) };
     let directory = Arc::clone(&placeholder.directory);
     placeholder.close(state).await?;
     Ok(Some((path, directory)))
