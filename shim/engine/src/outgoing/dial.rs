@@ -16,10 +16,11 @@ use super::failure::{explain_name, explain_refused};
 use crate::memory::budget::Budget;
 use crate::names::resolver::Resolver;
 
-/// What the kernel may keep of one connection for a guest that does not read, or a server that does not. It takes twice
-/// that for its own records.
+/// What the kernel may keep of one connection in each direction, for a guest that does not read, or a server that does
+/// not. It takes twice that for its own records. Its own bounds would be megabytes.
 const SOCKET_BYTES: u32 = 32 << 10;
-/// From this limit on the kernel's own bounds hold, with which a transfer over a long distance is faster.
+/// The same from a large limit on: a transfer over a long distance is faster.
+const LARGE_SOCKET_BYTES: u32 = 256 << 10;
 const LARGE_LIMIT_BYTES: u64 = 1 << 30;
 
 /// Makes TCP connections.
@@ -56,12 +57,16 @@ impl Dial {
 
     async fn connect_to(&self, address: IpAddr, port: u16) -> std::io::Result<TcpStream> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        if self.budget.limit_bytes().is_some_and(|limit| limit < LARGE_LIMIT_BYTES) {
-            socket.set_recv_buffer_size(SOCKET_BYTES)?;
-            socket.set_send_buffer_size(SOCKET_BYTES)?;
-        }
+        let bytes = socket_bytes(self.budget.limit_bytes());
+        socket.set_recv_buffer_size(bytes)?;
+        socket.set_send_buffer_size(bytes)?;
         socket.connect(SocketAddr::new(address, port)).await
     }
+}
+
+/// What the kernel may keep under a memory limit.
+fn socket_bytes(limit_bytes: Option<u64>) -> u32 {
+    if limit_bytes.is_some_and(|limit| limit < LARGE_LIMIT_BYTES) { SOCKET_BYTES } else { LARGE_SOCKET_BYTES }
 }
 
 /// For a tunnel through a proxy.
@@ -77,5 +82,19 @@ impl Service<Uri> for Dial {
     fn call(&mut self, uri: Uri) -> Self::Future {
         let dial = self.clone();
         Box::pin(async move { dial.connect(&uri).await.map(TokioIo::new) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_buffers_are_always_bounded() {
+        for (limit_bytes, expected) in
+            [(Some(16 << 20), SOCKET_BYTES), (Some(LARGE_LIMIT_BYTES), LARGE_SOCKET_BYTES), (None, LARGE_SOCKET_BYTES)]
+        {
+            assert_eq!(socket_bytes(limit_bytes), expected, "under {limit_bytes:?}");
+        }
     }
 }
