@@ -1,5 +1,6 @@
 //! What requests in progress may take: their number, and the memory of what is buffered for them on both sides.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::memory::budget::{Budget, Lease};
 pub(super) const REQUESTS_MAX: usize = 1024;
 /// What one request may have buffered: by hyper, by the kernel and by TLS, in both directions.
 const REQUEST_BYTES: u64 = 256 << 10;
-/// How many requests the host's share of the memory pays for: as many are always possible.
+/// How many requests at a time the host's share of the memory pays for, where the guest's has no room.
 const UNPAID_MAX: usize = 2;
 /// How long a request waits for others to finish.
 pub(super) const WAIT: Duration = Duration::from_secs(10);
@@ -58,11 +59,13 @@ impl Room {
     }
 
     async fn memory(&self) -> Option<Memory> {
+        // Kept while it waits, for its place in the queue.
+        let mut unpaid = pin!(Arc::clone(&self.unpaid).acquire_owned());
         loop {
             if let Ok(lease) = self.budget.lease(REQUEST_BYTES) {
                 return Some(Memory::Leased { _lease: lease });
             }
-            if let Ok(permit) = timeout(RETRY, Arc::clone(&self.unpaid).acquire_owned()).await {
+            if let Ok(permit) = timeout(RETRY, unpaid.as_mut()).await {
                 return permit.ok().map(|permit| Memory::Unpaid { _permit: permit });
             }
         }
