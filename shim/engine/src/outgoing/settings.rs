@@ -22,8 +22,8 @@ impl Settings {
     pub(crate) fn new(variable: impl Fn(&str) -> Option<String>, cwd: &str, http2: &[String]) -> Self {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
         let absolute = |path: &str| PathBuf::from(cwd).join(path);
-        // curl's names. An empty variable hides the one in small letters, as it does there.
-        let either = |large: &str, small: &str| variable(large).or_else(|| variable(small)).unwrap_or_default();
+        // As for curl, except that it does not know HTTP_PROXY, which a client may choose where CGI is spoken.
+        let either = |large: &str, small: &str| set(small).or_else(|| set(large)).unwrap_or_default();
         let proxies = Matcher::builder()
             .all(either("ALL_PROXY", "all_proxy"))
             .http(either("HTTP_PROXY", "http_proxy"))
@@ -113,8 +113,16 @@ mod tests {
             let found = headers.get("proxy-authorization").map(|value| value.to_str().unwrap());
             assert_eq!(found, expected, "{uri}");
         }
-        let hidden = settings(&[("HTTP_PROXY", ""), ("http_proxy", "http://proxy:1")], &[]);
-        assert!(hidden.proxy(&"http://a/".parse().unwrap()).is_none());
+        for (large, small, expected) in [
+            ("http://large:1", "http://small:1", Some("small")),
+            ("http://large:1", "", Some("large")),
+            ("", "http://small:1", Some("small")),
+            ("", "", None),
+        ] {
+            let both = settings(&[("HTTP_PROXY", large), ("http_proxy", small)], &[]);
+            let proxy = both.proxy(&"http://a/".parse().unwrap());
+            assert_eq!(proxy.as_ref().and_then(|proxy| proxy.uri().host()), expected, "{large:?}, {small:?}");
+        }
     }
 
     #[test]
