@@ -141,7 +141,7 @@ fn identity(listing: &Listing, entry: &Entry) -> Option<(u64, u8)> {
 }
 
 /// What wasmtime makes of device and inode.
-fn inode_of(status: &Stat) -> u64 {
+pub(super) fn inode_of(status: &Stat) -> u64 {
     let mut hasher = DefaultHasher::new();
     (status.st_dev, status.st_ino).hash(&mut hasher);
     hasher.finish()

@@ -1,13 +1,16 @@
 //! What WASI 0.1 does with paths. wasmtime resolves them below one directory. Where a path leads out of it, and where wasmtime
 //! has no word for the kernel's error, the same is done once more with the path resolved in the guest's root.
 
+use std::any::Any;
 use std::fs::File;
 use std::sync::Arc;
 
-use rustix::fs::{Timespec, Timestamps};
+use rustix::fs::{StatVfsMountFlags, Timespec, Timestamps, fstat, fstatvfs};
 use rustix::io::Errno;
 use skiff_protocol::interfaces::{PREVIEW_0, Preview};
 use wasmtime::{Caller, Linker, Result};
+use wasmtime_wasi::WasiView;
+use wasmtime_wasi::filesystem::Descriptor;
 use wasmtime_wasi::p0::wasi_unstable as p0;
 use wasmtime_wasi::p1::types::Errno as P1Errno;
 use wasmtime_wasi::p1::wasi_snapshot_preview1 as p1;
@@ -16,6 +19,7 @@ use wiggle::GuestMemory;
 use super::code;
 use super::opening::{NO_CHANGE, NOW, Open, look, time};
 use super::p1_directory::{Placeholder, SUCCESS, SYNC_FLAGS, number, parts, place, text, write};
+use super::p1_listings::inode_of;
 use crate::files::tree::{Links, Tree};
 use crate::store::State;
 
@@ -129,13 +133,34 @@ fn replace_changes(linker: &mut Linker<State>, module: &str) -> Result<()> {
                 let (memory, state) = parts(&mut caller)?;
                 let shared = &mut GuestMemory::Unshared(memory);
                 let set = p1::fd_filestat_set_times(&mut state.wasi, shared, descriptor, accessed, modified, which);
-                // Of the errors of utimensat(2), this is the only one that wasmtime has no word for.
                 let errno = set.await?;
-                Ok(if errno == number(P1Errno::Io) { number(P1Errno::Rofs) } else { errno })
+                let is_hidden = errno == number(P1Errno::Io) && is_read_only(state, descriptor).await?;
+                Ok(if is_hidden { number(P1Errno::Rofs) } else { errno })
             })
         },
     )?;
     Ok(())
+}
+
+/// Whether a descriptor is for something on a read-only file system, for which wasmtime has no word.
+async fn is_read_only(state: &mut State, descriptor: i32) -> Result<bool> {
+    // A `filestat` begins with the device and the inode.
+    let mut memory = [0; 64];
+    let looked = p1::fd_filestat_get(&mut state.wasi, &mut GuestMemory::Unshared(&mut memory), descriptor, 0).await?;
+    let [_, _, _, _, _, _, _, _, inode @ ..] = memory;
+    let Some(inode) = inode.first_chunk().filter(|_| looked == SUCCESS).map(|bytes| u64::from_le_bytes(*bytes)) else {
+        return Ok(false);
+    };
+    // Which of the open files it is only wasmtime knows, but they can all be looked at.
+    let is_it = |file: &File| {
+        fstat(file).is_ok_and(|status| inode_of(&status) == inode)
+            && fstatvfs(file).is_ok_and(|system| system.f_flag.contains(StatVfsMountFlags::RDONLY))
+    };
+    Ok(state.wasi.ctx().table.iter_mut().any(|entry| match (entry as &dyn Any).downcast_ref() {
+        Some(Descriptor::File(file)) => is_it(&file.file),
+        Some(Descriptor::Dir(directory)) => is_it(&directory.dir),
+        None => false,
+    }))
 }
 
 fn replace_pairs(linker: &mut Linker<State>, module: &str) -> Result<()> {
