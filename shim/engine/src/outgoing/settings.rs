@@ -22,7 +22,7 @@ impl Settings {
     pub(crate) fn new(variable: impl Fn(&str) -> Option<String>, cwd: &str, http2: &[String]) -> Self {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
         let absolute = |path: &str| PathBuf::from(cwd).join(path);
-        // As for curl, except that it does not know HTTP_PROXY, which a client may choose where CGI is spoken.
+        // As for curl. Only HTTP_PROXY is one more: curl reads it in small letters alone, since CGI lets clients set it.
         let either = |large: &str, small: &str| set(small).or_else(|| set(large)).unwrap_or_default();
         let proxies = Matcher::builder()
             .all(either("ALL_PROXY", "all_proxy"))
