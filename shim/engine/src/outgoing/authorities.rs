@@ -195,3 +195,22 @@ fn version(found: &Metadata) -> [i64; 7] {
         found.ctime_nsec(),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_that_are_made_at_once_read_the_authorities_once() {
+        let settings = Arc::new(Settings::new(|_| None, "/", &[]));
+        let authorities = Authorities::new(Reader::default(), settings, Arc::default());
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+        let config = || {
+            let authorities = Arc::clone(&authorities);
+            runtime.spawn(async move { authorities.config().await })
+        };
+        let all: Vec<_> = std::iter::repeat_with(config).take(64).collect();
+        let all: Vec<_> = all.into_iter().map(|one| runtime.block_on(one).unwrap().unwrap()).collect();
+        assert!(all.iter().all(|one| Arc::ptr_eq(one, &all[0])));
+    }
+}
