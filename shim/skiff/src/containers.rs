@@ -15,6 +15,7 @@ use skiff_protocol::names::{BUNDLES, SHIM};
 use skiff_protocol::{Figures, account_holder};
 
 use crate::error::{Context, Error, Result};
+use crate::processes::is_trusted;
 use crate::regular;
 
 /// The kernel's view of the processes.
@@ -116,7 +117,7 @@ pub(crate) fn chosen(mut containers: Vec<Container>, names: &[String]) -> Result
     Ok(containers)
 }
 
-/// The shims of this node, and the directory with their containerd's bundles. Those of a node inside this one have other
+/// The shims of this node that root has started, and the directory with their containerd's bundles. Those of a node inside this one have other
 /// namespaces, and paths and pids that mean something else.
 fn shims(proc: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
     let namespaces =
@@ -132,7 +133,7 @@ fn shims(proc: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
         let Ok(program) = fs::read_link(process.join("exe")) else { continue };
         // A program that was replaced has ` (deleted)` after its name.
         let is_shim = program.file_name().is_some_and(|name| name.as_bytes().starts_with(SHIM.as_bytes()));
-        if is_shim && namespaces(&process) == own {
+        if is_shim && namespaces(&process) == own && is_trusted(proc, &process) {
             // containerd starts a shim in the bundle of the pod's first container.
             let bundle = fs::read_link(process.join("cwd")).unwrap_or_default();
             let tasks = bundle.ancestors().nth(2).filter(|tasks| tasks.ends_with(BUNDLES));
@@ -215,7 +216,7 @@ fn age_of(bundle: &Path) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{chown, symlink};
 
     use serde_json::json;
     use skiff_protocol::{ACCOUNT_FILE, Account};
@@ -284,10 +285,12 @@ mod tests {
         let node = Node::new();
         let shim = format!("/opt/skiff/{SHIM} (deleted)");
         node.process("10", &shim, &node.bundle("k8s.io", "sandbox"), "mnt:[1]");
-        // One of a node inside this one, another program, and a process without a bundle.
+        // One of a node inside this one, another program, a process without a bundle, and one of another user.
         node.process("11", &shim, &node.bundle("inner", "sandbox"), "mnt:[2]");
         node.process("12", "/usr/bin/containerd-shim-runc-v2", &node.bundle("moby", "x"), "mnt:[1]");
         node.process("13", &shim, Path::new("/"), "mnt:[1]");
+        node.process("14", &shim, &node.bundle("forged", "sandbox"), "mnt:[1]");
+        chown(node.proc().join("14"), Some(1000), None).unwrap();
         node.process("70", "/proc/self/fd/3", Path::new("/"), "mnt:[3]");
         let annotations = json!({
             "io.kubernetes.cri.sandbox-namespace": "shop", "io.kubernetes.cri.sandbox-name": "web-0",
@@ -296,11 +299,13 @@ mod tests {
         node.container("k8s.io", "abc", 10, &annotations);
         node.container("default", "plain", 10, &json!({}));
         node.container("inner", "hidden", 11, &json!({}));
+        node.container("forged", "hidden", 14, &json!({}));
         // The shim of this one was killed.
         node.container("k8s.io", "stale", 99, &annotations);
         fs::create_dir_all(node.bundle("k8s.io", "native")).unwrap();
         node.account(10, 300);
         node.account(11, 1);
+        node.account(14, 1);
         let found = all(&node.proc()).unwrap();
         let shown: Vec<_> = found
             .iter()

@@ -13,6 +13,7 @@ mod layers;
 mod output;
 mod pack;
 mod preamble;
+mod processes;
 mod ps;
 mod regular;
 mod stats;

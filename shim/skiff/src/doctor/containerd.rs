@@ -4,11 +4,12 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use skiff_protocol::names::SHIM;
 use toml::{Table, Value};
 
+use super::ask::{self, ask};
 use super::check::Check;
 use super::running::{self, look_up};
 
@@ -83,20 +84,19 @@ impl Containerd {
         if let Some(config) = config {
             command.arg("--config").arg(config);
         }
-        let parse = |output: Output| String::from_utf8_lossy(&output.stdout).parse::<Table>().ok();
-        let (found, config) = match command.args(["config", "dump"]).output() {
-            Err(_) => {
+        let (found, config) = match ask(command.args(["config", "dump"]), ask::LIMIT) {
+            Err(error) => {
                 let advice = "run the doctor as root where containerd runs, or name its program with `--containerd`";
                 (
                     Check::warn(
                         NAME,
-                        format!("`{shown}` cannot be run, so that its configuration is not checked"),
+                        format!("`{shown}` cannot be run, so that its configuration is not checked: {error}"),
                         advice,
                     ),
                     None,
                 )
             }
-            Ok(output) => match parse(output).filter(|config| !config.is_empty()) {
+            Ok(text) => match text.parse::<Table>().ok().filter(|config| !config.is_empty()) {
                 Some(table) => {
                     let file = config.map_or("its usual place".into(), |config| format!("`{}`", config.display()));
                     (Check::ok(NAME, format!("`{shown}`, configured in {file}")), Some(table))

@@ -1,6 +1,7 @@
 //! `skiff doctor`: checks a node and reports, line by line, what is there, what is missing and what to do about it.
 //! It changes nothing.
 
+mod ask;
 mod cache;
 mod check;
 mod compiler;

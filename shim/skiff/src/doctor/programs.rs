@@ -8,6 +8,7 @@ use std::process::Command;
 use skiff_protocol::CODE_ID;
 use skiff_protocol::names::{ENGINE, SHIM};
 
+use super::ask::{self, ask};
 use super::check::Check;
 
 const INSTALL: &str = "install the three programs of one release into one directory";
@@ -22,10 +23,10 @@ pub(super) fn check() -> Vec<Check> {
 
 fn check_shim(directory: &Path) -> Check {
     let path = directory.join(SHIM);
-    let Ok(output) = Command::new(&path).arg("-v").output() else {
-        return Check::fail("shim", format!("`{}` cannot be run", path.display()), INSTALL);
+    let text = match ask(Command::new(&path).arg("-v"), ask::LIMIT) {
+        Ok(text) => text,
+        Err(error) => return Check::fail("shim", format!("`{}` cannot be run: {error}", path.display()), INSTALL),
     };
-    let text = String::from_utf8_lossy(&output.stdout);
     match shim_version(&text) {
         Some((version, engine)) if version == env!("CARGO_PKG_VERSION") && engine == CODE_ID => {
             Check::ok("shim", format!("`{}`, version {version}", path.display()))

@@ -6,6 +6,8 @@ use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use crate::processes::is_trusted;
+
 /// What the process is called, whoever brought the program: a package, k3s, RKE2, MicroK8s.
 const NAME: &[u8] = b"containerd";
 
@@ -21,7 +23,8 @@ pub(super) struct Running {
     pub(super) path: OsString,
 }
 
-/// Those of this node, in the order of their pids. The files of one inside a container of this node are other ones.
+/// Those of this node that root or this user has started, in the order of their pids: their programs are run, and look for others in
+/// their `PATH`. The files of one inside a container of this node are other ones.
 pub(super) fn find(proc: &Path) -> Vec<Running> {
     let mounts = |process: &Path| fs::read_link(process.join("ns/mnt")).ok();
     let own = mounts(&proc.join("self"));
@@ -31,7 +34,7 @@ pub(super) fn find(proc: &Path) -> Vec<Running> {
             let pid = entry.file_name().to_str()?.parse().ok()?;
             let process = entry.path();
             let is_containerd = fs::read(process.join("comm")).ok()?.trim_ascii_end() == NAME;
-            (is_containerd && mounts(&process) == own).then(|| read(pid, &process))?
+            (is_containerd && mounts(&process) == own && is_trusted(proc, &process)).then(|| read(pid, &process))?
         })
         .collect();
     found.sort_by_key(|running| running.pid);
@@ -83,7 +86,9 @@ pub(super) fn look_up(program: &Path, path: &OsStr) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{chown, symlink};
+
+    use nix::unistd::Uid;
 
     use super::*;
 
@@ -117,6 +122,11 @@ mod tests {
             running(20, Some("/k3s/config.toml"), "/k3s/bin:/bin"),
         ];
         assert_eq!(find(proc.path()), expected);
+        if Uid::effective().is_root() {
+            process("2", "containerd", b"containerd\0", b"PATH=/tmp\0", "mnt:[1]");
+            chown(proc.path().join("2"), Some(1000), None).unwrap();
+            assert_eq!(find(proc.path()), expected, "one of another user");
+        }
     }
 
     #[test]

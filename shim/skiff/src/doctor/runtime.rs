@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Command;
 
+use super::ask::{self, ask};
 use super::check::Check;
 use super::running::look_up;
 
@@ -28,10 +29,10 @@ pub(super) fn check(runtime: &Path, path: &OsStr, is_running: bool) -> Check {
         );
     };
     let shown = program.display();
-    let Ok(output) = Command::new(&program).arg("--version").output() else {
-        return Check::fail(NAME, format!("`{shown}` cannot be run"), install);
+    let text = match ask(Command::new(&program).arg("--version"), ask::LIMIT) {
+        Ok(text) => text,
+        Err(error) => return Check::fail(NAME, format!("`{shown}` cannot be run: {error}"), install),
     };
-    let text = String::from_utf8_lossy(&output.stdout);
     match version(&text) {
         Some(("runc", found)) if found < RUNC_MIN => {
             Check::fail(NAME, format!("`{shown}` has version {}.{}", found.0, found.1), install)
