@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Seek};
 use std::process::{ExitStatus, Stdio};
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -106,6 +106,8 @@ pub(crate) fn compile(
     let mut ran = try_with(Effort { memory_bytes, alone: false }).map_err(passing)?;
     if Fault::of_exit(ran.1.code()) == Some(Fault::Memory) {
         log::info!(step = "compile"; "compiling `{name}` again with one thread: it took more memory than it may");
+        let emptied = empty(code).doing(|| "cannot empty the file for the code".into());
+        emptied.map_err(passing)?;
         ran = try_with(Effort { memory_bytes, alone: true }).map_err(passing)?;
     }
     let (digest, status, said) = ran;
@@ -126,6 +128,12 @@ pub(crate) fn compile(
             Failure { error: Error::invalid(sentence), lasting }
         }
     })
+}
+
+/// Forgets what a compiler wrote before it failed: the next one shares the file's offset with it.
+fn empty(mut code: &File) -> io::Result<()> {
+    code.set_len(0)?;
+    code.rewind()
 }
 
 /// The digest of the module, if the compiler was given all of it; how the compiler ended; and what it wrote to stderr.
@@ -247,5 +255,24 @@ async fn end(child: &mut Child) -> io::Result<()> {
     match wait_within(child, END_WITHIN).await {
         Err(error) if error.kind() != ErrorKind::TimedOut => Err(error),
         _ended => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    #[test]
+    fn what_a_failed_compiler_wrote_is_forgotten() {
+        let mut code = tempfile::tempfile().unwrap();
+        let written = code.try_clone().and_then(|mut code| code.write_all(b"half of the code"));
+        written.and_then(|()| empty(&code)).unwrap();
+        code.try_clone().unwrap().write_all(b"code").unwrap();
+        code.rewind().unwrap();
+        let mut text = String::new();
+        code.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "code");
     }
 }
