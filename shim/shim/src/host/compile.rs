@@ -1,7 +1,8 @@
 //! Compiling: one `skiff compile` process, confined, per module that the cache does not hold yet.
 
-use std::cell::Cell;
+use std::cell::OnceCell;
 use std::fs::File;
+use std::future;
 use std::io::{self, ErrorKind, Seek};
 use std::process::{ExitStatus, Stdio};
 use std::sync::LazyLock;
@@ -36,14 +37,14 @@ const END_WITHIN: Duration = Duration::from_secs(5);
 /// The most that is read from the compiler's stderr, in bytes.
 const SAID_BYTES_MAX: u64 = 64 << 10;
 
-/// Whether a compilation is still wanted.
+/// Whether a compilation, with both of its tries, is still wanted.
 pub(crate) struct Want<'a> {
     /// Cancelled when the container is no longer wanted.
     unwanted: &'a CancellationToken,
     /// Whether others wait for the same code.
     is_awaited: &'a dyn Fn() -> bool,
     /// Set once the compilation goes on only for others, until their code is in the cache.
-    for_others: Cell<Option<ForOthers>>,
+    for_others: OnceCell<ForOthers>,
 }
 
 /// How the compiler is run.
@@ -56,7 +57,15 @@ struct Effort {
 
 impl<'a> Want<'a> {
     pub(crate) fn new(unwanted: &'a CancellationToken, is_awaited: &'a dyn Fn() -> bool) -> Self {
-        Self { unwanted, is_awaited, for_others: Cell::new(None) }
+        Self { unwanted, is_awaited, for_others: OnceCell::new() }
+    }
+
+    /// Waits until the container is no longer wanted: in vain if that was noticed, and the compilation goes on for others.
+    async fn ended(&self) {
+        if self.for_others.get().is_some() {
+            future::pending::<()>().await;
+        }
+        self.unwanted.cancelled().await;
     }
 }
 
@@ -79,10 +88,10 @@ impl Drop for ForOthers {
     }
 }
 
-/// Waits until no compilation for others is left, at most as long as one may take.
+/// Waits until no compilation for others is left, at most as long as the two tries of one may take.
 pub(crate) async fn finish_for_others() {
     let mut count = FOR_OTHERS.subscribe();
-    if tokio::time::timeout(LIMIT, count.wait_for(|count| *count == 0)).await.is_err() {
+    if tokio::time::timeout(2 * LIMIT, count.wait_for(|count| *count == 0)).await.is_err() {
         log::warn!("a compilation for another pod has not ended");
     }
 }
@@ -146,7 +155,7 @@ async fn run(source: &Source, name: &str, code: &File, effort: Effort, want: &Wa
         fed = tokio::time::timeout(FEED_LIMIT, feed(source, stdin)) => fed.unwrap_or_else(|_| Err(too_slow())),
         // The compiler ended early, and its exit code says why. Without this wait it would be reaped as an orphan.
         _ended = child.wait() => Ok(None),
-        () = want.unwanted.cancelled() => Err(io::Error::other("its container is no longer wanted")),
+        () = want.ended() => Err(io::Error::other("its container is no longer wanted")),
     };
     let digest = match fed {
         Ok(fed) => fed.map(|(digest, bytes)| {
@@ -178,12 +187,12 @@ fn too_slow() -> io::Error {
 async fn wait_while_wanted(child: &mut Child, want: &Want<'_>) -> io::Result<Option<ExitStatus>> {
     tokio::select! {
         ended = wait_within(child, LIMIT) => return ended.map(Some),
-        () = want.unwanted.cancelled() => {}
+        () = want.ended() => {}
     }
     if !(want.is_awaited)() {
         return Ok(None);
     }
-    want.for_others.set(Some(ForOthers::begin()));
+    want.for_others.get_or_init(ForOthers::begin);
     wait_within(child, LIMIT).await.map(Some)
 }
 
@@ -260,6 +269,7 @@ async fn end(child: &mut Child) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::io::{Read, Write};
 
     use super::*;
@@ -274,5 +284,28 @@ mod tests {
         let mut text = String::new();
         code.read_to_string(&mut text).unwrap();
         assert_eq!(text, "code");
+    }
+
+    #[tokio::test]
+    async fn a_compilation_for_others_does_not_end_with_its_container() {
+        let unwanted = CancellationToken::new();
+        unwanted.cancel();
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        // The first try does not end before it is noticed that the container is gone.
+        let input = Cell::new(child.stdin.take());
+        let is_awaited = || input.take().is_some();
+        let want = Want::new(&unwanted, &is_awaited);
+        want.ended().await;
+        assert!(wait_while_wanted(&mut child, &want).await.unwrap().unwrap().success());
+        // The second try.
+        tokio::select! {
+            biased;
+            () = want.ended() => panic!("it was given up"),
+            () = future::ready(()) => {}
+        }
+        let count = FOR_OTHERS.subscribe();
+        assert_eq!(*count.borrow(), 1);
+        drop(want);
+        assert_eq!(*count.borrow(), 0);
     }
 }
