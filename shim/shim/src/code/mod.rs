@@ -54,7 +54,7 @@ impl Compiled {
         let cache = Cache::open(&settings.cache_dir, settings.cache_max_bytes)
             .doing(|| "cannot use the cache of compiled code".into())?;
         let memory_bytes = settings.compile_memory_bytes;
-        let wanted = Wanted { digest: &digest, owner: &tenant.namespace, pod: &tenant.pod };
+        let wanted = Wanted { digest: &digest, owner: &tenant.namespace, pod: &tenant.pod, memory_bytes };
         let is_awaited = || cache.is_awaited(&digest);
         let want = Want::new(unwanted, &is_awaited);
         let mut took = None;
@@ -85,10 +85,11 @@ impl Compiled {
 
     /// Compiles once more: the engine has refused the code that the cache had.
     pub(crate) fn recompile(&mut self, unwanted: &CancellationToken) -> Result<()> {
-        let wanted = Wanted { digest: &self.digest, owner: &self.tenant.namespace, pod: &self.tenant.pod };
+        let memory_bytes = self.memory_bytes;
+        let wanted =
+            Wanted { digest: &self.digest, owner: &self.tenant.namespace, pod: &self.tenant.pod, memory_bytes };
         let is_awaited = || self.cache.is_awaited(&self.digest);
         let want = Want::new(unwanted, &is_awaited);
-        let memory_bytes = self.memory_bytes;
         let code = self.cache.recompile(wanted, |code| compile(&self.source, &self.name, code, memory_bytes, &want));
         self.code = code.map_err(|error| cannot_compile(&self.name, error))?;
         Ok(())

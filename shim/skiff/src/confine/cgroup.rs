@@ -3,7 +3,7 @@
 //! It is below `/skiff-compile`, outside of every pod; the limits of that group apply to all compilers together. Its name ends
 //! with the process id of the supervisor: if that is gone (`kill -9`), the next supervisor removes what it left.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process;
@@ -25,8 +25,10 @@ const PIDS_MAX: &str = "64";
 const ALL_PIDS_MAX: &str = "1024";
 /// The most memory of all compilers together, as a share of the node's.
 const ALL_MEMORY_SHARE: u64 = 4;
-/// What all compilers together may have on every node, in bytes: as much as a single one may use.
+/// What all compilers together may have on every node, in bytes: as much as a single one may use unless it was given more.
 const ALL_MEMORY_BYTES_MIN: u64 = 2 << 30;
+/// What version 1 shows for no limit is above this, in bytes.
+const UNLIMITED_BYTES: u64 = 1 << 62;
 /// Memory is charged in pieces of up to this size, in bytes: a group that is less than a piece below its limit has reached it.
 const CHARGED_AT_ONCE_BYTES: u64 = 1 << 20;
 /// A quarter of a group's default processor share. It applies to all compilers together, because the weight of a group counts
@@ -88,7 +90,7 @@ impl Cgroup {
                 continue;
             }
             let directory = self.create_directory(&hierarchy, name, |parent| match controller {
-                "memory" => set_memory_v1(parent, memory.of_all),
+                "memory" => raise_memory_v1(parent, memory.of_all),
                 "cpu" => set(parent, "cpu.shares", V1_CPU_SHARES),
                 _ => set(parent, "pids.max", ALL_PIDS_MAX),
             })?;
@@ -109,7 +111,9 @@ impl Cgroup {
     fn create_v2(&mut self, mount: &Path, name: &str, memory: &Memory) -> io::Result<()> {
         delegate(mount);
         let directory = self.create_directory(mount, name, |parent| {
-            set_if_there(parent, "memory.max", &memory.of_all.to_string())?;
+            if is_lower(parent, "memory.max", memory.of_all) {
+                set_if_there(parent, "memory.max", &memory.of_all.to_string())?;
+            }
             set_if_there(parent, "memory.swap.max", "0")?;
             set_if_there(parent, "cpu.weight", V2_CPU_WEIGHT)?;
             set_if_there(parent, "pids.max", ALL_PIDS_MAX)
@@ -137,7 +141,8 @@ impl Cgroup {
         // Another supervisor may remove the empty parent at any moment.
         for _ in 0..8 {
             ignore(fs::create_dir(&parent), ErrorKind::AlreadyExists)?;
-            let made = bound(&parent).and_then(|()| {
+            let made = lock(&parent).and_then(|_locked| {
+                bound(&parent)?;
                 delegate(&parent);
                 fs::create_dir(&directory)
             });
@@ -219,6 +224,37 @@ fn memory_of_all() -> io::Result<u64> {
 fn total_bytes(text: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1 << 10)
+}
+
+/// Whether the limit in `file` is not there yet, or lower than `bytes`. That of all compilers is never lowered: a compiler that
+/// runs may have been given more.
+fn is_lower(directory: &Path, file: &str, bytes: u64) -> bool {
+    let limit = fs::read_to_string(directory.join(file)).unwrap_or_default();
+    // What is no number, or beyond any memory, is no limit.
+    limit.trim().parse().map_or(true, |limit: u64| limit < bytes || limit > UNLIMITED_BYTES)
+}
+
+/// Keeps other supervisors from limiting the parent between the look at its limit and the change.
+fn lock(parent: &Path) -> io::Result<File> {
+    let directory = File::open(parent)?;
+    loop {
+        match directory.lock() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            locked => return locked.map(|()| directory),
+        }
+    }
+}
+
+/// Like [`set_memory_v1`], but only upwards.
+fn raise_memory_v1(directory: &Path, bytes: u64) -> io::Result<()> {
+    if !is_lower(directory, "memory.limit_in_bytes", bytes) {
+        return Ok(());
+    }
+    // Memory may not be limited above memory with swap.
+    if is_lower(directory, "memory.memsw.limit_in_bytes", bytes) {
+        set_if_there(directory, "memory.memsw.limit_in_bytes", "-1")?;
+    }
+    set_memory_v1(directory, bytes)
 }
 
 /// Limits memory, and memory with swap where that is counted.

@@ -23,7 +23,11 @@ impl Waiting {
     fn start(group: &str, more: &[&str]) -> Self {
         let mut arguments = vec!["compile", "--confine", "--cgroup", group, "--name", "/app.wasm"];
         arguments.extend(more);
-        let supervisor = skiff(&arguments).stdin(Stdio::piped()).spawn().unwrap();
+        Self::run(&mut skiff(&arguments))
+    }
+
+    fn run(command: &mut Command) -> Self {
+        let supervisor = command.stdin(Stdio::piped()).spawn().unwrap();
         let children = format!("/proc/{0}/task/{0}/children", supervisor.id());
         let mut confined = None;
         wait_until("the filter of the confined process", || {
@@ -239,6 +243,28 @@ fn a_compiler_for_which_the_others_leave_no_memory_is_not_its_modules_fault() {
     let expected = "compiling `a` was stopped: the modules that are being compiled on this node together need more memory than \
                     there is";
     assert_eq!(sentence(&output), expected);
+}
+
+#[test]
+fn a_compiler_that_is_given_more_keeps_it_while_others_begin() {
+    if !is_root() {
+        return;
+    }
+    let outermost = Outermost::new(1 << 30);
+    let file = if outermost.is_v2 { "memory.max" } else { "memory.limit_in_bytes" };
+    let tebibytes = |count: u64| (count << 40).to_string();
+    let waiting = [(Some(3), 3), (None, 3), (Some(2), 3), (Some(4), 4)].map(|(given, expected)| {
+        let mut command = skiff(&["compile", "--confine", "--cgroup", "given", "--name", "/app.wasm"]);
+        command.args(given.iter().flat_map(|given| ["--memory-bytes".into(), tebibytes(*given)]));
+        outermost.show_to(&mut command);
+        let waiting = Waiting::run(&mut command);
+        let limit = fs::read_to_string(outermost.directory.join("skiff-compile").join(file)).unwrap();
+        assert_eq!(limit.trim(), tebibytes(expected), "{given:?}");
+        waiting
+    });
+    for waiting in waiting {
+        assert!(waiting.finish(&hello()).status.success());
+    }
 }
 
 #[test]

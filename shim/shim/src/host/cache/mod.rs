@@ -51,6 +51,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) owner: &'a str,
     /// The pod, which compiles one guest at a time and takes turns with others.
     pub(crate) pod: &'a str,
+    /// The memory that compiling it may take, in bytes.
+    pub(crate) memory_bytes: u64,
 }
 
 /// A compilation that failed.
@@ -189,7 +191,7 @@ impl Cache {
         wanted: Wanted<'_>,
         compile: impl FnOnce(&File) -> Result<String, Failure<E>>,
     ) -> Result<File, CacheError<E>> {
-        let _slot = self.with_room(1, || self.slot(wanted.pod))?;
+        let _slot = self.with_room(1, || self.slot(wanted.pod, wanted.memory_bytes))?;
         let output = File::from(memfd_create(c"skiff-code", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?);
         let begun = Instant::now();
         let compiled = compile(&output);

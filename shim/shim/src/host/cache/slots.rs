@@ -13,24 +13,23 @@ use super::{Cache, PENDING, at, make_private_dir};
 
 /// The prefix of the names of slots.
 pub(super) const SLOT: &str = "slot.";
-/// The memory that one compiler may take, in bytes; `skiff compile` enforces the same limit.
-const COMPILER_BYTES: u64 = 2 << 30;
 
 /// The right to compile; dropping it gives it back.
 #[derive(Debug)]
 pub(super) struct Slot(#[expect(dead_code, reason = "it is held for its lock")] File);
 
 impl Cache {
-    /// Waits for the turn of `pod`. A pod always has the same slot, so it compiles one guest at a time, and the kernel
-    /// grants a slot in the order in which pods began to wait.
+    /// Waits for the turn of `pod`, whose compilers may take `compiler_bytes` of memory each. A pod always has the same slot,
+    /// so it compiles one guest at a time, and the kernel grants a slot in the order in which pods began to wait.
     ///
     /// # Errors
     /// Those of making and locking the slot.
-    pub(super) fn slot(&self, pod: &str) -> io::Result<Slot> {
+    pub(super) fn slot(&self, pod: &str, compiler_bytes: u64) -> io::Result<Slot> {
         let mut hasher = DefaultHasher::new();
         pod.hash(&mut hasher);
         let processors = available_parallelism().map_or(1, NonZero::get);
-        let number = hasher.finish() % slots(processors as u64, node_memory_bytes().unwrap_or(0));
+        let count = slots(processors as u64, node_memory_bytes().unwrap_or(0), compiler_bytes);
+        let number = hasher.finish() % count;
         // A directory can be locked like a file, and never has content to clean up.
         let path = self.dir.join(format!("{SLOT}{number}"));
         make_private_dir(&path)?;
@@ -55,8 +54,8 @@ impl Cache {
 }
 
 /// At most half of the processors compile, and no more compilers run than fit into a quarter of the node's memory.
-fn slots(processors: u64, memory_bytes: u64) -> u64 {
-    (processors / 2).min(memory_bytes / 4 / COMPILER_BYTES).max(1)
+fn slots(processors: u64, memory_bytes: u64, compiler_bytes: u64) -> u64 {
+    (processors / 2).min(memory_bytes / 4 / compiler_bytes.max(1)).max(1)
 }
 
 fn node_memory_bytes() -> Option<u64> {
@@ -71,10 +70,19 @@ mod tests {
 
     #[test]
     fn compilers_leave_the_node_processors_and_memory() {
-        for (processors, gibibytes, expected) in
-            [(1, 1, 1), (2, 24, 1), (4, 24, 2), (64, 24, 3), (64, 512, 32), (8, 0, 1)]
-        {
-            assert_eq!(slots(processors, gibibytes << 30), expected, "{processors} {gibibytes}");
+        for (processors, gibibytes, compilers, expected) in [
+            (1, 1, 2, 1),
+            (2, 24, 2, 1),
+            (4, 24, 2, 2),
+            (64, 24, 2, 3),
+            (64, 24, 6, 1),
+            (64, 24, 1, 6),
+            (64, 24, 0, 32),
+            (64, 512, 2, 32),
+            (8, 0, 2, 1),
+        ] {
+            let found = slots(processors, gibibytes << 30, compilers << 30);
+            assert_eq!(found, expected, "{processors} {gibibytes} {compilers}");
         }
         assert!(node_memory_bytes().unwrap() > 1 << 20);
     }

@@ -78,7 +78,7 @@ fn entry(number: u8) -> String {
 }
 
 fn wanted(digest: &str) -> Wanted<'_> {
-    Wanted { digest, owner: "namespace", pod: "pod" }
+    Wanted { digest, owner: "namespace", pod: "pod", memory_bytes: 2 << 30 }
 }
 
 /// A compiler for the guest `number`.
