@@ -19,6 +19,8 @@ pub struct WarmRequest {
     pub cache_dir: PathBuf,
     /// The runtime's option `CacheMaxBytes`.
     pub cache_max_bytes: u64,
+    /// The runtime's option `CompileMemoryBytes`.
+    pub compile_memory_bytes: u64,
 }
 
 /// What became of it.

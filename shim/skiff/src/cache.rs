@@ -44,6 +44,9 @@ enum Verb {
         /// The size that the cache is kept under, in bytes, as in the runtime's option `CacheMaxBytes`.
         #[arg(long, default_value_t = 4 << 30)]
         cache_max_bytes: u64,
+        /// The memory that compiling one module may take, in bytes, as in the runtime's option `CompileMemoryBytes`.
+        #[arg(long, default_value_t = 2 << 30)]
+        compile_memory_bytes: u64,
     },
     /// Remove compiled modules. Running containers keep their code; others compile again.
     Clear {
@@ -81,13 +84,14 @@ pub(crate) fn cache(arguments: &Arguments) -> Result<()> {
             let entries = list(directory, CODE_EXTENSION)?;
             if *json { output::print_json(&entries) } else { print(&entries) }
         }
-        Verb::Warm { files, namespace, cache_max_bytes } => files.iter().try_for_each(|file| {
+        Verb::Warm { files, namespace, cache_max_bytes, compile_memory_bytes } => files.iter().try_for_each(|file| {
             let file = std::path::absolute(file).or_host(format!("cannot find `{}`", file.display()))?;
             let warmed = warm(&WarmRequest {
                 file: file.clone(),
                 namespace: namespace.clone(),
                 cache_dir: directory.clone(),
                 cache_max_bytes: *cache_max_bytes,
+                compile_memory_bytes: *compile_memory_bytes,
             })?;
             let what = if warmed.is_new { "compiled" } else { "already there" };
             output::print(format!("{}  {what}  {}", warmed.module, file.display()))

@@ -39,8 +39,12 @@ fn compile(request: WarmRequest) -> Result<Warmed> {
         io::ErrorKind::FileTooLarge => Error::new(Kind::Invalid, format!("`{name}` is too big: {error}")),
         _ => Error::host(format!("cannot read `{name}`"), error),
     })?;
-    let settings =
-        Settings { cache_dir: request.cache_dir, cache_max_bytes: request.cache_max_bytes, ..Settings::default() };
+    let settings = Settings {
+        cache_dir: request.cache_dir,
+        cache_max_bytes: request.cache_max_bytes,
+        compile_memory_bytes: request.compile_memory_bytes,
+        ..Settings::default()
+    };
     let using = || "cannot use the cache of compiled code".into();
     let cache = Cache::open(&settings.cache_dir, settings.cache_max_bytes).doing(using)?;
     let is_new = cache.lookup(&module).doing(using)?.is_none();

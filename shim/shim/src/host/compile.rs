@@ -131,9 +131,10 @@ pub(crate) fn compile(
         None | Some(Fault::Host) => {
             passing(Error::host(format!("cannot compile `{name}`"), io::Error::other(sentence)))
         }
-        Some(Fault::Guest | Fault::Limit | Fault::Memory) => {
+        Some(fault @ (Fault::Guest | Fault::Limit | Fault::Memory)) => {
+            let memory_bytes = (fault == Fault::Memory).then_some(memory_bytes);
             let remembered = sentence.replace(&format!("`{name}`"), NAME);
-            let lasting = digest.map(|digest| Lasting { digest, sentence: remembered });
+            let lasting = digest.map(|digest| Lasting { digest, sentence: remembered, memory_bytes });
             Failure { error: Error::invalid(sentence), lasting }
         }
     })

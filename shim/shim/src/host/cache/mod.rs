@@ -4,7 +4,7 @@
 //! key, its owner and its own hash. wasmtime maps the whole file and ignores what follows the artefact. `SHA256.tmp` beside
 //! it is both the lock of the key and the file that becomes the entry: the holder of the lock may compile, and renaming the
 //! file publishes the entry. So the only thing to clean up is a `.tmp` that nobody holds. `SHA256.failed` contains the
-//! sentence with which the guest recently failed to compile. The directories `DIR/slot.N` are locks that limit how many
+//! sentence with which the guest recently failed to compile, and which limit on memory that was for. The directories `DIR/slot.N` are locks that limit how many
 //! guests are compiled at once.
 //!
 //! `counters.1` has the numbers of hits, misses, compilations and evictions.
@@ -70,6 +70,8 @@ pub(crate) struct Lasting {
     pub(crate) digest: String,
     /// The reason, for everyone who wants them compiled.
     pub(crate) sentence: String,
+    /// The memory that they were given and that was too little, in bytes; `None` if memory was not the reason.
+    pub(crate) memory_bytes: Option<u64>,
 }
 
 /// Why there is no compiled code.
@@ -159,7 +161,7 @@ impl Cache {
             if let Some(file) = self.lookup(wanted.digest)? {
                 return Ok(Some(file));
             }
-            self.recent_failure(wanted.digest)?.map_or(Ok(None), |sentence| Err(CacheError::Remembered(sentence)))
+            self.recent_failure(wanted)?.map_or(Ok(None), |sentence| Err(CacheError::Remembered(sentence)))
         };
         if let Some(file) = known()? {
             return Ok(self.hit(file));
@@ -203,7 +205,7 @@ impl Cache {
             Ok(_other) => Err(CacheError::Changed),
             Err(failure) => {
                 if let Some(lasting) = failure.lasting.filter(|lasting| lasting.digest == wanted.digest)
-                    && let Err(error) = self.remember_failure(wanted.digest, &lasting.sentence)
+                    && let Err(error) = self.remember_failure(&lasting)
                 {
                     log::warn!("cannot remember a failed compilation: {error}");
                 }

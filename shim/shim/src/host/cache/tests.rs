@@ -184,7 +184,7 @@ fn a_lasting_failure_is_remembered_for_ten_minutes() {
     let scratch = Scratch::new();
     let cache = scratch.cache();
     let lasting = |number, sentence: &str| {
-        let lasting = Lasting { digest: key(number), sentence: sentence.into() };
+        let lasting = Lasting { digest: key(number), sentence: sentence.into(), memory_bytes: None };
         Err(Failure { error: (), lasting: Some(lasting) })
     };
     let fail = || cache.get_or_compile(wanted(&key(1)), |_| lasting(1, "corrupt"));
@@ -200,6 +200,27 @@ fn a_lasting_failure_is_remembered_for_ten_minutes() {
     assert!(!path.exists(), "what is over is tidied away with the next failure");
     assert!(cache.get_or_compile(wanted(&key(3)), |_| lasting(4, "of other bytes")).is_err());
     put(&cache, 3, 10);
+}
+
+#[test]
+fn a_failure_for_memory_is_remembered_for_whoever_has_no_more() {
+    let scratch = Scratch::new();
+    let cache = scratch.cache();
+    let digest = key(1);
+    let with = |memory_bytes| {
+        let lasting = Lasting { digest: key(1), sentence: "too much".into(), memory_bytes: Some(memory_bytes) };
+        let fail = move |_: &File| Err(Failure { error: (), lasting: Some(lasting) });
+        cache.get_or_compile(Wanted { memory_bytes, ..wanted(&digest) }, fail)
+    };
+    assert!(matches!(with(20), Err(CacheError::Compile(()))));
+    for memory_bytes in [20, 19] {
+        assert!(matches!(with(memory_bytes), Err(CacheError::Remembered(sentence)) if sentence == "too much"));
+    }
+    assert!(matches!(with(21), Err(CacheError::Compile(()))));
+    assert!(matches!(with(21), Err(CacheError::Remembered(_))));
+    // As an earlier release wrote it.
+    fs::write(scratch.0.join("cache").join(entry(1)).with_extension("failed"), "corrupt").unwrap();
+    assert!(matches!(with(22), Err(CacheError::Remembered(sentence)) if sentence == "corrupt"));
 }
 
 #[test]
