@@ -10,7 +10,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use skiff_test::{Archive, Containerd, File, Image, children_of, eventually, guest, programs, sha256, until};
+use skiff_test::{Archive, Containerd, File, Image, SHIM, children_of, eventually, guest, programs, sha256, until};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// What follows the compiled code in an entry: a name, its length, the digest, the owner, and a hash over all of it.
@@ -97,6 +97,46 @@ fn what_cannot_be_compiled_does_not_warm_the_cache() {
         let said = String::from_utf8_lossy(&refused.stderr);
         assert!(refused.status.code() == Some(1) && said.starts_with(&expected) && said.lines().count() == 1, "{said}");
     }
+}
+
+#[test]
+fn a_cache_is_warmed_within_the_memory_that_is_given() {
+    let containerd = Containerd::with_own_cache();
+    let guest = guest("c-hello");
+    let warm = |bytes: &str| skiff_cache(&containerd, &["warm", "--compile-memory-bytes", bytes, guest.to_str().unwrap()]);
+    let refused = warm("1048576");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("exceeds its memory limit of 1 MiB"), "{said}");
+    hello(&containerd);
+}
+
+#[test]
+fn a_compiler_that_took_too_much_memory_is_run_again_with_one_thread() {
+    let containerd = Containerd::with_own_cache();
+    let guest = guest("c-hello");
+    assert!(skiff_cache(&containerd, &["warm", guest.to_str().unwrap()]).status.success());
+    let expected = fs::read(the_entry(&containerd)).unwrap();
+    assert!(skiff_cache(&containerd, &["clear"]).status.success());
+    // A shim with a compiler beside it that takes too much memory unless it has one thread, and only after it has written something.
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *'--threads 1'*) exec {} \"$@\";; esac\n\
+         cat > /dev/null; echo half of the code; echo too much memory >&2; exit 4\n",
+        programs().join("skiff").display()
+    );
+    let [shim, compiler] = [SHIM, "skiff"].map(|program| containerd.directory().join(program));
+    // Other processes write the programs: what this one has open for writing, a child of another test may hold when they are run.
+    assert!(Command::new("cp").arg(programs().join(SHIM)).arg(&shim).status().unwrap().success());
+    let write = r#"printf %s "$1" > "$0" && chmod 755 "$0""#;
+    assert!(Command::new("sh").args(["-c", write]).arg(&compiler).arg(script).status().unwrap().success());
+    let request = serde_json::json!({
+        "file": guest, "namespace": "default", "cache_dir": containerd.own_cache(), "cache_max_bytes": 1 << 30,
+        "compile_memory_bytes": 2_u64 << 30,
+    });
+    let input = containerd.directory().join("request");
+    fs::write(&input, request.to_string()).unwrap();
+    let warmed = Command::new(&shim).arg("warm").stdin(fs::File::open(input).unwrap()).output().unwrap();
+    assert!(warmed.status.success(), "{}", String::from_utf8_lossy(&warmed.stderr));
+    assert!(fs::read(the_entry(&containerd)).unwrap() == expected, "the code is that of the second try alone");
 }
 
 #[test]
@@ -308,11 +348,13 @@ fn a_module_that_takes_too_much_memory_with_many_threads_is_compiled_with_one() 
     let line = "(local.set 0 (i32.mul (local.get 0) (i32.xor (local.get 1) (i32.const 7))))";
     let function = format!("(func (param i32 i32) (result i32) {} (local.get 0))", line.repeat(20_000));
     let text = format!("(module {} (func (export \"_start\")))", function.repeat(8));
-    let containerd = Containerd::with_options(&format!("CompileMemoryBytes = {}\n", 100 << 20));
-    assert_eq!(containerd.job_of(&Image::of_text(&containerd, &text)).run().code, 0);
     let containerd = Containerd::with_options(&format!("CompileMemoryBytes = {}\n", 40 << 20));
-    let refused = containerd.job_of(&Image::of_text(&containerd, &text)).refused();
+    let image = Image::of_text(&containerd, &text);
+    let refused = containerd.job_of(&image).refused();
     assert!(refused.message.contains("exceeds its memory limit of 40 MiB"), "{refused}");
+    let options = fs::read_to_string(containerd.options_file()).unwrap();
+    fs::write(containerd.options_file(), options.replace(&(40 << 20).to_string(), &(100 << 20).to_string())).unwrap();
+    assert_eq!(containerd.job_of(&image).run().code, 0, "it is tried at once with a higher limit");
 }
 
 #[test]
