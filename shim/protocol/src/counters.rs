@@ -2,17 +2,20 @@
 //!
 //! It is read and written under a lock rather than mapped: writing to a mapped file on a full disk ends the process.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
+use nix::poll::{PollTimeout, poll};
 
 /// The name of the file in the cache's directory. It changes with the file's form.
 pub const COUNTERS_FILE: &str = "counters.1";
 
+/// How often the lock is tried; nobody holds it for more than a read and a write.
+const TRIES: usize = 10;
 /// How many numbers there are.
 const WORDS: usize = 6;
 
@@ -45,18 +48,14 @@ impl Counters {
         }
     }
 
-    /// Adds these numbers to the counters of the cache in `dir`, a directory that nobody else can write to.
+    /// Adds these numbers to the counters of the cache in `dir`, a directory that nobody else can write to. No container waits long
+    /// to be counted.
     ///
     /// # Errors
-    /// Those of opening, locking, reading and writing the file.
+    /// `WouldBlock` if others hold the file's lock; those of opening, locking, reading and writing the file.
     pub fn add_to(&self, dir: &Path) -> io::Result<()> {
         let file = open(dir, OpenOptions::new().read(true).write(true).create(true).mode(0o600))?;
-        loop {
-            match file.lock() {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                locked => break locked?,
-            }
-        }
+        lock(&file)?;
         let before = Self::read_from(&file)?;
         let mut bytes = [0_u8; WORDS * 8];
         for (place, (old, new)) in bytes.chunks_exact_mut(8).zip(before.words().into_iter().zip(self.words())) {
@@ -84,6 +83,17 @@ impl Counters {
     }
 }
 
+fn lock(file: &File) -> io::Result<()> {
+    for _ in 1..TRIES {
+        match file.try_lock() {
+            // An empty poll waits for a millisecond.
+            Err(TryLockError::WouldBlock) => drop(poll(&mut [], PollTimeout::from(1_u8))),
+            locked => return Ok(locked?),
+        }
+    }
+    Ok(file.try_lock()?)
+}
+
 fn open(dir: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let file = options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits()).open(dir.join(COUNTERS_FILE))?;
     if !file.metadata()?.is_file() {
@@ -107,13 +117,32 @@ mod tests {
         let more = Counters { hits: 1, compile_time: Duration::from_micros(3), ..Counters::default() };
         thread::scope(|scope| {
             for _ in 0..8 {
-                scope.spawn(|| (0..50).for_each(|_| more.add_to(dir.path()).unwrap()));
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        while let Err(error) = more.add_to(dir.path()) {
+                            assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "{error}");
+                        }
+                    }
+                });
             }
         });
         let sum = Counters { hits: 400, compile_time: Duration::from_micros(1200), ..Counters::default() };
         assert_eq!(Counters::read(dir.path()).unwrap(), sum);
         let mode = fs::metadata(dir.path().join(COUNTERS_FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn nobody_waits_for_whoever_keeps_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let more = Counters { hits: 1, ..Counters::default() };
+        more.add_to(dir.path()).unwrap();
+        let file = File::open(dir.path().join(COUNTERS_FILE)).unwrap();
+        file.lock().unwrap();
+        assert_eq!(more.add_to(dir.path()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        file.unlock().unwrap();
+        more.add_to(dir.path()).unwrap();
+        assert_eq!(Counters::read(dir.path()).unwrap().hits, 2);
     }
 
     #[test]
