@@ -28,7 +28,7 @@ pub struct Counters {
     pub misses: u64,
     /// How many compilations have ended.
     pub compilations: u64,
-    /// How many of them failed.
+    /// How many of them failed because of the module or its limits, and would again.
     pub failures: u64,
     /// How long all of them took together.
     pub compile_time: Duration,

@@ -43,13 +43,13 @@ impl Page {
         one("skiff_containers", Gauge, "Wasm containers with figures here.", &self.found.containers.len());
         one("skiff_containers_omitted", Gauge, "Wasm containers without figures here.", &self.found.omitted);
         one("skiff_compilations_total", Counter, "Modules compiled, with or without success.", &counters.compilations);
-        one("skiff_compilation_failures_total", Counter, "Modules that failed to compile.", &counters.failures);
+        one("skiff_compilation_failures_total", Counter, "Modules that cannot be compiled.", &counters.failures);
         let seconds = counters.compile_time.as_secs_f64();
         one("skiff_compilation_seconds_total", Counter, "Time spent compiling.", &seconds);
         one("skiff_cache_bytes", Gauge, "The size of the cache of compiled code.", &bytes);
         one("skiff_cache_entries", Gauge, "Modules in the cache of compiled code.", &entries);
-        one("skiff_cache_hits_total", Counter, "Containers whose code was in the cache.", &counters.hits);
-        one("skiff_cache_misses_total", Counter, "Containers whose code had to be compiled.", &counters.misses);
+        one("skiff_cache_hits_total", Counter, "How often wanted code was in the cache.", &counters.hits);
+        one("skiff_cache_misses_total", Counter, "How often wanted code had to be compiled.", &counters.misses);
         one("skiff_cache_evictions_total", Counter, "Modules removed to make room for others.", &counters.evictions);
     }
 

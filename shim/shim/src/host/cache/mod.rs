@@ -197,7 +197,7 @@ impl Cache {
         let output = File::from(memfd_create(c"skiff-code", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?);
         let begun = Instant::now();
         let compiled = compile(&output);
-        let failures = u64::from(compiled.is_err());
+        let failures = u64::from(matches!(&compiled, Err(failure) if failure.lasting.is_some()));
         let compile_time = begun.elapsed();
         self.count(&Counters { compilations: 1, failures, compile_time, ..Counters::default() });
         match compiled {
