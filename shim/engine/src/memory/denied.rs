@@ -43,7 +43,7 @@ impl fmt::Display for Denied {
             Self::Memory { wanted_bytes, guest_bytes, limit_bytes, shared_bytes } => {
                 write!(
                     formatter,
-                    "its memories and tables would take {}, but the memory limit of {} leaves {} for the guest",
+                    "its memories, tables and buffers would take {}, but the memory limit of {} leaves {} for the guest",
                     bytes_and_mi(*wanted_bytes),
                     bytes_and_mi(*limit_bytes),
                     bytes_and_mi(*guest_bytes)

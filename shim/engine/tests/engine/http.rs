@@ -145,20 +145,19 @@ fn instances_follow_the_limit_up_and_down() {
     let limits = skiff_protocol::Limits { request_time: None, ..skiff_protocol::Limits::default() };
     let guest = Guest::named("rust-p2-http").limit(limit.path()).limits(limits);
     let account = guest.account();
-    let used = || skiff_protocol::Figures::read(&account).unwrap().linear_memory_bytes;
+    let instances = || skiff_protocol::Activity::read(&account).unwrap().instances;
     let server = Server::start(guest);
     let first = server.begin("/slow?ms=3600000");
-    wait_for("an instance", || used() > 0);
-    let one = used();
+    wait_for("an instance", || instances() == 1);
     set_limit(&limit, &(512 * MIB).to_string());
     let mut all: Vec<TcpStream> = (1..200).map(|_| server.begin("/slow?ms=3600000")).collect();
     all.push(first);
-    wait_for("200 instances at once", || used() == 200 * one);
+    wait_for("200 instances at once", || instances() == 200);
     // What is there stays. There is no room for more, until it is fewer again.
     set_limit(&limit, &(16 * MIB).to_string());
     let waiting = server.begin("/");
     all.truncate(20);
-    wait_for("20 instances", || used() == 20 * one);
+    wait_for("20 instances", || instances() == 20);
     all.clear();
     assert_eq!(finish(waiting).status(), 200);
 }

@@ -79,7 +79,8 @@ fn say_why(cgroup: &Cgroup, guest: &Figures, stderr: &File) {
         _ => "the node's limit".into(),
     };
     let taken = bytes_and_mi(guest.linear_memory_bytes);
-    let line = format!("skiff: killed by the kernel at {limit}; the guest's memories and tables took {taken}\n");
+    let line =
+        format!("skiff: killed by the kernel at {limit}; the guest's memories, tables and buffers took {taken}\n");
     if let Err(error) = say(stderr, &line) {
         log::warn!("cannot write to the container's stderr: {error}: {line}");
     }
