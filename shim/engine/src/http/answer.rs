@@ -21,9 +21,10 @@ use super::attendance::{Ticket, Waiting};
 use super::host::{Unclear, settle};
 use super::instances::{Caller, Instances, is_shortage};
 use super::limit::Timer;
+use super::queued::Queue;
 use super::reused::{Ended, RequestData, Reused};
 use super::tracked::{Rest, Tracked};
-use super::turns::{Turns, caller};
+use super::turns::{Turn, Turns, caller};
 use crate::error::sentence;
 use crate::metrics::CountedRequest;
 use crate::report::Reporter;
@@ -40,6 +41,7 @@ pub(super) struct Service {
     /// Passes requests to instances that serve several. WASI 0.2 has none.
     reused: Option<ProxyHandler<Reused>>,
     turns: Turns,
+    queue: Queue,
     request_time: Option<Duration>,
     /// How its connections are served.
     pub(super) builder: auto::Builder<TokioExecutor>,
@@ -54,11 +56,11 @@ pub(super) async fn answer(
 ) -> Result<Response<Tracked>, Infallible> {
     let mut counted = CountedRequest::begin(service.account);
     let caller = caller(&request);
-    let turn = service.turns.take(caller).await;
+    let turn = Arc::new(service.turns.take(caller).await);
     let is_head = request.method() == Method::HEAD;
     let (response, rest) = match (settle(&mut request), &service.reused, caller) {
         (Err(Unclear), _, _) => (plain(StatusCode::BAD_REQUEST), Rest::Nothing),
-        (Ok(()), Some(handler), Caller::Client) => service.pass_on(handler, request, &timer).await,
+        (Ok(()), Some(handler), Caller::Client) => service.pass_on(handler, request, &turn, &timer).await,
         // A probe does not wait for requests of others in an instance.
         (Ok(()), Some(_), Caller::Probe) | (Ok(()), None, _) => service.serve_alone(caller, request, &timer).await,
     };
@@ -72,6 +74,7 @@ impl Service {
         let plan = &instances.shared().plan;
         let (module, request_time) = (plan.module.clone(), plan.limits.request_time);
         let turns = Turns::new(plan.limits.concurrent_requests);
+        let queue = Queue::new(&instances.shared().budget);
         let account = instances.shared().account;
         account.set_serves();
         let reporter = Arc::clone(&instances.shared().reporter);
@@ -82,7 +85,7 @@ impl Service {
                 Some(ProxyHandler::new(Reused { instances: Arc::clone(&instances), overtime: request_time }))
             }
         };
-        Self { module, account, reporter, instances, reused, turns, request_time, builder }
+        Self { module, account, reporter, instances, reused, turns, queue, request_time, builder }
     }
 
     /// Whether no request is under way and no instance is alive.
@@ -129,13 +132,16 @@ impl Service {
         &self,
         handler: &ProxyHandler<Reused>,
         request: Request<WasiBody>,
+        turn: &Arc<Turn>,
         timer: &Timer,
     ) -> (Response<WasiBody>, Rest) {
         let asked = Asked::of(&request);
+        let queued = self.queue.enter(turn).await;
         let ticket = Arc::<Ticket>::default();
         let mut waiting = Waiting::new(&ticket);
         let (notify, ended) = oneshot::channel();
-        let handling = handler.handle(RequestData { ticket: Arc::clone(&ticket), ended: notify }, request);
+        let data = RequestData { ticket: Arc::clone(&ticket), ended: notify, queued };
+        let handling = handler.handle(data, request);
         let response = match timer.within(self.request_time, || ticket.begun(), handling).await {
             Some(Ok(response)) => return (response, Rest::Shared(waiting)),
             Some(Err(error)) => match error.downcast_ref::<InstantiationError<RequestData>>() {

@@ -16,6 +16,7 @@ mod instances;
 mod limit;
 mod places;
 pub(crate) mod pool;
+mod queued;
 mod reused;
 pub(crate) mod server;
 mod size;

@@ -16,6 +16,7 @@ use wasmtime_wasi_http::handler::{HandlerState, Instance, ShouldAccept, WorkerEx
 use super::attendance::{Attendance, Attended, Ticket};
 use super::instances::{self, Caller, HostSide, Instances};
 use super::limit::after;
+use super::queued::Queued;
 use crate::store::State;
 
 /// How many requests an instance serves, and how many of them at once.
@@ -41,6 +42,8 @@ pub(super) struct RequestData {
     pub(super) ticket: Arc<Ticket>,
     /// Whom to notify if its instance is ended.
     pub(super) ended: oneshot::Sender<Ended>,
+    /// What it holds until it is served.
+    pub(super) queued: Queued,
 }
 
 impl HandlerState for Reused {
@@ -162,10 +165,11 @@ impl WorkerState for Worker {
     fn on_request_start(
         &self,
         _: StoreContextMut<'_, State>,
-        RequestData { ticket, ended }: RequestData,
+        RequestData { ticket, ended, queued }: RequestData,
         _: GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + Send + Sync>> {
         ticket.serve(&self.attendance);
+        drop(queued);
         let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         if requests.len() == requests.capacity() {
             requests.retain(|request| !request.is_closed());

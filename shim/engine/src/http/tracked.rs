@@ -1,6 +1,7 @@
 //! A response's body that knows whether all of it was taken.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use hyper::body::{Body, Bytes, Frame, SizeHint};
@@ -29,7 +30,7 @@ pub(super) struct Tracked {
     /// How many bytes are left, if the response's head says so.
     left_bytes: Option<u64>,
     rest: Rest,
-    _turn: Turn,
+    _turn: Arc<Turn>,
     _counted: CountedRequest,
 }
 
@@ -38,7 +39,7 @@ impl Tracked {
     pub(super) fn new(
         response: Response<WasiBody>,
         rest: Rest,
-        turn: Turn,
+        turn: Arc<Turn>,
         counted: CountedRequest,
         is_head: bool,
     ) -> Response<Self> {
