@@ -19,7 +19,7 @@ use wasmtime_wasi_http::handler::{InstantiationError, ProxyHandler, ProxyPre};
 use super::alone::{Alone, Failure};
 use super::attendance::{Ticket, Waiting};
 use super::host::{Unclear, settle};
-use super::instances::{Caller, Instances, is_shortage};
+use super::instances::{Caller, Instances, MEMORY_WAIT, is_shortage};
 use super::limit::Timer;
 use super::queued::Queue;
 use super::reused::{Ended, RequestData, Reused};
@@ -112,7 +112,7 @@ impl Service {
         };
         let begun = Instant::now();
         let responding = Alone::new(instance, request).respond(self.request_time);
-        let response = match timer.within(self.request_time, || Some(begun), responding).await {
+        let response = match timer.within(self.request_time, || begun, responding).await {
             Some(Ok((response, rest))) => return (response, Rest::Alone(rest)),
             Some(Err(failure)) => {
                 let reason = match failure {
@@ -142,7 +142,10 @@ impl Service {
         let (notify, ended) = oneshot::channel();
         let data = RequestData { ticket: Arc::clone(&ticket), ended: notify, queued };
         let handling = handler.handle(data, request);
-        let response = match timer.within(self.request_time, || ticket.begun(), handling).await {
+        // An instance that takes no further requests can be woken for this one. Then nothing else is told of it.
+        let latest = Instant::now() + MEMORY_WAIT;
+        let begun = || ticket.begun().unwrap_or(latest);
+        let response = match timer.within(self.request_time, begun, handling).await {
             Some(Ok(response)) => return (response, Rest::Shared(waiting)),
             Some(Err(error)) => match error.downcast_ref::<InstantiationError<RequestData>>() {
                 Some(failed) => self.without_instance(&asked, &failed.error),

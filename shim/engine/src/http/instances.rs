@@ -25,7 +25,7 @@ use crate::shared::Shared;
 use crate::store::State;
 
 /// How long a request waits for the memory of others.
-const MEMORY_WAIT: Duration = Duration::from_secs(10);
+pub(super) const MEMORY_WAIT: Duration = Duration::from_secs(10);
 /// How soon it tries again if none of them is done: the limit may have been raised.
 const MEMORY_RETRY: Duration = Duration::from_millis(250);
 /// A fresh instance is kept room for only if it is at most this part of the guest's share.
