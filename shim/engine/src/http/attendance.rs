@@ -16,6 +16,8 @@ pub(super) struct Attendance(Mutex<Attending>);
 struct Attending {
     waited_for: usize,
     has_abandoned: bool,
+    /// Whether the instance ended before its time.
+    has_failed: bool,
     /// When somebody last stopped waiting.
     since: Option<Instant>,
     /// Wakes the instance when nobody waits any more.
@@ -53,6 +55,11 @@ impl Attendance {
         } else {
             Attended::Complete(attending.since)
         }
+    }
+
+    /// Notes that the instance ended before its time.
+    pub(super) fn fail(&self) {
+        self.lock().has_failed = true;
     }
 
     fn leave(&self, is_complete: bool) {
@@ -121,6 +128,11 @@ impl Waiting {
     /// Waits for the request of `ticket`.
     pub(super) fn new(ticket: &Arc<Ticket>) -> Self {
         Self { ticket: Arc::clone(ticket), is_complete: false }
+    }
+
+    /// Whether the instance ended before it had finished the response.
+    pub(super) fn has_failed(&self) -> bool {
+        matches!(&*self.ticket.lock(), Stage::Served(attendance, _) if attendance.lock().has_failed)
     }
 
     /// Notes that the response is complete.

@@ -182,6 +182,8 @@ impl WorkerState for Worker {
     fn drop(&self, store: Store<State>, result: Result<()>) {
         let requests = std::mem::take(&mut *self.requests.lock().unwrap_or_else(PoisonError::into_inner));
         if let Err(error) = result {
+            // Before the store is dropped, which ends the bodies of responses.
+            self.attendance.fail();
             match self.ended_because.get() {
                 Some(Because::Abandoned) => {}
                 Some(Because::Overtime) => self.host.report_overtime(),

@@ -74,7 +74,12 @@ impl Tracked {
     }
 
     fn has_failed(&self) -> bool {
-        matches!(&self.rest, Rest::Alone(rest) if rest.has_failed())
+        self.left_bytes != Some(0)
+            && match &self.rest {
+                Rest::Nothing => false,
+                Rest::Alone(rest) => rest.has_failed(),
+                Rest::Shared(waiting) => waiting.has_failed(),
+            }
     }
 }
 

@@ -16,7 +16,7 @@ static REQUESTS: AtomicU64 = AtomicU64::new(0);
 
 /// What `blocking_write_and_flush` takes at most.
 const CHUNK: usize = 4096;
-/// How long `/hold` keeps its memory before it answers.
+/// How long `/hold` keeps its memory before it answers, and `/break` goes on with its response.
 const HOLD: Duration = Duration::from_millis(300);
 /// The message `HealthCheckResponse { status: SERVING }` of gRPC's health protocol: not compressed, 2 bytes, field 1 is 1.
 const SERVING: [u8; 7] = [0, 0, 0, 0, 2, 8, 1];
@@ -32,6 +32,11 @@ impl wasip2::exports::http::incoming_handler::Guest for Service {
             "/stall" => send(out, 200, |output| {
                 output.blocking_write_and_flush(b"begun\n").ok();
                 std::thread::sleep(Duration::from_millis(number(query, "ms")));
+            }),
+            "/break" => send(out, 200, |output| {
+                output.blocking_write_and_flush(b"begun\n").ok();
+                std::thread::sleep(HOLD);
+                panic!("on purpose");
             }),
             "/after" => {
                 reply(out, 200, b"complete\n");

@@ -10,7 +10,7 @@ wasip3::http::service::export!(Service);
 
 struct Service;
 
-/// How long `/hold` keeps its memory before it answers.
+/// How long `/hold` keeps its memory before it answers, and `/break` goes on with its response.
 const HOLD_NS: u64 = 300_000_000;
 
 impl wasip3::exports::http::handler::Guest for Service {
@@ -21,6 +21,7 @@ impl wasip3::exports::http::handler::Guest for Service {
             "/echo" => return Ok(echo(request)),
             "/big" => return Ok(big(number(query))),
             "/stall" => return Ok(stall(number(query))),
+            "/break" => return Ok(break_off()),
             _ => {}
         }
         let (status, text) = answer(path, query).await;
@@ -123,6 +124,15 @@ fn stall(ms: u64) -> Response {
     send(200, async move |mut body: StreamWriter<u8>| {
         body.write_all(b"begun\n".to_vec()).await;
         wasip3::clocks::monotonic_clock::wait_for(ms * 1_000_000).await;
+    })
+}
+
+/// Begins a body, and traps.
+fn break_off() -> Response {
+    send(200, async move |mut body: StreamWriter<u8>| {
+        body.write_all(b"begun\n".to_vec()).await;
+        wasip3::clocks::monotonic_clock::wait_for(HOLD_NS).await;
+        panic!("on purpose");
     })
 }
 
