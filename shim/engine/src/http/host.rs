@@ -15,6 +15,9 @@ pub(super) struct Unclear;
 pub(super) fn settle<B>(request: &mut Request<B>) -> Result<(), Unclear> {
     let mut lines = request.headers().get_all(HOST).iter();
     let target = request.uri().authority();
+    if target.is_some_and(|target| target.as_str().contains('@')) {
+        return Err(Unclear);
+    }
     let host = match (lines.next(), lines.next()) {
         (_, Some(_)) => return Err(Unclear),
         (Some(line), None) => {
@@ -62,12 +65,14 @@ mod tests {
             (usual, "http://a/", &["A"], Ok(Some("A"))),
             (usual, "http://a/", &["b"], Ok(Some("a"))),
             (usual, "http://a/", &["a", "a"], Err(Unclear)),
+            (usual, "http://user@a/", &["a"], Err(Unclear)),
             (old, "/", &[], Ok(Some("localhost"))),
             (old, "/", &["a"], Ok(Some("a"))),
             (old, "/", &["a", "b"], Err(Unclear)),
             (new, "http://a/", &[], Ok(None)),
             (new, "http://a/", &["a"], Ok(Some("a"))),
             (new, "http://a/", &["b"], Err(Unclear)),
+            (new, "http://user@a/", &[], Err(Unclear)),
             (new, "/", &[], Ok(Some("localhost"))),
         ] {
             let mut request = Request::builder().version(version).uri(uri);
