@@ -30,11 +30,21 @@ pub(crate) struct Budget {
 /// Several limits, as they were last read.
 struct KnownLimit {
     levels: Vec<(MemoryLimit, Option<Room>)>,
+    /// When all of them and their rooms were read.
     read_at: Option<Instant>,
     /// The smallest of them.
     bytes: Option<u64>,
     /// The one that leaves least for the guest.
     room: Option<Room>,
+}
+
+/// How new the limits must be that something is decided by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Limits {
+    /// At most [`LIMIT_AGE_MAX`] old.
+    Known,
+    /// Read now.
+    Fresh,
 }
 
 /// A limit, and what files in memory take of it.
@@ -62,21 +72,24 @@ impl Budget {
 
     /// The container's memory limit in bytes, at most 10 ms old; `None` if there is no limit.
     pub(crate) fn limit_bytes(&self) -> Option<u64> {
-        self.known_younger_than(LIMIT_AGE_MAX).bytes
+        self.known(Limits::Known).bytes
     }
 
-    fn known_younger_than(&self, age: Duration) -> MutexGuard<'_, KnownLimit> {
+    fn known(&self, limits: Limits) -> MutexGuard<'_, KnownLimit> {
         let mut guard = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
         let known = &mut *guard;
-        if !known.levels.is_empty() && known.read_at.is_none_or(|when| when.elapsed() >= age) {
+        let is_old = known.read_at.is_none_or(|when| when.elapsed() >= LIMIT_AGE_MAX);
+        if !known.levels.is_empty() && (is_old || limits == Limits::Fresh) {
             for (files, last) in &mut known.levels {
+                // `memory.stat` costs the kernel far more than a limit.
+                let shared_bytes = last.filter(|_| !is_old).map(|room| room.shared_bytes);
                 // The cgroup of a file that cannot be read is gone. Its last limit stays in force.
-                *last = read_room(files).unwrap_or(*last);
+                *last = read_room(files, shared_bytes).unwrap_or(*last);
             }
             let rooms = known.levels.iter().filter_map(|(_, last)| *last);
             known.bytes = rooms.clone().map(|room| room.limit_bytes).min();
             known.room = rooms.min_by_key(|room| room.guest_bytes());
-            known.read_at = Some(Instant::now());
+            known.read_at = if is_old { Some(Instant::now()) } else { known.read_at };
             self.account.set_limit(known.bytes);
         }
         guard
@@ -97,7 +110,7 @@ impl Budget {
     /// # Errors
     /// [`Denied::Memory`] if there is less than that.
     pub(crate) fn check_room(&self, bytes: u64, least_share_bytes: u64) -> Result<(), Denied> {
-        let Some(room) = self.known_younger_than(LIMIT_AGE_MAX).room else { return Ok(()) };
+        let Some(room) = self.known(Limits::Known).room else { return Ok(()) };
         let Room { limit_bytes, shared_bytes } = room;
         let guest_bytes = room.guest_bytes();
         let wanted_bytes = self.account.used_bytes().saturating_add(bytes);
@@ -124,13 +137,12 @@ impl Budget {
 
     fn take(&self, bytes: u64) -> Result<(), Denied> {
         // A limit that has just been raised denies nothing.
-        self.take_known_younger_than(LIMIT_AGE_MAX, bytes)
-            .or_else(|_| self.take_known_younger_than(Duration::ZERO, bytes))
+        self.take_under(Limits::Known, bytes).or_else(|_| self.take_under(Limits::Fresh, bytes))
     }
 
-    fn take_known_younger_than(&self, age: Duration, bytes: u64) -> Result<(), Denied> {
+    fn take_under(&self, limits: Limits, bytes: u64) -> Result<(), Denied> {
         let unlimited = Room { limit_bytes: u64::MAX, shared_bytes: 0 };
-        let room = self.known_younger_than(age).room;
+        let room = self.known(limits).room;
         let guest_bytes = room.map_or(u64::MAX, Room::guest_bytes);
         let Room { limit_bytes, shared_bytes } = room.unwrap_or(unlimited);
         self.account.take(bytes, guest_bytes).map_err(|used_bytes| Denied::Memory {
@@ -146,11 +158,14 @@ impl Budget {
     }
 }
 
-/// The limit in a file and what is used of it; `None` if they cannot be read.
-fn read_room(files: &MemoryLimit) -> Option<Option<Room>> {
+/// The limit in a file and what files in memory take of it, unless that is known; `None` if they cannot be read.
+fn read_room(files: &MemoryLimit, shared_bytes: Option<u64>) -> Option<Option<Room>> {
     let mut text = [0_u8; STAT_BYTES_MAX];
     let Some(limit_bytes) = parse_limit(read_text(&files.limit, &mut text)?) else { return Some(None) };
-    let shared_bytes = parse_shared_memory(read_text(&files.stat, &mut text)?);
+    let shared_bytes = match shared_bytes {
+        Some(known) => known,
+        None => parse_shared_memory(read_text(&files.stat, &mut text)?),
+    };
     Some(Some(Room { limit_bytes, shared_bytes }))
 }
 
@@ -219,7 +234,27 @@ mod tests {
         let budget = Budget::new(vec![MemoryLimit { limit: file.reopen().unwrap(), stat }], None, account);
         assert_eq!(budget.limit_bytes(), Some(64 << 20));
         budget.limit.lock().unwrap().levels[0].0.limit = unreadable;
-        assert_eq!(budget.known_younger_than(Duration::ZERO).bytes, Some(64 << 20));
+        assert_eq!(budget.known(Limits::Fresh).bytes, Some(64 << 20));
         drop(ours);
+    }
+
+    #[test]
+    fn a_refusal_reads_limits_and_not_what_files_take() {
+        let put = |file: &File, text: &str| file.write_all_at(text.as_bytes(), 0).unwrap();
+        let [limit, stat] = [tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap()];
+        let both = MemoryLimit { limit: limit.try_clone().unwrap(), stat: stat.try_clone().unwrap() };
+        put(&limit, "67108864\n");
+        put(&stat, "shmem 1048576\n");
+        let account = Account::keep_in(&Account::create().unwrap()).unwrap();
+        let budget = Budget::new(vec![both], None, account);
+        let fresh = || budget.known(Limits::Fresh).room.map(|room| (room.limit_bytes, room.shared_bytes));
+        assert_eq!(fresh(), Some((64 << 20, 1 << 20)));
+        // What was read in the future does not grow old.
+        budget.limit.lock().unwrap().read_at = Some(Instant::now() + Duration::from_secs(3600));
+        put(&limit, "33554432\n");
+        put(&stat, "shmem 2097152\n");
+        assert_eq!(fresh(), Some((32 << 20, 1 << 20)));
+        budget.limit.lock().unwrap().read_at = None;
+        assert_eq!(fresh(), Some((32 << 20, 2 << 20)));
     }
 }
