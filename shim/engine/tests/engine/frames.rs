@@ -48,20 +48,22 @@ pub(crate) fn kinds(bytes: &[u8]) -> Vec<u8> {
     kinds
 }
 
-/// Replies to each ping, and does nothing else, until the server closes the connection.
-pub(crate) fn reply_to_pings(mut stream: TcpStream) {
+/// Replies to each ping, and does nothing else, until the server closes the connection. Returns whether a response began.
+pub(crate) fn reply_to_pings(mut stream: TcpStream) -> bool {
+    let mut has_begun = false;
     loop {
         let mut head = [0; 9];
         if stream.read_exact(&mut head).is_err() {
-            return;
+            return has_begun;
         }
+        has_begun |= head[3] == HEADERS;
         let length = usize::try_from(u32::from_be_bytes([0, head[0], head[1], head[2]])).unwrap();
         let mut payload = vec![0; length];
         if stream.read_exact(&mut payload).is_err() {
-            return;
+            return has_begun;
         }
         if head[3] == PING && head[4] & ACK == 0 && stream.write_all(&frame(PING, ACK, 0, &payload)).is_err() {
-            return;
+            return has_begun;
         }
     }
 }
