@@ -103,7 +103,8 @@ fn what_cannot_be_compiled_does_not_warm_the_cache() {
 fn a_cache_is_warmed_within_the_memory_that_is_given() {
     let containerd = Containerd::with_own_cache();
     let guest = guest("c-hello");
-    let warm = |bytes: &str| skiff_cache(&containerd, &["warm", "--compile-memory-bytes", bytes, guest.to_str().unwrap()]);
+    let warm =
+        |bytes: &str| skiff_cache(&containerd, &["warm", "--compile-memory-bytes", bytes, guest.to_str().unwrap()]);
     let refused = warm("1048576");
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && said.contains("exceeds its memory limit of 1 MiB"), "{said}");

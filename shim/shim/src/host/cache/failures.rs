@@ -56,7 +56,8 @@ impl Cache {
         }
         let given = lasting.memory_bytes.map(|bytes| bytes.to_string()).unwrap_or_default();
         let text = format!("{given}\n{}", lasting.sentence);
-        fs::write(&path, &text[..text.floor_char_boundary(SENTENCE_BYTES_MAX)]).map_err(|error| at("write", &path, &error))
+        fs::write(&path, &text[..text.floor_char_boundary(SENTENCE_BYTES_MAX)])
+            .map_err(|error| at("write", &path, &error))
     }
 }
 
