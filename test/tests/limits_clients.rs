@@ -24,28 +24,45 @@ fn allow_connections() {
     setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
 }
 
+/// What a client does after its first bytes.
+#[derive(Clone, Copy)]
+enum Then {
+    ReadsALittle,
+    Sends,
+    Nothing,
+}
+
 /// A client that takes only what it must.
 struct Client {
     stream: TcpStream,
-    sends: bool,
+    then: Then,
 }
 
 impl Client {
-    fn new(port: u16, head: &str, sends: bool) -> Self {
+    fn new(port: u16, first: &[u8], then: Then) -> Self {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
         setsockopt(&stream, sockopt::RcvBuf, &4096).unwrap();
-        stream.write_all(head.as_bytes()).unwrap();
         stream.set_nonblocking(true).unwrap();
-        Self { stream, sends }
+        tolerate(stream.write(first));
+        Self { stream, then }
     }
 
     /// Reads a little, or sends a lot.
     fn go_on(&mut self) {
-        let done = if self.sends { self.stream.write(&[b'x'; 64 << 10]) } else { self.stream.read(&mut [0; SIP]) };
-        if let Err(error) = done {
-            let kinds = [ErrorKind::WouldBlock, ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
-            assert!(kinds.contains(&error.kind()), "{error}");
-        }
+        let done = match self.then {
+            Then::ReadsALittle => self.stream.read(&mut [0; SIP]),
+            Then::Sends => self.stream.write(&[b'x'; 64 << 10]),
+            Then::Nothing => Ok(0),
+        };
+        tolerate(done);
+    }
+}
+
+/// The server may take nothing more, or close the connection.
+fn tolerate(done: std::io::Result<usize>) {
+    if let Err(error) = done {
+        let kinds = [ErrorKind::WouldBlock, ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
+        assert!(kinds.contains(&error.kind()), "{error}");
     }
 }
 
@@ -54,23 +71,81 @@ fn a_server_with_64_slow_readers_and_64_writers_is_never_killed() {
     allow_connections();
     for (guest, flood) in [("rust-p2-http", "/flood"), ("rust-p3-http", "/big")] {
         for limit_mib in LIMITS_MIB {
-            besiege(guest, flood, limit_mib);
+            besiege(guest, limit_mib, |port| {
+                let readers = (0..CLIENTS).map(|_| {
+                    let head = format!("GET {flood}?bytes=100000000 HTTP/1.1\r\nhost: test\r\n\r\n");
+                    Client::new(port, head.as_bytes(), Then::ReadsALittle)
+                });
+                let writers = (0..CLIENTS).map(|number| {
+                    let path = if number % 2 == 0 { "/echo" } else { "/slow?ms=20000" };
+                    let head = format!("POST {path} HTTP/1.1\r\nhost: test\r\ncontent-length: 100000000\r\n\r\n");
+                    Client::new(port, head.as_bytes(), Then::Sends)
+                });
+                readers.chain(writers).collect()
+            });
         }
     }
 }
 
-fn besiege(guest: &str, flood: &str, limit_mib: u64) {
+#[test]
+fn a_server_with_128_clients_of_http_2_that_read_nothing_is_never_killed() {
+    allow_connections();
+    for guest in ["rust-p2-http", "rust-p3-http"] {
+        for limit_mib in LIMITS_MIB {
+            besiege(guest, limit_mib, |port| {
+                let readers = (0..CLIENTS).map(|_| {
+                    let page = |stream| http_2::get(stream, "/big?bytes=16384", b"");
+                    Client::new(port, &http_2::connection(page), Then::Nothing)
+                });
+                let long_heads = (0..CLIENTS).map(|_| {
+                    let head = |stream| http_2::get(stream, "/slow?ms=20000", &[b'x'; 8000]);
+                    Client::new(port, &http_2::connection(head), Then::Nothing)
+                });
+                readers.chain(long_heads).collect()
+            });
+        }
+    }
+}
+
+/// What a client of HTTP/2 sends that asks for all at once and has room for everything.
+mod http_2 {
+    const HEADERS: u8 = 1;
+    const SETTINGS: u8 = 4;
+    const WINDOW_UPDATE: u8 = 8;
+    const END_STREAM_AND_HEADERS: u8 = 5;
+    const ROOM: u32 = 1 << 30;
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    }
+
+    /// A connection with 16 requests.
+    pub(super) fn connection(request: impl Fn(u32) -> Vec<u8>) -> Vec<u8> {
+        // The initial window of each stream.
+        let settings = frame(SETTINGS, 0, 0, &[&[0, 4][..], &ROOM.to_be_bytes()].concat());
+        let window = frame(WINDOW_UPDATE, 0, 0, &ROOM.to_be_bytes());
+        let requests = (0..16).flat_map(|number| request(number * 2 + 1)).collect();
+        [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), settings, window, requests].concat()
+    }
+
+    /// The head of a request for `path`, with a long field.
+    pub(super) fn get(stream: u32, path: &str, long: &[u8]) -> Vec<u8> {
+        let text = |index: u8, text: &[u8]| [&[index, u8::try_from(text.len()).unwrap()], text].concat();
+        // An integer beyond 127, in pieces of seven bits.
+        let rest = long.len().saturating_sub(127);
+        let length = [127, u8::try_from(rest % 128).unwrap() | 128, u8::try_from(rest / 128).unwrap()];
+        let long = if long.is_empty() { Vec::new() } else { [&[0, 1, b'a'], &length[..], long].concat() };
+        let block = [vec![0x82, 0x86], text(0x04, path.as_bytes()), text(0x01, b"test"), long].concat();
+        frame(HEADERS, END_STREAM_AND_HEADERS, stream, &block)
+    }
+}
+
+fn besiege(guest: &str, limit_mib: u64, connect: impl Fn(u16) -> Vec<Client>) {
     let name = format!("{guest} under {limit_mib} MiB");
     let port = free_port();
     let server = serving(Containerd::shared().job(guest).memory(limit_mib * MIB), port);
-    let readers = (0..CLIENTS)
-        .map(|_| Client::new(port, &format!("GET {flood}?bytes=100000000 HTTP/1.1\r\nhost: test\r\n\r\n"), false));
-    let writers = (0..CLIENTS).map(|number| {
-        let path = if number % 2 == 0 { "/echo" } else { "/slow?ms=20000" };
-        let head = format!("POST {path} HTTP/1.1\r\nhost: test\r\ncontent-length: 100000000\r\n\r\n");
-        Client::new(port, &head, true)
-    });
-    let mut clients: Vec<Client> = readers.chain(writers).collect();
+    let mut clients = connect(port);
     let hold = format!("/hold?mib={limit_mib}");
     std::thread::scope(|scope| {
         // Guests that take all that they get, too.

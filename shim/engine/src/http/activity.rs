@@ -10,8 +10,8 @@ use tokio::time::Instant;
 
 /// With this a connection of HTTP/2 begins.
 const HTTP_2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// For how long a client must have taken nothing before its connection gives way to a new one.
-const STALLED_MIN: Duration = Duration::from_secs(10);
+/// For how long a client must have taken or sent nothing before it gives way to another.
+pub(super) const STALLED_MIN: Duration = Duration::from_secs(10);
 /// No patience is shorter: it would end what goes on.
 const PATIENCE_MIN: Duration = Duration::from_millis(10);
 /// Longer than any process lives.
@@ -128,8 +128,9 @@ impl Activity {
     /// The client has taken something, or it cannot take more.
     pub(super) fn written(&self, is_blocked: bool) {
         self.with(|known| {
-            // HTTP/2 writes without a request, too.
-            if known.preface.is_none() && (!is_blocked || !known.is_blocked) {
+            // HTTP/2 writes without a request, too: that alone is no progress.
+            let is_progress = known.preface.is_none() && !is_blocked;
+            if is_progress || known.is_blocked != is_blocked {
                 known.is_blocked = is_blocked;
                 known.since = Instant::now();
             }
@@ -226,7 +227,7 @@ mod tests {
         let almost: fn(&Activity) = |activity| activity.read(b"PRI * HTTP/1");
         let blocked: fn(&Activity) = |activity| activity.written(true);
         let written: fn(&Activity) = |activity| activity.written(false);
-        let cases: [(&[Step<'_>], &str); 14] = [
+        let cases: [(&[Step<'_>], &str); 15] = [
             (&[], "Head"),
             (&[&read], "Head"),
             (&[&read, &begin], "Busy"),
@@ -238,7 +239,8 @@ mod tests {
             (&[&almost], "Head"),
             (&[&preface], "Idle"),
             (&[&preface, &read], "Idle"),
-            (&[&preface, &blocked], "Idle"),
+            (&[&preface, &blocked], "Stalled"),
+            (&[&preface, &begin, &send, &end, &blocked, &written], "Idle"),
             (&[&preface, &begin, &begin, &send], "Busy"),
             (&[&preface, &begin, &begin, &send, &send], "Stalled"),
         ];

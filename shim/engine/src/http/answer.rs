@@ -94,7 +94,7 @@ impl Service {
     }
 
     /// Notified again and again while a request waits for an instance.
-    pub(super) fn crowded(&self) -> &Notify {
+    pub(super) fn crowded(&self) -> &Arc<Notify> {
         self.instances.crowded()
     }
 

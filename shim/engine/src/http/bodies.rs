@@ -6,23 +6,36 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 use tokio::time::{Instant, Sleep, sleep};
 use wasmtime_wasi_http::Error;
 
-use super::activity::Activity;
+use super::activity::{Activity, STALLED_MIN};
 
 /// A request's body that fails if the guest waits for too long for more of it.
 pub(super) struct Arriving {
     incoming: Incoming,
     patience: Duration,
-    silence: Option<Pin<Box<Sleep>>>,
+    /// Notified while others wait for an instance.
+    crowded: Arc<Notify>,
+    silence: Option<Silence>,
     is_waiting: bool,
 }
 
+struct Silence {
+    /// Until when the guest waits if nobody else does.
+    end: Pin<Box<Sleep>>,
+    /// Until when it waits in any case.
+    sure: Instant,
+    crowded: Pin<Box<OwnedNotified>>,
+}
+
 impl Arriving {
-    /// `incoming`, of which something must come within `patience` once the guest waits.
-    pub(super) fn new(incoming: Incoming, patience: Duration) -> Self {
-        Self { incoming, patience, silence: None, is_waiting: false }
+    /// `incoming`, of which something must come within `patience` once the guest waits, and within ten seconds while
+    /// others wait for an instance (`crowded`).
+    pub(super) fn new(incoming: Incoming, patience: Duration, crowded: Arc<Notify>) -> Self {
+        Self { incoming, patience, crowded, silence: None, is_waiting: false }
     }
 }
 
@@ -37,11 +50,24 @@ impl Body for Arriving {
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
         let patience = this.patience;
-        let silence = this.silence.get_or_insert_with(|| Box::pin(sleep(patience)));
+        let crowded = || Box::pin(Arc::clone(&this.crowded).notified_owned());
+        let now = Instant::now();
+        let silence = this.silence.get_or_insert_with(|| Silence {
+            end: Box::pin(sleep(patience)),
+            sure: now,
+            crowded: crowded(),
+        });
         if !std::mem::replace(&mut this.is_waiting, true) {
-            silence.as_mut().reset(Instant::now() + patience);
+            silence.end.as_mut().reset(now + patience);
+            silence.sure = now + STALLED_MIN;
         }
-        ready!(silence.as_mut().poll(context));
+        while silence.crowded.as_mut().poll(context).is_ready() {
+            if now >= silence.sure {
+                return Poll::Ready(Some(Err(Error::ConnectionReadTimeout)));
+            }
+            silence.crowded = crowded();
+        }
+        ready!(silence.end.as_mut().poll(context));
         Poll::Ready(Some(Err(Error::ConnectionReadTimeout)))
     }
 

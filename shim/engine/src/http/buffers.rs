@@ -1,4 +1,4 @@
-//! How many connections a server has, and what each of them may hold, from the memory limit of its container. Pure.
+//! How many connections a server has, and what each of them may hold, from the limits of its container. Pure.
 
 use crate::memory::share::{guest_share_bytes, host_share_bytes};
 
@@ -8,6 +8,10 @@ const CONNECTIONS_MIN: usize = 16;
 /// Which part of the host's share is for connections, and which part of the guest's share they may take besides.
 const PART_OF_HOST: u64 = 2;
 const PART_OF_GUEST: u64 = 4;
+/// What HTTP/2 keeps of a request: its head, or what is written of its response and one piece more.
+const STREAM_BYTES: u64 = 24 << 10;
+/// What HTTP/2 keeps for itself: frames in both directions, and bodies that the guest has not read.
+const FRAMES_BYTES: u64 = 64 << 10;
 const KIB: usize = 1 << 10;
 const MIB: u64 = 1 << 20;
 
@@ -26,6 +30,14 @@ pub(super) struct Buffers {
 }
 
 impl Buffers {
+    /// The longest head of HTTP/2, and the most that is written of one of its responses.
+    pub(super) const STREAM_PART_BYTES: u32 = 8 << 10;
+
+    /// What is reserved besides for a connection of HTTP/2.
+    pub(super) fn http_2_bytes(&self) -> u64 {
+        u64::from(self.streams) * STREAM_BYTES + FRAMES_BYTES
+    }
+
     /// Those under a memory limit.
     pub(super) fn under(limit_bytes: Option<u64>) -> Self {
         let of = |user, socket: Option<usize>, streams, reserved: u64| Self {
@@ -36,23 +48,24 @@ impl Buffers {
             reserved_bytes: reserved << 10,
         };
         match limit_bytes {
-            Some(limit_bytes) if limit_bytes < 128 * MIB => of(16, Some(8), 16, 48),
-            Some(limit_bytes) if limit_bytes < 512 * MIB => of(32, Some(32), 32, 112),
-            Some(_) => of(64, Some(64), 100, 208),
-            None => of(64, None, 100, 208),
+            Some(limit_bytes) if limit_bytes < 128 * MIB => of(16, Some(8), 4, 48),
+            Some(limit_bytes) if limit_bytes < 512 * MIB => of(32, Some(32), 16, 112),
+            Some(_) => of(64, Some(64), 32, 208),
+            None => of(64, None, 32, 208),
         }
     }
 }
 
-/// The most connections under a memory limit, and how many of them the host's share pays for. The guest's share pays for
-/// the others.
-pub(super) fn connections_max(limit_bytes: Option<u64>) -> (usize, usize) {
-    let Some(limit_bytes) = limit_bytes else { return (CONNECTIONS_MAX, CONNECTIONS_MAX) };
-    let each = Buffers::under(Some(limit_bytes)).reserved_bytes;
-    let paid_by = |share_bytes| usize::try_from(share_bytes / each).unwrap_or(CONNECTIONS_MAX);
+/// The most connections under a memory limit if `each_bytes` are reserved for one and `files` may be open, and how many of
+/// them the host's share pays for. The guest's share pays for the others.
+pub(super) fn connections_max(limit_bytes: Option<u64>, each_bytes: u64, files: usize) -> (usize, usize) {
+    // The other half is for the guest's files and its own connections.
+    let most = CONNECTIONS_MAX.min(files / 2).max(1);
+    let Some(limit_bytes) = limit_bytes else { return (most, most) };
+    let paid_by = |share_bytes| usize::try_from(share_bytes / each_bytes).unwrap_or(CONNECTIONS_MAX);
     let host = paid_by(host_share_bytes(limit_bytes) / PART_OF_HOST).clamp(CONNECTIONS_MIN, CONNECTIONS_MAX);
     let guest = paid_by(guest_share_bytes(limit_bytes) / PART_OF_GUEST);
-    (host.saturating_add(guest).min(CONNECTIONS_MAX), host)
+    (host.saturating_add(guest).min(most), host.min(most))
 }
 
 #[cfg(test)]
@@ -61,16 +74,21 @@ mod tests {
 
     #[test]
     fn connections_fit_into_the_shares() {
-        for (limit_bytes, expected) in [
-            (None, (4096, 4096)),
-            (Some(MIB), (18, 16)),
-            (Some(16 * MIB), (106, 43)),
-            (Some(64 * MIB), (363, 44)),
-            (Some(256 * MIB), (622, 75)),
-            (Some(1024 * MIB), (1341, 162)),
-            (Some(u64::MAX / 4), (4096, 4096)),
+        for (limit_bytes, files, expected) in [
+            (None, 1 << 20, (4096, 4096)),
+            (None, 1024, (512, 512)),
+            (None, 0, (1, 1)),
+            (Some(MIB), 1 << 20, (18, 16)),
+            (Some(16 * MIB), 1024, (106, 43)),
+            (Some(64 * MIB), 1024, (363, 44)),
+            (Some(256 * MIB), 1024, (512, 75)),
+            (Some(256 * MIB), 1 << 20, (622, 75)),
+            (Some(256 * MIB), 64, (32, 32)),
+            (Some(1024 * MIB), 1 << 20, (1341, 162)),
+            (Some(u64::MAX / 4), 1 << 20, (4096, 4096)),
         ] {
-            assert_eq!(connections_max(limit_bytes), expected, "under {limit_bytes:?}");
+            let each_bytes = Buffers::under(limit_bytes).reserved_bytes;
+            assert_eq!(connections_max(limit_bytes, each_bytes, files), expected, "under {limit_bytes:?}");
         }
     }
 }

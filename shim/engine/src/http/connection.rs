@@ -29,6 +29,10 @@ use super::stream::Stream;
 pub(super) const FRESH_GRACE: Duration = Duration::from_millis(100);
 /// How much of its bodies a client of HTTP/2 may always send unread: no connection can have less.
 const WINDOW_BYTES: u32 = 65_535;
+/// No method of HTTP/1.1 begins so.
+const HTTP_2_BEGINS: &[u8] = b"PRI ";
+/// How soon to look for the rest of that.
+const MORE_PAUSE: Duration = Duration::from_millis(20);
 /// How often a client of HTTP/2 is asked whether it is still there, and how long it may take to reply. A shorter patience
 /// shortens both.
 const PING_INTERVAL_MAX: Duration = Duration::from_secs(60);
@@ -48,7 +52,8 @@ pub(super) fn builder(patience: Patience, buffers: &Buffers) -> auto::Builder<To
         .initial_connection_window_size(WINDOW_BYTES)
         .initial_stream_window_size(buffers.window_bytes)
         .max_concurrent_streams(buffers.streams)
-        .max_send_buf_size(buffers.user_bytes);
+        .max_send_buf_size(Buffers::STREAM_PART_BYTES as usize)
+        .max_header_list_size(Buffers::STREAM_PART_BYTES);
     builder
 }
 
@@ -66,17 +71,25 @@ pub(super) async fn serve(
     let mut watch = Watch::new(activity, patience);
     // Invariant: a request that has reached this machine when the server begins to end is served. hyper cancels
     // connections whose HTTP version it does not know yet, so it gets them only with their first bytes.
-    tokio::select! {
+    let is_http_2 = tokio::select! {
         biased;
-        _ = stream.readable() => {}
+        is_http_2 = begins_http_2(&stream) => is_http_2,
         () = poll_fn(|context| watch.poll(context)) => return,
         () = ended_for(&mut ending, FRESH_GRACE) => return,
+    };
+    if is_http_2 {
+        tokio::select! {
+            biased;
+            is_paid = place.pay_for_http_2() => if !is_paid { return },
+            () = poll_fn(|context| watch.poll(context)) => return,
+        }
     }
     let client = Client::new(stream);
     let timer = Timer::default();
     let respond = service_fn(|request: Request<Incoming>| {
         let exchange = Exchange::begin(activity);
-        let request = request.map(|body| Arriving::new(body, patience.idle).boxed_unsync());
+        let crowded = Arc::clone(service.crowded());
+        let request = request.map(|body| Arriving::new(body, patience.idle, crowded).boxed_unsync());
         let response = answer(Arc::clone(&service), timer.clone(), request);
         async { response.await.map(|response| response.map(|body| Departing::new(body, exchange))) }
     });
@@ -100,6 +113,20 @@ pub(super) async fn serve(
         _broken = connection => {}
         () = left => {}
         () = poll_fn(|context| watch.poll(context)) => {}
+    }
+}
+
+/// Waits for the first bytes, and returns whether they are those of HTTP/2.
+async fn begins_http_2(stream: &TcpStream) -> bool {
+    let mut first = [0; HTTP_2_BEGINS.len()];
+    loop {
+        let length = stream.peek(&mut first).await.unwrap_or(0);
+        match first.get(..length) {
+            Some(part @ [_, ..]) if length < first.len() && HTTP_2_BEGINS.starts_with(part) => {
+                tokio::time::sleep(MORE_PAUSE).await;
+            }
+            part => return part == Some(HTTP_2_BEGINS),
+        }
     }
 }
 

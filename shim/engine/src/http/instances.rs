@@ -71,6 +71,7 @@ pub(super) struct Instances {
     fresh_bytes: AtomicU64,
     /// Notified while somebody waits for an instance.
     crowded: Arc<Notify>,
+    short_of_memory: Arc<Notify>,
     alive: mpsc::Sender<Infallible>,
     ending: watch::Receiver<bool>,
 }
@@ -146,6 +147,7 @@ impl Instances {
             making: Arc::default(),
             fresh_bytes: AtomicU64::new(0),
             crowded: Arc::default(),
+            short_of_memory: Arc::default(),
             alive,
             ending,
         })
@@ -188,6 +190,11 @@ impl Instances {
         &self.crowded
     }
 
+    /// Notified again and again while a request waits for memory.
+    pub(super) fn short_of_memory(&self) -> &Arc<Notify> {
+        &self.short_of_memory
+    }
+
     /// Whether no instance is alive.
     pub(super) fn is_idle(&self) -> bool {
         self.count.load(Ordering::Relaxed) == 0
@@ -213,6 +220,9 @@ impl Instances {
                     return Ok(instance);
                 }
                 Err(error) if is_shortage(&error) => {
+                    if error.is::<Denied>() {
+                        self.short_of_memory.notify_waiters();
+                    }
                     self.crowded.notify_waiters();
                     let again = deadline.min(Instant::now() + MEMORY_RETRY);
                     if timeout_at(again, released).await.is_err() && again == deadline {

@@ -14,6 +14,7 @@ use std::time::Instant;
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare};
+use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::Pid;
 use skiff_protocol::{
     Account, CONTROL_FD, ENGINE_FD, EnginePlan, Limits, MemoryLimit, Message, Preopen, Refusal, Reply, send_message,
@@ -32,6 +33,7 @@ pub(crate) struct Guest {
     binds: Vec<(CString, CString)>,
     user: Option<u32>,
     one_processor: bool,
+    files: Option<u64>,
     account: File,
     stdin: Stdio,
     stdout: Stdio,
@@ -88,6 +90,7 @@ impl Guest {
             binds: Vec::new(),
             user: None,
             one_processor: false,
+            files: None,
             account: Account::create().unwrap(),
             stdin: Stdio::null(),
             stdout: Stdio::piped(),
@@ -153,6 +156,12 @@ impl Guest {
     /// Runs on one processor.
     pub(crate) fn one_processor(mut self) -> Self {
         self.one_processor = true;
+        self
+    }
+
+    /// May have so many files open.
+    pub(crate) fn files(mut self, most: u64) -> Self {
+        self.files = Some(most);
         self
     }
 
@@ -230,11 +239,14 @@ impl Guest {
         let mut command = Command::new(if engine_file.is_some() { "/proc/self/fd/3" } else { ENGINE });
         command.env_clear().envs(self.own_environment).stdin(self.stdin).stdout(self.stdout).stderr(self.stderr);
         let number = engine.as_raw_fd();
-        let (binds, user) = (self.binds, self.user);
+        let (binds, user, files) = (self.binds, self.user, self.files);
         let processors = self.one_processor.then(first_processor);
         let into_place = move || {
             if let Some(processors) = &processors {
                 sched_setaffinity(Pid::from_raw(0), processors)?;
+            }
+            if let Some(files) = files {
+                setrlimit(Resource::RLIMIT_NOFILE, files / 2, files)?;
             }
             if !binds.is_empty() {
                 unshare(CloneFlags::CLONE_NEWNS)?;

@@ -9,7 +9,7 @@ use skiff_protocol::Limits;
 use crate::driver::Guest;
 use crate::frames;
 use crate::server::{BOTH, Server, finish};
-use crate::watch::{limit_file, wait_for};
+use crate::watch::{limit_file, set_limit, wait_for};
 
 const MIB: u64 = 1 << 20;
 const WHOLE: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
@@ -176,4 +176,41 @@ fn a_body_that_does_not_come_is_an_error_for_its_guest() {
         wait_for_the_end(name, stream);
         wait_for("its instance to end", || server.connections() == 0);
     }
+}
+
+#[test]
+fn idle_connections_give_their_memory_to_a_request() {
+    for name in BOTH {
+        let limit = limit_file(16 * MIB);
+        let server = Server::start(Guest::named(name).limit(limit.path()));
+        let silent: Vec<TcpStream> = (0..100).map(|_| server.send("")).collect();
+        let mut asking = server.send("GET / HT");
+        wait_for("all connections", || server.connections() > 100);
+        // Less than the connections and an instance take together.
+        set_limit(&limit, &(6 * MIB).to_string());
+        asking.write_all(b"TP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").unwrap();
+        assert_eq!(finish(asking).status(), 200, "{name}");
+        assert!(silent.iter().any(|stream| !is_open(stream)), "{name}: none gave way");
+    }
+}
+
+#[test]
+fn bodies_that_do_not_come_give_way_to_other_requests() {
+    let limit = limit_file(16 * MIB);
+    let limits = Limits { request_time: None, idle_time: LONG, ..Limits::default() };
+    let server = Server::start(Guest::named("rust-p2-http").limit(limit.path()).limits(limits));
+    let head = "POST /echo HTTP/1.1\r\nhost: test\r\ncontent-length: 1000\r\n\r\nx";
+    let silent: Vec<TcpStream> = (0..20).map(|_| server.send(head)).collect();
+    wait_for("a response", || server.get("/").status() == 200);
+    drop(silent);
+}
+
+#[test]
+fn a_server_with_few_files_lets_idle_connections_give_way() {
+    let server = Server::start(Guest::named("rust-p2-http").files(64));
+    let silent: Vec<TcpStream> = (0..100).map(|_| server.send("")).collect();
+    assert_eq!(server.get("/").status(), 200);
+    assert!(!is_open(&silent[0]));
+    let open = silent.iter().filter(|stream| is_open(stream)).count();
+    assert!((16..=32).contains(&open), "{open} are open");
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use skiff_protocol::{Figures, Limits};
+use skiff_protocol::{Activity, Figures, Limits};
 use socket2::SockRef;
 
 use crate::driver::Guest;
@@ -129,19 +129,21 @@ fn a_stream_of_http_2_that_is_reset_ends_its_instance() {
                 let uri = format!("http://{}{path}", watched.server.address);
                 hyper::Request::get(uri).body(Empty::<Bytes>::new()).unwrap()
             };
+            // Memory is reserved for the connection, too.
+            let instances = || Activity::read(&watched.account).unwrap().instances;
             for path in [FOR_EVER, "/spin"] {
                 let waiting = tokio::spawn(sender.send_request(get(path)));
-                until(|| watched.used_bytes() > 0).await;
+                until(|| instances() > 0).await;
                 waiting.abort();
-                until(|| watched.used_bytes() == 0).await;
+                until(|| instances() == 0).await;
             }
             let mut begun = sender.send_request(get("/stall?ms=3600000")).await.unwrap();
             assert!(begun.frame().await.is_some());
             drop(begun);
-            until(|| watched.used_bytes() == 0).await;
+            until(|| instances() == 0).await;
             // The connection has lived through all of it. Now it goes.
             tokio::spawn(sender.send_request(get(FOR_EVER)));
-            until(|| watched.used_bytes() > 0).await;
+            until(|| instances() > 0).await;
         });
         drop(runtime);
         watched.wait_free(name);

@@ -1,6 +1,7 @@
 //! What tests look at from outside, and how they wait for it.
 
 use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -34,7 +35,7 @@ pub(crate) fn set_limit(file: &tempfile::NamedTempFile, text: &str) {
     std::fs::write(file.path(), format!("{text:<10}\n")).unwrap();
 }
 
-/// A port that was free a moment ago.
+/// A port that is free, and that no connection takes meanwhile.
 pub(crate) fn free_port() -> u16 {
     /// Below those that the kernel gives to connections (`ip_local_port_range`).
     const PORTS: std::ops::Range<u16> = 10_000..32_000;
