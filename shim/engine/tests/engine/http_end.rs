@@ -101,33 +101,32 @@ fn a_second_sigterm_ends_the_server_at_once() {
 #[test]
 fn sigterm_lets_a_slow_reader_have_the_rest() {
     let limit = limit_file(16 << 20);
-    let mut server = Server::start(Guest::named("rust-p2-http").limit(limit.path()));
-    let address = server.address.into();
     // Of some of them the guest has written all, and the client has yet to take a part.
-    let readers: Vec<(usize, TcpStream)> = (2..16)
+    let readers: Vec<(Server, usize, TcpStream)> = (2..16)
         .map(|number| {
             let bytes = number << 12;
+            let server = Server::start(Guest::named("rust-p2-http").limit(limit.path()));
             let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
             socket.set_recv_buffer_size(4096).unwrap();
-            socket.connect(&address).unwrap();
+            socket.connect(&server.address.into()).unwrap();
             let mut stream = TcpStream::from(socket);
             let head = format!("GET /big?bytes={bytes} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
             stream.write_all(head.as_bytes()).unwrap();
-            (bytes, stream)
+            (server, bytes, stream)
         })
         .collect();
-    for (_, stream) in &readers {
+    for (server, _, stream) in &readers {
         wait_for("the response", || stream.peek(&mut [0; 1]).is_ok_and(|bytes| bytes > 0));
+        server.running.signal(libc::SIGTERM);
+        wait_for("the listener to close", || TcpStream::connect(server.address).is_err());
     }
-    server.running.signal(libc::SIGTERM);
-    wait_for("the listener to close", || TcpStream::connect(server.address).is_err());
     // Longer than idle connections hold the end up.
     std::thread::park_timeout(Duration::from_secs(4));
-    for (bytes, mut stream) in readers {
+    for (mut server, bytes, mut stream) in readers {
         let mut text = Vec::new();
         stream.read_to_end(&mut text).unwrap();
         let sent = text.iter().filter(|byte| **byte == b'x').count();
         assert!(sent >= bytes, "{sent} of {bytes}");
+        assert_eq!(server.running.end().code, 0);
     }
-    assert_eq!(server.running.end().code, 0);
 }
