@@ -11,6 +11,8 @@ use skiff_test::{Cluster, Lasting, Namespace};
 const PORT: u16 = 8080;
 /// How many times a probe has to succeed before a pod counts as healthy.
 const PROBES: u64 = 3;
+/// All that a server without troubles says.
+const LISTENING: &str = "skiff: /http.wasm: listening on 0.0.0.0:8080 and [::]:8080\n";
 const READY: &str = "condition=Ready";
 const COMPLETE: &str = "condition=Complete";
 
@@ -185,7 +187,7 @@ fn a_deployment_serves_through_its_service_under_the_strictest_pod_security() {
         assert_eq!(container["user"]["linux"]["uid"], 65532, "{container:#}");
         assert_eq!(pod["status"]["qosClass"], "Burstable");
         let name = pod["metadata"]["name"].as_str().unwrap();
-        assert_eq!(namespace.logs(&[name]), "");
+        assert_eq!(namespace.logs(&[name]), LISTENING);
     }
 }
 
@@ -201,7 +203,7 @@ fn http_probes_find_a_component_well() {
 fn tcp_probes_find_a_component_well() {
     let server = ready("tcp-probe");
     server.is_well();
-    assert_eq!(server.namespace.logs(&["tcp-probe"]), "", "a connection without a request is not a failure");
+    assert_eq!(server.namespace.logs(&["tcp-probe"]), LISTENING, "a connection without a request is not a failure");
 }
 
 #[test]
