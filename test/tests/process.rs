@@ -150,7 +150,7 @@ fn nothing_of_the_shim_is_open_in_it() {
     container.streams.wait_for_stdout("sleeping\n");
     let streams = container.streams.path("");
     let writable = ["/dev/null", "anon_inode:", "socket:", streams.to_str().unwrap()];
-    let handed = ["memory.limit_in_bytes", "memory.max", "memory.high", ".cwasm"];
+    let handed = ["memory.limit_in_bytes", "memory.max", "memory.high", "memory.stat", ".cwasm"];
     let readable = ["/dev/.skiff/", "/dev/urandom", "/run"];
     let mut sockets = BTreeSet::new();
     for entry in fs::read_dir(format!("/proc/{}/fd", container.pid)).unwrap().flatten() {

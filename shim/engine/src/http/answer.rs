@@ -112,7 +112,7 @@ impl Service {
         };
         let begun = Instant::now();
         let responding = Alone::new(instance, request).respond(self.request_time);
-        let response = match timer.within(self.request_time, || begun, responding).await {
+        let response = match timer.within(self.request_time, || Some(begun), begun, responding).await {
             Some(Ok((response, rest))) => return (response, Rest::Alone(rest)),
             Some(Err(failure)) => {
                 let reason = match failure {
@@ -144,8 +144,7 @@ impl Service {
         let handling = handler.handle(data, request);
         // An instance that takes no further requests can be woken for this one. Then nothing else is told of it.
         let latest = Instant::now() + MEMORY_WAIT;
-        let begun = || ticket.begun().unwrap_or(latest);
-        let response = match timer.within(self.request_time, begun, handling).await {
+        let response = match timer.within(self.request_time, || ticket.begun(), latest, handling).await {
             Some(Ok(response)) => return (response, Rest::Shared(waiting)),
             Some(Err(error)) => match error.downcast_ref::<InstantiationError<RequestData>>() {
                 Some(failed) => self.without_instance(&asked, &failed.error),

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
+/// How often it is looked whether work has begun, at most.
+const LOOK_MIN: Duration = Duration::from_millis(1);
 /// Longer than any process lives.
 const NEVER: Duration = Duration::from_secs(30 * 365 * 86_400);
 
@@ -23,11 +25,13 @@ struct Taken<'a> {
 }
 
 impl Timer {
-    /// Does `work` for no longer than `limit` after it has begun, or begins at the latest; `None` if that is over.
+    /// Does `work` for no longer than `limit` after it has begun, which is not after `latest`; `None` if that is over. Nobody need
+    /// be woken when it begins.
     pub(super) async fn within<T>(
         &self,
         limit: Option<Duration>,
-        begun: impl Fn() -> Instant,
+        begun: impl Fn() -> Option<Instant>,
+        latest: Instant,
         work: impl Future<Output = T>,
     ) -> Option<T> {
         let Some(limit) = limit else { return Some(work.await) };
@@ -37,18 +41,24 @@ impl Timer {
             if let Poll::Ready(done) = work.as_mut().poll(context) {
                 return Poll::Ready(Some(done));
             }
-            let deadline = after(begun(), limit);
-            let sleep = taken.until(deadline);
-            if sleep.deadline() > deadline {
-                sleep.as_mut().reset(deadline);
-            }
-            while sleep.as_mut().poll(context).is_ready() {
-                if sleep.deadline() >= deadline {
+            loop {
+                let now = Instant::now();
+                let begun = begun();
+                let over = after(begun.unwrap_or(latest), limit);
+                if now >= over {
                     return Poll::Ready(None);
                 }
-                sleep.as_mut().reset(deadline);
+                // What has not begun yet has all of its time left.
+                let look = if begun.is_some() { over } else { over.min(after(now, limit.max(LOOK_MIN))) };
+                let sleep = taken.until(look);
+                if sleep.deadline() > look {
+                    sleep.as_mut().reset(look);
+                }
+                if sleep.as_mut().poll(context).is_pending() {
+                    return Poll::Pending;
+                }
+                sleep.as_mut().reset(look);
             }
-            Poll::Pending
         })
         .await
     }
@@ -98,21 +108,33 @@ mod tests {
     async fn a_timer_serves_one_request_after_the_other() {
         let timer = Timer::default();
         let (short, long) = (Duration::from_millis(20), Duration::from_secs(3600));
-        let now = Instant::now;
-        assert_eq!(timer.within(Some(long), now, tokio::time::sleep(short)).await, Some(()));
         let begun = Instant::now();
-        assert_eq!(timer.within(Some(short), || begun, pending::<()>()).await, None, "an earlier end");
+        let now = || Some(begun);
+        assert_eq!(timer.within(Some(long), now, begun, tokio::time::sleep(short)).await, Some(()));
         let begun = Instant::now();
-        assert_eq!(timer.within(Some(long), || begun, tokio::time::sleep(2 * short)).await, Some(()), "a later end");
-        assert_eq!(timer.within(None, || begun, tokio::time::sleep(short)).await, Some(()));
+        assert_eq!(timer.within(Some(short), || Some(begun), begun, pending::<()>()).await, None, "an earlier end");
+        let begun = Instant::now();
+        let later = tokio::time::sleep(2 * short);
+        assert_eq!(timer.within(Some(long), || Some(begun), begun, later).await, Some(()), "a later end");
+        assert_eq!(timer.within(None, || Some(begun), begun, tokio::time::sleep(short)).await, Some(()));
     }
 
     #[tokio::test]
     async fn what_has_not_begun_is_late_only_when_it_should_have() {
         let short = Duration::from_millis(20);
-        let begins = Instant::now() + 5 * short;
-        let begun = || begins;
-        assert_eq!(Timer::default().within(Some(short), begun, pending::<()>()).await, None);
-        assert!(Instant::now() >= begins + short);
+        for limit in [short, Duration::ZERO] {
+            let latest = Instant::now() + 5 * short;
+            assert_eq!(Timer::default().within(Some(limit), || None, latest, pending::<()>()).await, None);
+            assert!(Instant::now() >= latest + limit);
+        }
+    }
+
+    #[tokio::test]
+    async fn work_that_begins_in_silence_is_over_in_time() {
+        let (asked, short) = (Instant::now(), Duration::from_millis(20));
+        let latest = asked + Duration::from_secs(3600);
+        let begun = || Some(asked + short).filter(|begun| Instant::now() >= *begun);
+        assert_eq!(Timer::default().within(Some(5 * short), begun, latest, pending::<()>()).await, None);
+        assert!(Instant::now() >= asked + 6 * short);
     }
 }
