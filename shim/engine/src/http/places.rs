@@ -14,6 +14,8 @@ use crate::memory::budget::{Budget, Lease};
 
 /// How soon to look again for a connection that can give way.
 const RETRY: Duration = Duration::from_millis(50);
+/// How long a connection keeps its memory after a change: its request may be on the way.
+const FRESH: Duration = Duration::from_secs(1);
 /// How long a connection of HTTP/2 waits for its memory.
 const HTTP_2_WAIT: Duration = Duration::from_secs(10);
 
@@ -129,8 +131,9 @@ impl Places {
         let others = taken.connections.iter().filter(|(other, _)| Some(**other) != number);
         let ranked = others.filter_map(|(_, Connection { activity, lease })| {
             let standing = activity.standing();
-            let rank = standing.rank(now)?;
-            need.is_met_by(standing, lease.held_bytes()).then_some((rank, activity))
+            let rank @ (_, since) = standing.rank(now)?;
+            let is_fresh = need == Need::Memory && now.duration_since(since) < FRESH;
+            (!is_fresh && need.is_met_by(standing, lease.held_bytes())).then_some((rank, activity))
         });
         if let Some((_, idlest)) = ranked.min_by_key(|(rank, _)| *rank) {
             idlest.ask_to_give_way();
