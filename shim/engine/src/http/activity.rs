@@ -8,14 +8,14 @@ use std::time::Duration;
 use skiff_protocol::Limits;
 use tokio::time::Instant;
 
+use super::limit::after;
+
 /// With this a connection of HTTP/2 begins.
 const HTTP_2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// For how long a client must have taken or sent nothing before it gives way to another.
 pub(super) const STALLED_MIN: Duration = Duration::from_secs(10);
 /// No patience is shorter: it would end what goes on.
 const PATIENCE_MIN: Duration = Duration::from_millis(10);
-/// Longer than any process lives.
-const NEVER: Duration = Duration::from_secs(30 * 365 * 86_400);
 
 /// How long a connection may wait for its client.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +54,7 @@ impl Standing {
             Self::Idle(since) | Self::Stalled(since) => (since, patience.idle),
             Self::Busy => (Instant::now(), patience.idle),
         };
-        since.checked_add(limit).unwrap_or_else(|| since + NEVER)
+        after(since, limit)
     }
 
     /// The rank of a connection that may give way to a new one: the smallest goes first.
@@ -209,6 +209,7 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
+    use super::super::limit::NEVER;
     use super::*;
 
     /// Something that happens to a connection.

@@ -21,7 +21,7 @@ use super::answer::{Service, answer};
 use super::bodies::{Arriving, Departing, Exchange};
 use super::buffers::Buffers;
 use super::client::Client;
-use super::limit::Timer;
+use super::limit::{Timer, poll_until};
 use super::places::Place;
 use super::stream::Stream;
 
@@ -142,19 +142,9 @@ impl<'a> Watch<'a> {
         Self { activity, patience, timer: Box::pin(sleep_until(tokio::time::Instant::now() + patience.head)) }
     }
 
-    /// Deadlines usually move before they are reached, so the timer is reset only when it has fired or would fire too late.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let Some(deadline) = self.activity.deadline(self.patience, context.waker()) else { return Poll::Ready(()) };
-        if self.timer.deadline() > deadline {
-            self.timer.as_mut().reset(deadline);
-        }
-        while self.timer.as_mut().poll(context).is_ready() {
-            if self.timer.deadline() >= deadline {
-                return Poll::Ready(());
-            }
-            self.timer.as_mut().reset(deadline);
-        }
-        Poll::Pending
+        poll_until(&mut self.timer, context, deadline)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -11,7 +11,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// How often it is looked whether work has begun, at most.
 const LOOK_MIN: Duration = Duration::from_millis(1);
 /// Longer than any process lives.
-const NEVER: Duration = Duration::from_secs(30 * 365 * 86_400);
+pub(super) const NEVER: Duration = Duration::from_secs(30 * 365 * 86_400);
 
 /// The timer of a connection. Its requests use it one after the other, and it is set again only once it has fired: setting
 /// a timer for each request costs a noticeable part of a short one.
@@ -50,14 +50,7 @@ impl Timer {
                 }
                 // What has not begun yet has all of its time left.
                 let look = if begun.is_some() { over } else { over.min(after(now, limit.max(LOOK_MIN))) };
-                let sleep = taken.until(look);
-                if sleep.deadline() > look {
-                    sleep.as_mut().reset(look);
-                }
-                if sleep.as_mut().poll(context).is_pending() {
-                    return Poll::Pending;
-                }
-                sleep.as_mut().reset(look);
+                ready!(poll_until(taken.until(look), context, look));
             }
         })
         .await
@@ -81,6 +74,21 @@ impl Drop for Taken<'_> {
             *self.timer.slot() = Some(sleep);
         }
     }
+}
+
+/// Waits until `deadline`. Deadlines usually move before they are reached, so the timer is reset only when it has fired or
+/// would fire too late.
+pub(super) fn poll_until(timer: &mut Pin<Box<Sleep>>, context: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+    if timer.deadline() > deadline {
+        timer.as_mut().reset(deadline);
+    }
+    while timer.as_mut().poll(context).is_ready() {
+        if timer.deadline() >= deadline {
+            return Poll::Ready(());
+        }
+        timer.as_mut().reset(deadline);
+    }
+    Poll::Pending
 }
 
 /// The end of `limit` after `start`. A time beyond all clocks is never reached.

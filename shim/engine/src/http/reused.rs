@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Sleep, sleep};
 use wasmtime::component::GuestTaskId;
 use wasmtime::{Result, Store, StoreContextMut};
 use wasmtime_wasi_http::WasiHttpView;
@@ -15,7 +15,7 @@ use wasmtime_wasi_http::handler::{HandlerState, Instance, ShouldAccept, WorkerEx
 
 use super::attendance::{Attendance, Attended, Ticket};
 use super::instances::{self, Caller, HostSide, Instances};
-use super::limit::after;
+use super::limit::{after, poll_until};
 use super::queued::Queued;
 use crate::store::State;
 
@@ -89,21 +89,6 @@ pub(super) struct Expiration {
 }
 
 impl Expiration {
-    /// Waits until `deadline`. Deadlines usually move before they are reached, so the timer is reset only when it has fired
-    /// or would fire too late.
-    fn poll_until(&mut self, context: &mut Context<'_>, deadline: Instant) -> Poll<()> {
-        if self.timer.deadline() > deadline {
-            self.timer.as_mut().reset(deadline);
-        }
-        while self.timer.as_mut().poll(context).is_ready() {
-            if self.timer.deadline() >= deadline {
-                return Poll::Ready(());
-            }
-            self.timer.as_mut().reset(deadline);
-        }
-        Poll::Pending
-    }
-
     fn end(&self, because: Because) -> Poll<()> {
         self.because.get_or_init(|| because);
         Poll::Ready(())
@@ -122,12 +107,12 @@ impl WorkerExpiration for Expiration {
                 if self.ending.as_mut().poll(context).is_ready() {
                     return Poll::Ready(());
                 }
-                self.poll_until(context, after(start.into(), IDLE))
+                poll_until(&mut self.timer, context, after(start.into(), IDLE))
             }
             (WorkerStatus::Requests | WorkerStatus::PostReturn, Attended::Abandoned) => self.end(Because::Abandoned),
             (WorkerStatus::Requests | WorkerStatus::PostReturn, Attended::Complete(Some(since))) => {
                 let Some(limit) = self.overtime else { return Poll::Pending };
-                match self.poll_until(context, after(since, limit)) {
+                match poll_until(&mut self.timer, context, after(since, limit)) {
                     Poll::Ready(()) => self.end(Because::Overtime),
                     Poll::Pending => Poll::Pending,
                 }
