@@ -286,6 +286,15 @@ impl<'a> Job<'a> {
         self.start().finish()
     }
 
+    /// Has a guest of files (`c-files` and the like) do its steps, and returns what came of each.
+    pub fn outcomes(self, steps: &[&str]) -> Vec<String> {
+        let outcome = self.args(steps.iter().copied()).run();
+        let lines: Vec<_> =
+            outcome.stdout.lines().map(|line| line.split_once(": ").unwrap_or((line, "")).1.to_string()).collect();
+        assert_eq!(lines.len(), steps.len(), "{outcome:?}");
+        lines
+    }
+
     /// Makes and starts the container.
     ///
     /// # Errors

@@ -7,18 +7,9 @@ use std::path::Path;
 use skiff_test::{Archive, Containerd, File, Image, Job};
 use tempfile::TempDir;
 
-/// Has `c-files` do its steps and returns the outcome of each.
-fn outcomes(job: Job<'_>, steps: &[&str]) -> Vec<String> {
-    let outcome = job.args(steps.iter().copied()).run();
-    let lines: Vec<_> =
-        outcome.stdout.lines().map(|line| line.split_once(": ").unwrap_or((line, "")).1.to_string()).collect();
-    assert_eq!(lines.len(), steps.len(), "{outcome:?}");
-    lines
-}
-
 fn check(job: Job<'_>, expected: &[(&str, &str)]) {
     let steps: Vec<_> = expected.iter().map(|(step, _)| *step).collect();
-    let found = outcomes(job, &steps);
+    let found = job.outcomes(&steps);
     let found: Vec<_> = steps.iter().copied().zip(found.iter().map(String::as_str)).collect();
     assert_eq!(found, expected);
 }
@@ -234,7 +225,7 @@ fn the_kernels_files_are_not_to_be_seen() {
         "stat:/dev/core",
         "stat:/dev/fd",
     ];
-    for (step, outcome) in steps.iter().zip(outcomes(files(), &steps)) {
+    for (step, outcome) in steps.iter().zip(files().outcomes(&steps)) {
         assert!(["ENOENT", "ENOTCAPABLE"].contains(&outcome.as_str()), "{step}: {outcome}");
     }
 }
@@ -287,7 +278,7 @@ fn nothing_leads_out_of_the_container() {
         "list:/data/directory".into(),
     ];
     let steps: Vec<_> = steps.iter().map(String::as_str).collect();
-    let found = outcomes(files().bind(inside.path(), "/data", &["rw"]), &steps);
+    let found = files().bind(inside.path(), "/data", &["rw"]).outcomes(&steps);
     for (step, outcome) in steps.iter().zip(&found) {
         assert!(!outcome.contains(MARK), "{step}: {outcome}");
         assert!(!outcome.is_empty() || step.starts_with("symlink:"), "{step} succeeded");

@@ -28,15 +28,6 @@ fn image_with_links(guest: &str) -> Image {
     Archive::ordinary(&files, &["/app.wasm"]).import(Containerd::shared())
 }
 
-/// Does the steps, and returns what came of each.
-fn outcomes(job: Job<'_>, steps: &[&str]) -> Vec<String> {
-    let outcome = job.args(steps.iter().copied()).run();
-    let lines: Vec<_> =
-        outcome.stdout.lines().map(|line| line.split_once(": ").unwrap_or((line, "")).1.to_string()).collect();
-    assert_eq!(lines.len(), steps.len(), "{outcome:?}");
-    lines
-}
-
 /// An error by its name, from whatever the guest's language makes of it.
 fn error_of(outcome: &str) -> &str {
     const NAMES: [(&str, &[&str]); 8] = [
@@ -55,7 +46,7 @@ fn error_of(outcome: &str) -> &str {
 
 fn check(guest: &str, job: Job<'_>, expected: &[(&str, &str)]) {
     let steps: Vec<_> = expected.iter().map(|(step, _)| *step).collect();
-    let found = outcomes(job, &steps);
+    let found = job.outcomes(&steps);
     let found: Vec<_> = steps.iter().copied().zip(found.iter().map(|outcome| error_of(outcome))).collect();
     assert_eq!(found, expected, "{guest}");
 }
@@ -189,7 +180,7 @@ fn links_lead_nowhere_outside_of_the_container() {
             "write:/data/made=x",
         ];
         let job = Containerd::shared().job(guest).bind(inside.path(), "/data", &["rw"]);
-        for (step, outcome) in steps.iter().zip(outcomes(job, &steps)) {
+        for (step, outcome) in steps.iter().zip(job.outcomes(&steps)) {
             let expected = match *step {
                 "write:/data/stdout=x" => &["EROFS", "ENOENT"][..],
                 step if step == made => &[""],
