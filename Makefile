@@ -1,7 +1,7 @@
 # The targets of this repository; each runs one command that also works by itself.
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/skiff/target
 
-.PHONY: help build check test run cluster cluster-down demo kind bench clean
+.PHONY: help build check test run cluster cluster-down demo kind bench trace clean
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
 build: ## build the three programs; the last line shows where they are
@@ -22,5 +22,7 @@ kind: ## run the Kubernetes suites on kind
 	@SKIFF_CLUSTER_BACKEND=kind test/all.sh cluster
 bench: ## compare skiff with runc, a shim of the usual kind and wasmtime
 	@cargo run --release --locked --quiet -p skiff-bench --
+trace: ## show where the time of a container's start and end goes, step by step
+	@cargo run --release --locked --quiet -p skiff-bench -- --trace
 clean: cluster-down ## remove everything that was built or cached, and the cluster
 	rm -rf $(CARGO_TARGET_DIR) $(HOME)/.cache/skiff

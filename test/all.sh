@@ -4,7 +4,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/cache.sh"
 cd "$here/.."
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$cache/target}
-packages=(skiff-protocol skiff-linux skiff-engine-config skiff-engine skiff containerd-shim-skiff skiff-node skiff-test skiff-bench)
+packages=(skiff-protocol skiff-linux skiff-engine-config skiff-stage skiff-engine skiff containerd-shim-skiff skiff-node skiff-test skiff-bench)
 passed=0 failed=0
 
 # A suite is a file of test/tests, or a folder with a main.rs. Three kinds have a level of their own.
@@ -78,13 +78,21 @@ suites() {
   # Tests mostly wait for containerd, and each runs in containers of its own.
   export RUST_TEST_THREADS=4
   many skiff-test cargo test --release --locked --quiet --no-fail-fast -p skiff-test --lib "${suites[@]}"
+  # The walls and the lives of containers again where skiff makes them itself.
+  many "skiff's own launcher" env SKIFF_OWN_LAUNCHER=yes cargo test --release --locked --quiet --no-fail-fast -p skiff-test \
+    --test attacks --test attacks_engine --test cleanup --test exec --test files --test process --test terminal
 }
 
 # nodes: the suites that depend on the node's cgroups, again on cgroup v2, and again where systemd manages the cgroups.
 nodes() {
   prepare
-  many "cgroup v2" test/nodes/suites.sh --mem 3072 --timeout 1200 apparmor attacks attacks_cri attacks_engine attacks_shim exit limits_annotations limits_clients limits_cpu limits_cri limits_memory \
-    limits_oom limits_resources memory native outgoing process
+  many "cgroup v2" test/nodes/suites.sh --mem 3072 --timeout 1500 apparmor attacks attacks_cri attacks_engine attacks_shim exit files files_listings files_paths limits_annotations \
+    limits_clients limits_cpu limits_cri limits_memory limits_oom limits_resources memory native outgoing process
+  # Others find a pod by its sandbox's cgroup.
+  local sandbox=(a_pod_is_as_its_description_says_without_a_pause_process
+    a_pods_network_is_found_by_a_process_of_its_cgroup_until_the_sandbox_ends)
+  many "pods on cgroup v2" test/nodes/suites.sh --mem 3072 --timeout 300 cri -- --exact "${sandbox[@]}"
+  many "pods on cgroup v2 of systemd" test/nodes/suites.sh --systemd --mem 3072 --timeout 300 cri -- --exact "${sandbox[@]}"
   # systemd removes the cgroup of a killed container, and its last limit with it.
   many "cgroup v2 of systemd" test/nodes/suites.sh --systemd --timeout 600 limits_oom memory process \
     -- --skip a_limit_written_below_what_is_in_use
@@ -94,7 +102,7 @@ nodes() {
 # changes the node and therefore comes last.
 cluster() {
   prepare
-  many "Kubernetes" test/cluster/suites.sh kube_examples kube_overhead kube_pods kube_attacks kube_services kube_limits kube_documents kube_node kube_install
+  many "Kubernetes" test/cluster/suites.sh kube_examples kube_overhead kube_pods kube_exec kube_probes kube_terminal kube_attacks kube_services kube_limits kube_documents kube_node kube_install
   [ "${SKIFF_CLUSTER_BACKEND:-local}" != local ] || many "Kubernetes on cgroup v2" test/cluster/suites.sh --node kube_limits
 }
 

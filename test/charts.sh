@@ -52,7 +52,7 @@ limits_in() { grep -oE "$2" "$1" | grep -oE '[a-z]+(-[a-z]+)*"' | tr -d '"' | so
 # same_limits: the annotations that the policy knows are those that the shim knows.
 same_limits() {
   diff <(limits_in "$chart/templates/annotation-policy.yaml" '\$limits := list .*' ) \
-    <(sed -n 's/^ *\("[a-z-]*"\) => limits\..*/\1/p' shim/shim/src/spec/limits.rs > "$work/limits" && limits_in "$work/limits" '.*')
+    <(sed -n 's/^ *(\("[a-z-]*"\), |limits, value|.*/\1/p' shim/shim/src/spec/limits.rs > "$work/limits" && limits_in "$work/limits" '.*')
 }
 
 # values_of_old: a release whose values are those of a chart without metrics and annotation policy (`--reuse-values`).

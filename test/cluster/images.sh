@@ -6,7 +6,7 @@
 test=$(cd "$(dirname "$0")/.." && pwd)
 cluster=$1
 programs=${SKIFF_BIN:-$("$test/programs.sh" | tail -n 1)}
-guests=${SKIFF_GUESTS:-$("$test/guests/build.sh" c rust | tail -n 1)}
+guests=${SKIFF_GUESTS:-$("$test/guests/build.sh" c go rust sqlite | tail -n 1)}
 native=$("$test/tools/build.sh" native | tail -n 1)
 
 # pack NAME GUEST FILE [OPTION...]: NAME.tar, in which the guest is /FILE.
@@ -15,14 +15,28 @@ pack() {
   "$programs/skiff" pack "$work/$3" --name "localhost:5000/examples/$1:1" -o "$work/$1.tar" "${@:4}"
 }
 
-busybox() {
+# native_programs ROOT: busybox, with a link for each of its programs.
+native_programs() {
   local applet
-  mkdir -p "$work/busybox/bin" "$work/busybox/tmp"
-  cp "$native/busybox" "$work/busybox/bin/"
+  mkdir -p "$1/bin" "$1/tmp"
+  cp "$native/busybox" "$1/bin/"
   for applet in $("$native/busybox" --list); do
-    [ "$applet" = busybox ] || ln -s busybox "$work/busybox/bin/$applet"
+    [ "$applet" = busybox ] || ln -s busybox "$1/bin/$applet"
   done
+}
+
+busybox() {
+  native_programs "$work/busybox"
   "$test/image.sh" localhost:5000/examples/busybox:1 "$work/busybox" "$work/busybox.tar" /bin/sh
+}
+
+# mixed: a guest as the entry point, more guests in PATH, and native programs.
+mixed() {
+  local guest
+  native_programs "$work/mixed"
+  mkdir "$work/mixed/wasm"
+  for guest in sleep hello cat trap flood; do cp "$guests/c-$guest.wasm" "$work/mixed/wasm/$guest.wasm"; done
+  IMAGE_PATH=/wasm:/bin "$test/image.sh" localhost:5000/examples/mixed:1 "$work/mixed" "$work/mixed.tar" /wasm/sleep.wasm
 }
 
 site() {
@@ -45,14 +59,19 @@ make_images() {
   pack files c-files files.wasm
   pack artifact c-hello hello.wasm --kind artifact
   pack layer rust-p2-hello hello.wasm --kind layer
+  # A service of functions is a library, too.
+  pack reactor go-reactor reactor.wasm --force
+  pack values rust-values values.wasm --force
+  pack sqlite sqlite-shell sqlite.wasm
   busybox
+  mixed
   site
   mv "$work"/*.tar "$1/"
   rm -r "$work"
 }
 
-used=("$programs/skiff" "$native/busybox" "$test/image.sh" "$guests"/{rust-p2-http,rust-p2-hello,c-*}.wasm)
-images=$cache/examples/$(key "$(declare -f pack busybox site make_images)" "$(cat "${used[@]}" | sha256sum)")
+used=("$programs/skiff" "$native/busybox" "$test/image.sh" "$guests"/{rust-p2-http,rust-p2-hello,rust-values,go-reactor,sqlite-shell,c-*}.wasm)
+images=$cache/examples/$(key "$(declare -f pack native_programs busybox mixed site make_images)" "$(cat "${used[@]}" | sha256sum)")
 cached "$images" make_images
 [ "$(cat "$cluster/examples" 2> /dev/null)" != "$images" ] || exit 0
 

@@ -1,6 +1,6 @@
 #!/bin/bash
 # build.sh [NAME...]: compiles the guests with their languages' own toolchains, each language once per version of its
-# sources and toolchain. A NAME is a guest (`c-hello`) or a language (`c`, `go`, `rust`, `js`, `python`); default: all.
+# sources and toolchain. A NAME is a guest (`c-hello`) or a language (`c`, `go`, `rust`, `js`, `python`, `sqlite`); default: all.
 # The last line of standard output is a directory that holds a link to every guest of these languages as NAME.wasm.
 # build.sh --rust-toolchain: prints the folder of the compiler that the guests in Rust are built with.
 here=$(cd "$(dirname "$0")" && pwd)
@@ -13,10 +13,20 @@ build_c() {
     case $name in
       reactor) flags=-mexec-model=reactor ;;
       simd) flags=-msimd128 ;;
+      debug) flags="-g -ffile-prefix-map=$here=/src" ;;
       *) flags= ;;
     esac
     clang --target=wasm32-wasi -O2 -Wall -Wextra $flags -o "$1/c-$name.wasm" "$source"
   done
+}
+
+build_sqlite() {
+  local source
+  source=$(crate_folder sqlite3-src sqlite)/source
+  clang --target=wasm32-wasi -O1 -w -DSQLITE_THREADSAFE=0 -DSQLITE_OMIT_LOAD_EXTENSION -DSQLITE_OMIT_POPEN -DSQLITE_NOHAVE_SYSTEM \
+    -D_WASI_EMULATED_SIGNAL -D_WASI_EMULATED_PROCESS_CLOCKS -D_WASI_EMULATED_GETPID \
+    -o "$1/sqlite-shell.wasm" "$source/shell.c" "$source/sqlite3.c" "$here/sqlite/chmod.c" \
+    -lwasi-emulated-signal -lwasi-emulated-process-clocks -lwasi-emulated-getpid
 }
 
 build_go() {
@@ -44,8 +54,8 @@ compile_rust() {
   cd "$here/rust"
   # Cargo goes by the time of a file. Those of this checkout may be older than what was built from another.
   find . -name '*.rs' -exec touch {} +
-  cargo build --release --locked --target wasm32-wasip1 -p hello -p panic
-  cargo build --release --locked --target wasm32-wasip2 -p p2-files -p p2-hello -p p2-http -p p3-files -p p3-hello -p p3-http
+  cargo build --release --locked --target wasm32-wasip1 -p hello -p panic -p reactor
+  cargo build --release --locked --target wasm32-wasip2 -p p2-files -p p2-hello -p p2-http -p p3-files -p p3-hello -p p3-http -p values
   for folder in */; do
     name=${folder%/}
     # A program keeps its hyphens, a library does not.
@@ -90,18 +100,18 @@ EOF
 }
 
 build_js() {
-  local folder name wit modules=$cache/toolchains/js-$(key "$(cat "$here/js/package-lock.json")")
+  local folder name flags wit modules=$cache/toolchains/js-$(key "$(cat "$here/js/package-lock.json")")
   cached "$modules" install_modules
   wit=$(crate_folder wasip2)/wit/deps
   cd "$here/js"
   for folder in */; do
     name=${folder%/}
-    cp -r "$name" "$1/source"
-    cp -r "$wit" "$1/source/wit/deps"
+    flags=; [ "$name" = http ] || flags='--disable http fetch-event'
+    with_interfaces "$name" "$wit" "$1/source"
     # The JavaScript engine speaks 0.2.10, whose interfaces differ from the crate's 0.2.12 only in their number.
     sed -i 's/0\.2\.12/0.2.10/g' "$1"/source/wit/deps/*.wit
     (cd "$1/source" && node "$modules/node_modules/.bin/componentize-js" service.js \
-      --wit wit -n service -o "../js-$name.wasm")
+      --wit wit -n "$name" $flags -o "../js-$name.wasm")
     rm -r "$1/source"
   done
 }
@@ -119,8 +129,7 @@ build_python() {
   cd "$here/python"
   for folder in */; do
     name=${folder%/}
-    cp -r "$name" "$1/source"
-    cp -r "$wit" "$1/source/wit/deps"
+    with_interfaces "$name" "$wit" "$1/source"
     (cd "$1/source" && PYTHONPATH=$tools python3 "$tools/bin/componentize-py" \
       -d wit -w "$name" componentize app -o "../python-$name.wasm")
     rm -r "$1/source"
@@ -131,9 +140,17 @@ install_packages() {
   python3 -m pip install -q --disable-pip-version-check --target "$1" -r "$here/python/requirements.txt"
 }
 
-# crate_folder NAME: where cargo keeps the sources of a crate that the Rust guests use.
+# with_interfaces FOLDER WASI COPY: copies a guest's sources, with its world (one of its own, or one that languages share) and WASI's
+# interfaces in COPY/wit.
+with_interfaces() {
+  cp -r "$1" "$3"
+  [ -d "$3/wit" ] || cp -r "$here/wit" "$3/"
+  cp -r "$2" "$3/wit/deps"
+}
+
+# crate_folder NAME [FOLDER]: where cargo keeps the sources of a crate that the guests in FOLDER (default: rust) use.
 crate_folder() {
-  cargo metadata --quiet --locked --format-version 1 --manifest-path "$here/rust/Cargo.toml" | python3 -c '
+  cargo metadata --quiet --locked --format-version 1 --manifest-path "$here/${2:-rust}/Cargo.toml" | python3 -c '
 import json, os, sys
 packages = json.load(sys.stdin)["packages"]
 print(*(os.path.dirname(p["manifest_path"]) for p in packages if p["name"] == sys.argv[1]))' "$1"
@@ -142,19 +159,19 @@ print(*(os.path.dirname(p["manifest_path"]) for p in packages if p["name"] == sy
 # identity LANGUAGE: everything that the result depends on.
 identity() {
   case $1 in
-    c) dpkg-query -W clang lld wasi-libc ;;
+    c|sqlite) dpkg-query -W clang lld wasi-libc ;;
     go) go env GOVERSION ;;
     rust) declare -f make_rust_toolchain compile_rust ;;
     js) node --version; digest rust/Cargo.lock ;;
     python) python3 --version; digest rust/Cargo.lock ;;
   esac
-  declare -f "build_$1"
-  digest "$1"
+  declare -f "build_$1" with_interfaces
+  digest "$1" wit
 }
 
 packages() {
   case $1 in
-    c) echo clang lld wasi-libc libclang-rt-dev-wasm32 ;;
+    c|sqlite) echo clang lld wasi-libc libclang-rt-dev-wasm32 ;;
     rust) echo mmdebstrap gcc libc6-dev ;;
   esac
 }
@@ -163,7 +180,7 @@ main() {
   local language languages needed dir job failed=
   local -a dirs=() jobs=() files=()
   if [ "${1:-}" = --rust-toolchain ]; then apt_need $(packages rust); rust_toolchain; return; fi
-  languages=$(printf '%s\n' "${@:-c go rust js python}" | tr ' ' '\n' | sed 's/-.*//' | sort -u)
+  languages=$(printf '%s\n' "${@:-c go rust js python sqlite}" | tr ' ' '\n' | sed 's/-.*//' | sort -u)
   for language in $languages; do
     [ -d "$here/$language" ] || { say "no such guest or language: $language"; exit 2; }
   done

@@ -92,6 +92,8 @@ impl<'a> Container<'a> {
 
     /// Deletes task and container and returns the exit code. Nothing of it may be left.
     pub fn delete(&mut self) -> Result<u32, Refused> {
+        // It is seen once more, so that its terminals are looked for when it is gone.
+        self.containerd.shim_of(&self.id);
         let code = self.delete_task()?;
         self.containerd.api().delete_container(&self.id)?;
         self.is_deleted = true;

@@ -1,6 +1,6 @@
 //! A private containerd: its own root, state, sockets and code cache, ended with the test.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -52,6 +52,9 @@ pub struct Containerd {
     child: Mutex<Option<Child>>,
     api: OnceLock<Api>,
     images: Mutex<HashMap<String, Arc<OnceLock<Image>>>>,
+    /// The shims that [`Self::shim_of`] found.
+    pub(crate) shims: Mutex<HashSet<u32>>,
+    programs: PathBuf,
 }
 
 /// The result of a call of `ctr`.
@@ -63,6 +66,16 @@ pub struct Ctr {
     pub stdout: String,
     /// Its standard error.
     pub stderr: String,
+}
+
+impl Ctr {
+    fn of(output: &std::process::Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
 }
 
 impl Containerd {
@@ -78,6 +91,11 @@ impl Containerd {
 
     /// Starts a containerd with further options of the runtime, as TOML. `CacheDir` and `Root` are its own unless they are given.
     pub fn with_options(options: &str) -> Self {
+        Self::with_programs(places::programs(), options)
+    }
+
+    /// The same with the programs in this directory.
+    pub fn with_programs(programs: &Path, options: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("skiff-test-").tempdir().expect("a temporary directory");
         let path = directory.path().to_path_buf();
         let containerd = Self {
@@ -87,6 +105,8 @@ impl Containerd {
             child: Mutex::default(),
             api: OnceLock::new(),
             images: Mutex::default(),
+            shims: Mutex::default(),
+            programs: programs.into(),
             path,
         };
         containerd.write_configuration(options);
@@ -123,6 +143,9 @@ impl Containerd {
         if !options.contains("CacheDir") {
             lines += &format!("CacheDir = \"{}\"\n", self.own_cache().display());
         }
+        if !options.contains("OwnLauncher") {
+            lines += places::launcher();
+        }
         if !options.contains("Root") {
             lines += &format!("Root = \"{}\"\n", self.runtime_root().display());
         }
@@ -133,7 +156,7 @@ impl Containerd {
     fn spawn(&self) {
         let log = File::options().append(true).create(true).open(self.log_file()).expect("the log can be opened");
         let mut command = Command::new(places::tools().join("containerd"));
-        command.arg("--config").arg(self.path.join("config.toml")).env("PATH", places::search_path());
+        command.arg("--config").arg(self.path.join("config.toml")).env("PATH", places::search_path(&self.programs));
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a descriptor")).stderr(log).process_group(0);
         *self.child.lock().unwrap() = Some(spawn_for_good(command));
         let answers =
@@ -201,35 +224,35 @@ impl Containerd {
 
     /// Runs `ctr` with these arguments, connected to this containerd.
     pub fn ctr<S: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Ctr {
-        let output = self.ctr_command(arguments).output().expect("`ctr` can be run");
-        Ctr {
-            code: output.status.code(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
+        Ctr::of(&self.ctr_command(arguments).output().expect("`ctr` can be run"))
     }
 
     /// `ctr` with these arguments, to be run.
     pub fn ctr_command<S: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(places::tools().join("ctr"));
         command.arg("--address").arg(self.address()).args(["--namespace", NAMESPACE]).args(arguments);
-        command.env("PATH", places::search_path()).stdin(Stdio::null());
+        command.env("PATH", places::search_path(&self.programs)).stdin(Stdio::null());
         command
     }
 
     /// Runs a container of `image` by `ctr run --rm`; `arguments` are the program's, `flags` those of `ctr run`.
     pub fn ctr_run(&self, image: &Image, flags: &[&str], arguments: &[&str]) -> Ctr {
         let id = random_name("ctr");
-        let cgroup = self.cgroups_path(&id);
+        let output = self.ctr_run_command(&id, image, flags, arguments).output().expect("`ctr` can be run");
+        crate::left::assert_nothing_left(self, &id);
+        Ctr::of(&output)
+    }
+
+    /// The same command, to be run, for the container `id`.
+    pub fn ctr_run_command(&self, id: &str, image: &Image, flags: &[&str], arguments: &[&str]) -> Command {
+        let cgroup = self.cgroups_path(id);
         let options = self.options_file();
         let mut words = vec!["run", "--rm", "--runtime", RUNTIME, "--cgroup", &cgroup, "--runtime-config-path"];
         words.push(options.to_str().expect("temporary paths are UTF-8"));
         words.extend(flags);
-        words.extend([image.name.as_str(), id.as_str()]);
+        words.extend([image.name.as_str(), id]);
         words.extend(arguments);
-        let said = self.ctr(words);
-        crate::left::assert_nothing_left(self, &id);
-        said
+        self.ctr_command(words)
     }
 
     /// The last lines of the log, containerd's and the shims', that contain `id`.
@@ -248,7 +271,9 @@ impl Containerd {
     /// The pid of the shim that was started for a container.
     pub fn shim_of(&self, id: &str) -> Option<u32> {
         let wanted = format!("-id {id} -address {}", self.address().display());
-        processes_with(&wanted).first().map(|(pid, _)| *pid)
+        let shim = processes_with(&wanted).first().map(|(pid, _)| *pid);
+        self.shims.lock().unwrap().extend(shim);
+        shim
     }
 
     /// The compilers that its shims have started.

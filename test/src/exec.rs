@@ -1,10 +1,11 @@
 //! Further processes of a container.
 
 use containerd_client::services::v1::{
-    CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, ResizePtyRequest, StartRequest, WaitRequest,
+    CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, GetRequest, ResizePtyRequest, StartRequest, WaitRequest,
 };
+use containerd_client::types::v1::Process;
 use prost_types::Any;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::api::{Refused, exit_of, in_namespace, wait_for};
 use crate::container::{Container, EXIT_LIMIT, Outcome};
@@ -25,9 +26,14 @@ pub struct Exec<'a> {
 impl Container<'_> {
     /// Describes a further process of the container.
     pub fn exec(&self, args: &[&str], terminal: bool) -> Result<Exec<'_>, Refused> {
-        let process = json!({
+        self.exec_of(&json!({
             "args": args, "cwd": "/", "env": ["PATH=/bin"], "terminal": terminal, "user": {"uid": 0, "gid": 0},
-        });
+        }))
+    }
+
+    /// Describes a further process of the container by its specification.
+    pub fn exec_of(&self, process: &Value) -> Result<Exec<'_>, Refused> {
+        let terminal = process["terminal"] == true;
         let streams = if terminal { Streams::of_terminal() } else { Streams::collecting() };
         let id = random_name("x");
         let path = |name| streams.path(name).to_string_lossy().into_owned();
@@ -52,6 +58,20 @@ impl Exec<'_> {
         let request = StartRequest { container_id: self.container.id.clone(), exec_id: self.id.clone() };
         let api = self.container.containerd().api();
         api.call(api.tasks().start(in_namespace(request))).map(|answer| answer.pid)
+    }
+
+    /// containerd's description of it.
+    pub fn state(&self) -> Result<Process, Refused> {
+        let request = GetRequest { container_id: self.container.id.clone(), exec_id: self.id.clone() };
+        let api = self.container.containerd().api();
+        Ok(api.call(api.tasks().get(in_namespace(request)))?.process.unwrap_or_default())
+    }
+
+    /// Deletes it, whatever became of it.
+    pub fn delete(&self) -> Result<(), Refused> {
+        let request = DeleteProcessRequest { container_id: self.container.id.clone(), exec_id: self.id.clone() };
+        let api = self.container.containerd().api();
+        api.call(api.tasks().delete_process(in_namespace(request))).map(drop)
     }
 
     /// Sends it a signal.

@@ -11,7 +11,8 @@ use crate::wait::until;
 
 /// How long a server may take to listen: the first one may have to be compiled.
 const START_LIMIT: Duration = Duration::from_secs(20);
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a server may be silent. In the node of another kernel, a processor writes to some 9,000 new pages a second.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A response.
 #[derive(Debug)]

@@ -1,5 +1,6 @@
 //! Checks that nothing is left of a container that was deleted.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -39,7 +40,7 @@ pub fn left_of(containerd: &Containerd, id: &str) -> Vec<String> {
             left.push(path.display().to_string());
         }
     }
-    left.extend(orphaned_terminals());
+    left.extend(orphaned_terminals(&containerd.shims.lock().unwrap()));
     left
 }
 
@@ -55,13 +56,13 @@ fn places_of(containerd: &Containerd, id: &str) -> Vec<PathBuf> {
     ]
 }
 
-/// Sockets of terminals whose shim is gone. They are named `tty-PID-NUMBER`.
-fn orphaned_terminals() -> Vec<String> {
+/// Sockets of terminals of those `shims` that are gone. They are named `tty-PID-NUMBER`.
+pub(crate) fn orphaned_terminals(shims: &HashSet<u32>) -> Vec<String> {
     let entries = fs::read_dir(TERMINALS).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
     let is_orphan = |name: &String| {
         let pid = name.strip_prefix("tty-").and_then(|rest| rest.split('-').next()).and_then(|pid| pid.parse().ok());
-        pid.is_some_and(|pid| !is_alive(pid))
+        pid.is_some_and(|pid| shims.contains(&pid) && !is_alive(pid))
     };
     names.filter(is_orphan).map(|name| format!("{TERMINALS}/{name}")).collect()
 }

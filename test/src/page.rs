@@ -1,7 +1,7 @@
 //! What a page of `docs/` tells its reader to do, so that the suites can do it: the files, commands and outputs in its fenced blocks.
 //!
 //! A block is a file if the paragraph before it begins with the file's name in backticks, commands if its language is `sh`, and the
-//! output of the commands before it if its language is `text`.
+//! output of the commands before it if its language is `text`. A part of a manifest has the language `yaml` and no name.
 
 use std::fmt::Write as _;
 
@@ -51,6 +51,7 @@ fn blocks(text: &str) -> Vec<Block> {
             ("sh", _) => blocks.push(Block::Commands(text)),
             ("text", _) => blocks.push(Block::Output(text)),
             (_, Some((path, _))) => blocks.push(Block::File { path: path.to_owned(), text }),
+            ("yaml", None) => {}
             (_, None) => panic!("a block of `{language}` has no name: {text}"),
         }
     }
@@ -107,7 +108,7 @@ mod tests {
     use super::*;
 
     const PAGE: &str = "# Title\n\n```sh\nbefore\n```\n\n## One\nText.\n\n```sh\nmkdir a\n```\n\n`a/b.c` says\n`more`:\n\n```c\nint x;\n\n```\n\n\
-        `other` text.\n\n```sh\nrun x\n```\n\n```text\nout\n```\n## Two\n";
+        An excerpt:\n\n```yaml\na: b\n```\n\n`other` text.\n\n```sh\nrun x\n```\n\n```text\nout\n```\n## Two\n";
 
     #[test]
     fn a_page_is_a_script() {

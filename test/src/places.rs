@@ -47,10 +47,15 @@ pub fn guest(name: &str) -> PathBuf {
     file
 }
 
-/// `PATH` with the programs and the tools first.
-pub(crate) fn search_path() -> String {
+/// `PATH` with these programs and the tools first.
+pub(crate) fn search_path(programs: &Path) -> String {
     let rest = std::env::var("PATH").unwrap_or_default();
-    format!("{}:{}:{rest}", programs().display(), tools().display())
+    format!("{}:{}:{rest}", programs.display(), tools().display())
+}
+
+/// The option that chooses the launcher: skiff's own with `SKIFF_OWN_LAUNCHER`.
+pub(crate) fn launcher() -> &'static str {
+    if std::env::var_os("SKIFF_OWN_LAUNCHER").is_some() { "OwnLauncher = true\n" } else { "" }
 }
 
 /// The compiled code that the suites share, so that a large guest is compiled once and not once per suite.

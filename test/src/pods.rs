@@ -6,6 +6,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, Namespace, PATIENCE};
+use crate::container::Outcome;
 use crate::streams::Collected;
 use crate::until;
 
@@ -142,10 +143,41 @@ impl Namespace<'_> {
         self.watch(&format!("pod/{pod}"), has_ended)
     }
 
+    /// Runs `kubectl` with this input, and returns how it ended and what it said. Of a command in a pod it passes on the exit code.
+    pub fn outcome(&self, words: &[&str], input: &[u8]) -> Outcome {
+        let mut kubectl = self.client();
+        kubectl.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut kubectl = kubectl.spawn().expect("kubectl can be started");
+        let mut stdin = kubectl.stdin.take().expect("it is piped");
+        let output = std::thread::scope(|scope| {
+            // A command that ends early does not read all of it.
+            scope.spawn(move || drop(stdin.write_all(input)));
+            kubectl.wait_with_output().expect("it can be waited for")
+        });
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let code = output.status.code().and_then(|code| code.try_into().ok()).expect("kubectl is not killed");
+        Outcome { code, stdout: text(&output.stdout), stderr: text(&output.stderr) }
+    }
+
+    /// Runs a command in a pod's first container.
+    pub fn exec(&self, pod: &str, command: &[&str]) -> Outcome {
+        self.outcome(&[&["exec", pod, "--"], command].concat(), b"")
+    }
+
+    /// Starts a `kubectl` command that has a terminal and keeps running.
+    pub fn terminal(&self, words: &[&str]) -> Lasting {
+        Lasting::at_terminal(self.client().args(words))
+    }
+
     /// Starts a `kubectl` command that keeps running.
     pub fn lasting(&self, words: &[&str]) -> Lasting {
         Lasting::start(self.client().args(words))
     }
+}
+
+/// A word for a shell.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// Requests that are made while the test runs. None of them may fail.
@@ -188,6 +220,16 @@ impl Lasting {
         let stdout = Collected::start(std::os::fd::OwnedFd::from(child.stdout.take().expect("it is piped")).into());
         let stderr = Collected::start(std::os::fd::OwnedFd::from(child.stderr.take().expect("it is piped")).into());
         Self { stdin: child.stdin.take(), child, stdout, stderr }
+    }
+
+    /// Starts it at a terminal of its own, on which the test types and reads.
+    pub fn at_terminal(command: &Command) -> Self {
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let words: Vec<_> = words.map(|word| quoted(word.to_str().expect("it is UTF-8"))).collect();
+        let mut script = Command::new("script");
+        script.args(["--quiet", "--return", "--flush", "--command", &words.join(" "), "/dev/null"]);
+        script.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        Self::start(&mut script)
     }
 
     /// What it has written to standard output.

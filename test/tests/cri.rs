@@ -9,7 +9,8 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use skiff_test::cri::{BUSYBOX, Node, image_of, merge, pid_in};
 use skiff_test::{
-    Cgroup, SHIM, command_line_of, eventually, is_alive, processes_touching, signal, status_field, tools, until,
+    Cgroup, Lasting, SHIM, command_line_of, eventually, is_alive, processes_touching, signal, status_field, tools,
+    until,
 };
 
 /// A native container that runs until SIGTERM, and then ends with 0.
@@ -187,12 +188,50 @@ fn what_a_wasm_container_does_not_have_is_said_aloud() {
     let side = pod.run("side", BUSYBOX, &PATIENT, &limit);
     let said = |output: std::process::Output| String::from_utf8_lossy(&output.stderr).into_owned();
     let exec = said(node.crictl(&["exec", &guest, "/busybox", "true"]));
-    assert!(exec.contains("exec is not implemented for a wasm container"), "{exec}");
+    assert!(exec.contains("there is no `/busybox` in this wasm container"), "{exec}");
     for id in [&guest, &side] {
         node.ask(&["update", "--memory", &(48 << 20).to_string(), id]);
         let cgroup = Cgroup::at(&format!("skiff-test-{}/limits/{id}", node.token));
         assert_eq!(cgroup.memory_limit(), Some(48 << 20), "{id}");
     }
+    pod.remove();
+    node.assert_nothing_left();
+}
+
+#[test]
+fn a_client_attaches_to_a_terminal_and_leaves_it_and_attaches_again() {
+    let node = Node::start(&["sqlite-shell"]);
+    let pod = node.run_pod(&node.pod("interactive"));
+    let shell = pod.run("shell", &image_of("sqlite-shell"), &[], &json!({"tty": true, "stdin": true}));
+    let attached = |typed: &str, answer: &str| {
+        let mut session = Lasting::at_terminal(&node.crictl_command(&["attach", "-i", "-t", &shell]));
+        session.write(typed);
+        session.expect(answer);
+        session
+    };
+    drop(attached("select 1+1;\n", "\r\n2\r\nsqlite> "));
+    // By now the client does not take the key for itself.
+    let mut session = attached("select 40+2;\n", "\r\n42\r\nsqlite> ");
+    session.write("\x03");
+    let status = || node.ask_json(&["inspect", &shell])["status"].clone();
+    let ended = eventually("Ctrl-C ends it", || Some(status()).filter(|status| status["state"] == "CONTAINER_EXITED"));
+    assert_eq!(ended["exitCode"], 130);
+    drop(session);
+    pod.remove();
+    node.assert_nothing_left();
+}
+
+#[test]
+fn crictl_executes_a_module_at_a_terminal_of_its_own() {
+    let node = Node::start(&["sqlite-shell"]);
+    let pod = node.run_pod(&node.pod("executing"));
+    let guest = pod.run("guest", &image_of("sqlite-shell"), &[], &json!({"stdin": true}));
+    let mut session = Lasting::at_terminal(&node.crictl_command(&["exec", "-i", "-t", &guest, "/app.wasm"]));
+    session.expect("sqlite> ");
+    session.write("select 40+2;\r");
+    session.expect("\r\n42\r\nsqlite> ");
+    session.write(".exit 7\r");
+    assert!(session.end().is_err(), "it ends with the code of the shell");
     pod.remove();
     node.assert_nothing_left();
 }

@@ -97,3 +97,22 @@ fn an_exit_while_containerd_is_down_is_told_once_when_it_is_back() {
     let told = events.topics(&id, 1);
     assert!(told.len() <= 1 && told.iter().all(|topic| topic == "exit"), "{told:?}");
 }
+
+#[test]
+fn the_events_of_an_exec_are_told_in_order_in_a_wasm_container() {
+    let events = Events::listen(Containerd::shared());
+    let container = Containerd::shared().job("c-sleep").start();
+    container.streams.wait_for_stdout("sleeping\n");
+    let exec = container.exec(&["/no/such/file"], false).unwrap();
+    exec.start().unwrap();
+    let exec_id = exec.id.clone();
+    assert_eq!(exec.finish().code, 127);
+    container.kill(libc::SIGKILL).unwrap();
+    let id = container.id.clone();
+    container.finish();
+    let topics = events.topics(&id, 7);
+    assert_eq!(topics, ["create", "start", "exec-added", "exec-started", "exit", "exit", "delete"]);
+    let of_exec: Vec<_> = events.of(&id).into_iter().filter(|event| event.process == exec_id).collect();
+    assert_eq!(of_exec.len(), 3, "{of_exec:?}");
+    assert_eq!(of_exec[2].code, Some(127));
+}

@@ -64,7 +64,30 @@ fn a_trap_ends_with_134_and_a_backtrace_with_the_names_of_c() {
         for name in ["innermost", "outermost"] {
             assert!(outcome.stderr.contains(name), "{kind}: no `{name}` in {}", outcome.stderr);
         }
+        let last = outcome.stderr.lines().last().unwrap_or_default();
+        assert!(
+            last.starts_with("skiff: /c-trap.wasm trapped: ") && last.ends_with(", in innermost"),
+            "{kind}: {last}"
+        );
     }
+}
+
+#[test]
+fn a_trap_leaves_a_core_dump_in_a_volume() {
+    let volume = tempfile::tempdir().unwrap();
+    let trap = |access| {
+        let job = Containerd::shared().job("c-trap").annotation("debug.skiff.dev/core-dump", "/data/core");
+        let outcome = job.bind(volume.path(), "/data", &[access]).run();
+        assert_eq!(outcome.code, 134, "{outcome:?}");
+        outcome.stderr
+    };
+    let stderr = trap("ro");
+    assert!(stderr.contains("skiff: cannot write the core dump to `/data/core`: read-only file system\n"), "{stderr}");
+    let stderr = trap("rw");
+    assert!(stderr.contains("skiff: the core dump is in `/data/core`\n"), "{stderr}");
+    let dump = std::fs::read(volume.path().join("core")).unwrap();
+    let has = |text: &[u8]| dump.windows(text.len()).any(|part| part == text);
+    assert!(dump.starts_with(b"\0asm") && has(b"corestack") && has(b"about to trap"), "{} bytes", dump.len());
 }
 
 #[test]

@@ -250,6 +250,14 @@ fn a_termination_log_can_be_written() {
     let job = files().bind(&volume.path().join("note"), "/dev/termination-log", &["rw"]);
     check(job, &[("write:/dev/termination-log=the end", "")]);
     assert_eq!(fs::read_to_string(volume.path().join("note")).unwrap(), "the end");
+    fs::write(volume.path().join("note"), "").unwrap();
+    let outcome =
+        Containerd::shared().job("c-trap").bind(&volume.path().join("note"), "/dev/termination-log", &["rw"]).run();
+    let words = fs::read_to_string(volume.path().join("note")).unwrap();
+    assert!(
+        words.starts_with("skiff: /c-trap.wasm trapped: ") && outcome.stderr.ends_with(&format!("{words}\n")),
+        "{words}"
+    );
 }
 
 #[test]

@@ -20,6 +20,7 @@ fn a_hello_of_each_language_and_wasi_version_prints_and_ends_with_0() {
         ("rust-hello", "hello from Rust\n"),
         ("rust-p2-hello", "hello from WASI 0.2\n"),
         ("rust-p3-hello", "hello from WASI 0.3\n"),
+        ("js-hello", "hello from JavaScript\n"),
         ("python-hello", "hello from Python 3.14\n"),
     ] {
         check(guest, &[], 0, stdout);
@@ -76,8 +77,14 @@ fn exit_codes_are_the_guests() {
 fn errors_of_a_language_stand_on_stderr() {
     let containerd = Containerd::shared();
     let outcome = containerd.job("python-hello").args(["raise"]).run();
-    assert!(outcome.stderr.contains("ValueError: on purpose"), "{outcome:?}");
-    assert_ne!(outcome.code, 0);
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    assert!(outcome.stderr.contains("Traceback (most recent call last):\n"), "{outcome:?}");
+    assert!(
+        outcome.stderr.ends_with("\nskiff: /python-hello.wasm ended with an exception: ValueError: on purpose\n"),
+        "{outcome:?}"
+    );
+    assert!(!outcome.stderr.contains("backtrace of"), "{outcome:?}");
+    assert_eq!(containerd.job("js-hello").args(["throw"]).run().code, 1);
     let outcome = containerd.job("go-panic").run();
     assert!(outcome.stderr.contains("panic:") && outcome.stderr.contains("main.main"), "{outcome:?}");
     assert_eq!(outcome.code, 2);

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use skiff_test::page::{Section, sections};
-use skiff_test::{Cluster, Namespace, guest, http_pod, random_name, sha256};
+use skiff_test::{Cluster, Namespace, container, guest, http_pod, random_name, sha256, wasm_pod};
 use tempfile::TempDir;
 
 /// Programs of this size take the compiler ten seconds of processor time. The kubelet waits two minutes for a container to be made,
@@ -98,8 +98,8 @@ fn check(title: &str) {
     let size = fs::copy(program, reader.file(&folder).join("app.wasm")).unwrap();
     let _turn = (size > LARGE).then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner));
     let said = reader.run(&folder, &section(title).script_from("skiff pack"));
-    let expected = section(title).output();
-    assert!(said.ends_with(expected), "{title}: {said}");
+    let expected = section(title).output().replace("NAMESPACE", &reader.namespace.name);
+    assert!(said.ends_with(&expected), "{title}: {said}");
     let reference = said.lines().find(|line| line.starts_with("localhost:5000/mine/")).unwrap();
     assert!(reference.starts_with(&format!("localhost:5000/mine/{folder}:1@sha256:")), "{reference}");
 }
@@ -140,6 +140,11 @@ fn a_job_in_python() {
 }
 
 #[test]
+fn a_job_that_calls_the_api_server_with_its_token() {
+    check("Call the Kubernetes API");
+}
+
+#[test]
 fn every_program_of_the_page_is_tested() {
     let page = sections(&read("docs/from-source-to-pod.md"));
     let this = read("test/tests/kube_documents.rs");
@@ -174,6 +179,38 @@ fn readme_shows_the_last_lines_of_the_demo() {
     for line in hint("~/.cache/skiff/clusters/local-skiff").lines() {
         assert!(readme.contains(&format!("\n    {line}")), "README.md lacks `{line}`");
     }
+}
+
+/// Runs every command of a page that is about a pod named `POD`, in this pod, and returns what they print, section by section.
+fn followed(reader: &Reader, document: &str, pod: &Value) -> Vec<(Section, String)> {
+    reader.namespace.start(pod);
+    let name = pod["metadata"]["name"].as_str().unwrap();
+    // What is said before the first section is one, too.
+    let page = sections(&read(document).replacen("\n", "\n## Beginning\n", 1));
+    let run = |section: Section| {
+        let said = reader.run("", &section.script().replace("POD", name));
+        (section, said)
+    };
+    page.into_iter().map(run).collect()
+}
+
+#[test]
+fn a_wasm_pod_is_looked_into() {
+    let reader = Reader::new();
+    let mounts = json!([{"name": "data", "mountPath": "/data"}]);
+    let write = json!({"args": ["write:/data/report.csv=1,2,3"], "volumeMounts": mounts});
+    // Only a guest that computes can be dumped.
+    let mut pod = wasm_pod("busy", &[container("main", "c-spin", json!({"volumeMounts": mounts}))]);
+    pod["spec"]["initContainers"] = json!([container("write", "files", write)]);
+    pod["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {}}]);
+    let said: String = followed(&reader, "docs/debug-a-wasm-pod.md", &pod).into_iter().map(|(_, said)| said).collect();
+    for part in ["nameserver", "PATH=", "/data"] {
+        assert!(said.contains(part), "{part:?} is not in {said}");
+    }
+    assert_eq!(fs::read_to_string(reader.file("report.csv")).unwrap(), "1,2,3");
+    let profile: Value = serde_json::from_slice(&fs::read(reader.file("profile.json")).unwrap()).unwrap();
+    assert!(profile["threads"].is_array(), "{profile:#}");
+    assert!(fs::read(reader.file("core.wasm")).unwrap().starts_with(b"\0asm"));
 }
 
 #[test]
@@ -213,4 +250,15 @@ fn a_daemon_set_warms_the_cache() {
     reader.run("", &section.script().replace("registry.example/app:2", image.trim()));
     let entry = format!("test -e /var/lib/skiff/cache/*/{sum}.cwasm");
     reader.namespace.cluster.run("in-node", &["sh", "-c", &entry]);
+}
+
+#[test]
+fn functions_of_a_pod_are_called() {
+    let reader = Reader::new();
+    reader.namespace.start(&wasm_pod("my-pod", &[container("main", "reactor", json!({}))]));
+    fs::write(reader.file("expressions"), "add(3, 4)\nhalf(5)\n").unwrap();
+    let page = read("docs/call-functions.md");
+    let commands: Vec<_> = page.lines().map(str::trim).filter(|line| line.starts_with("kubectl ")).collect();
+    let said = reader.run("", &(commands.join("\n") + "\n"));
+    assert!(said.starts_with("3\n") && said.contains("counter") && said.ends_with("7\n2.5\n"), "{said}");
 }

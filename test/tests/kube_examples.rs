@@ -440,3 +440,34 @@ fn images_of_wasm_layers_run() {
     assert_eq!(namespace.logs(&["oci-artifact", "-c", "artifact"]), "hello\n");
     assert_eq!(namespace.logs(&["oci-artifact", "-c", "layer"]), "hello from WASI 0.2\n");
 }
+
+#[test]
+fn a_shell_is_typed_at_left_and_attached_again() {
+    let namespace = example("repl");
+    namespace.wait(READY, "pod/repl");
+    let mut terminal = namespace.terminal(&["attach", "-it", "repl"]);
+    terminal.write("create table t (n); insert into t values (1), (2);\nselect 'sum', sum(n) from t;\n");
+    terminal.expect("sum|3");
+    drop(terminal);
+    let mut terminal = namespace.terminal(&["attach", "-it", "repl"]);
+    terminal.write("select 'count', count(*) from t;\n");
+    terminal.expect("count|2");
+    terminal.write(".quit\n");
+    assert_eq!(namespace.ended("repl")["exitCode"], 0);
+}
+
+#[test]
+fn a_reactor_in_go_answers_calls_and_probes() {
+    let namespace = example("reactor");
+    namespace.wait(READY, "pod/reactor");
+    for counted in 1..=2 {
+        let outcome = namespace.exec("reactor", &["invoke", "counter()", "add(1, 2)"]);
+        assert_eq!((outcome.code, outcome.stdout), (0, format!("{counted}\n3\n")), "{}", outcome.stderr);
+    }
+    let server = Server { namespace, pod: "reactor".into(), address: String::new() };
+    server.is_well();
+    server.namespace.kubectl(&["delete", "pod", "reactor", "--wait=false"]);
+    let path = "jsonpath={.status.containerStatuses[0].state.terminated.exitCode}{\"\\n\"}";
+    let states = server.namespace.lasting(&["get", "pod", "reactor", "--watch", "-o", path]);
+    states.expect("0\n");
+}

@@ -346,11 +346,11 @@ fn whoever_applies_an_annotation_that_does_nothing_is_warned() {
         }
         let said = warnings_of(kind, json!({"limits.skiff.dev/runtime": "1s"}));
         assert!(
-            said.contains("skiff has no such limits, and will refuse the containers: limits.skiff.dev/runtime;"),
+            said.contains("skiff has no such annotations, and will refuse the containers: limits.skiff.dev/runtime;"),
             "{said}"
         );
         let right = json!({"limits.skiff.dev/run-time": "1s", "main.limits.skiff.dev/stack": "1Mi",
-            "main.http.skiff.dev/h2c": "a:1", "other.example/x": "y"});
+            "main.http.skiff.dev/h2c": "a:1", "debug.skiff.dev/look": "off", "main.debug.skiff.dev/core-dump": "/core", "main.calls.skiff.dev/on-trap": "exit", "other.example/x": "y"});
         assert_eq!(warnings_of(kind, right), "");
     }
 }
@@ -469,8 +469,12 @@ fn a_full_disk_is_told_and_leaves_what_was_there() {
     let _small = Small(&release);
     let failed = release.upgrade_within("15s", &["programs=/mnt/small/skiff"]);
     assert!(failed.is_err(), "{failed:?}");
-    let log = release.log();
-    assert!(log.contains("No space left on device") && log.contains("everything is as it was"), "{log}");
+    let mut log = String::new();
+    let is_told = until(PATIENCE, || {
+        log = release.log();
+        log.contains("No space left on device") && log.contains("everything is as it was")
+    });
+    assert!(is_told, "{log}");
     assert!(release.is_labelled());
     release.helm(&["test", "skiff"]).unwrap();
     release.helm(&["rollback", "skiff", "--wait", "--timeout", "90s"]).unwrap();

@@ -69,6 +69,7 @@ fn a_guest_out_of_memory_is_oom_killed() {
     // Files in memory count as memory of the container.
     let mut fills = fields(&["/data/file"]);
     fills["volumeMounts"] = data;
+    fills["terminationMessagePolicy"] = json!("File");
     let mut description = wasm_pod(
         "killed",
         &[

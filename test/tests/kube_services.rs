@@ -72,6 +72,26 @@ fn native_and_wasm_reach_each_other_by_name() {
 }
 
 #[test]
+fn a_guest_reaches_the_api_server_with_the_authority_of_its_service_account() {
+    let namespace = namespace();
+    let authority = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
+    let environment = json!([{"name": "SSL_CERT_FILE", "value": authority}]);
+    for (name, environment, expected) in [
+        ("trusting", environment, "\"gitVersion\""),
+        // Without the variable the authorities are Mozilla's.
+        ("public", json!([]), "TlsCertificateError"),
+    ] {
+        let mut pod = http_pod(name);
+        pod["spec"]["containers"][0]["env"] = environment;
+        namespace.start(&pod);
+        let address = &pod_ips(&namespace, name)[0];
+        let answer =
+            curl(&[&format!("http://{address}:8080/fetch?url=https://kubernetes.default.svc/version")]).unwrap();
+        assert!(answer.contains(expected), "{name}: {answer}");
+    }
+}
+
+#[test]
 fn ports_are_forwarded_to_a_guest() {
     let namespace = namespace();
     namespace.start(&http_pod("web"));

@@ -3,8 +3,11 @@
 use skiff_test::{
     Container, Containerd, Events, Image, Job, Outcome, free_port, get, is_alive, is_cgroup_v2, serving, until,
 };
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
+/// Where containerd says which container of its pod this is.
+const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
 const MIB: u64 = 1 << 20;
 const LIMIT_BYTES: u64 = 64 * MIB;
 
@@ -134,6 +137,12 @@ fn a_request_that_runs_out_of_memory_takes_only_itself_along() {
 
 #[test]
 fn a_wasm_container_that_the_kernel_kills_says_so() {
+    // As the kubelet makes it.
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("pods/8d1/containers/main/0");
+    std::fs::create_dir_all(log.parent().unwrap()).unwrap();
+    std::fs::write(&log, "").unwrap();
+    std::fs::set_permissions(&log, std::fs::Permissions::from_mode(0o666)).unwrap();
     // Files of a tmpfs are memory of the container, but not of the guest.
     let job = Containerd::shared().job("c-fill").args(["/data/file"]).mount(
         "/data",
@@ -141,10 +150,13 @@ fn a_wasm_container_that_the_kernel_kills_says_so() {
         "tmpfs",
         &["nosuid", "nodev", "size=256m"],
     );
+    let job = job.annotation(CONTAINER_NAME, "main").bind(&log, "/dev/termination-log", &["rw"]);
     let (outcome, topics) = run(job.memory(LIMIT_BYTES), OUT_OF_MEMORY.len());
     assert_eq!(outcome.code, 137, "{outcome:?}");
     assert_eq!(topics, OUT_OF_MEMORY);
     check_kernel_line(&outcome.stderr, LIMIT_BYTES);
+    let words = std::fs::read_to_string(&log).unwrap();
+    assert!(!words.is_empty() && outcome.stderr.ends_with(&format!("{words}\n")), "{words:?}: {outcome:?}");
 }
 
 fn check_kernel_line(stderr: &str, limit_bytes: u64) {

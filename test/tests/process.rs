@@ -172,7 +172,7 @@ fn nothing_of_the_shim_is_open_in_it() {
         let flags = i32::from_str_radix(flags.trim(), 8).unwrap();
         assert_eq!(flags & libc::O_ACCMODE, libc::O_RDONLY, "{target}");
     }
-    assert!(sockets.len() <= 2, "the engine's own pair for signals, and no other: {sockets:?}");
+    assert!(sockets.len() <= 3, "the engine's own pair for signals, the call socket, and no other: {sockets:?}");
     let maps = of_proc(container.pid, "maps");
     assert!(!maps.contains("containerd-shim"), "{maps}");
     assert!(!of_proc(container.pid, "environ").contains("TTRPC"), "the shim's environment");

@@ -17,8 +17,9 @@ pub fn engine_config() -> wasmtime::Result<Config> {
         .wasm_component_model(true)
         .wasm_component_model_async(true)
         .collector(Collector::Copying)
+        // Keeps the debug information of modules that have some, in a section of its own: nothing reads it before a trap or a look.
         // Invariant: a variable of the container's environment must not change what code is accepted.
-        .wasm_backtrace_details(WasmBacktraceDetails::Disable)
+        .wasm_backtrace_details(WasmBacktraceDetails::Enable)
         .module_version(ModuleVersionStrategy::Custom(skiff_protocol::CODE_ID.into()))?;
     Ok(config)
 }

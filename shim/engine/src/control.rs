@@ -84,7 +84,7 @@ impl Replies {
             (Err(error), Reply::Refused(Refusal::Guest(sentence) | Refusal::Host(sentence)))
                 if error.kind() == io::ErrorKind::BrokenPipe =>
             {
-                self.reporter.line(&sentence);
+                self.reporter.end(&sentence, "");
                 Ok(())
             }
             (written, _) => written,

@@ -1,7 +1,5 @@
 //! What wasmtime's errors say, and whose fault they are.
 
-use std::fmt::Write as _;
-
 use skiff_protocol::Refusal;
 use wasmtime::{Error, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
@@ -24,18 +22,6 @@ pub(crate) fn sentence(error: &Error) -> String {
         }
     }
     parts.join(": ").split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// A trap in words: the message and the wasm backtrace.
-pub(crate) fn describe_trap(module: &str, error: &Error) -> String {
-    let message = error.root_cause().to_string();
-    let mut text = format!("{module} trapped: {}", message.strip_prefix("wasm trap: ").unwrap_or(&message));
-    if let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() {
-        let frames = backtrace.to_string();
-        // Writing to a string cannot fail.
-        let _written = write!(text, "\n{}", frames.strip_prefix(BACKTRACE_HEAD).unwrap_or(&frames).trim_matches('\n'));
-    }
-    text
 }
 
 /// The refusal for a failure that no guest and no container can cause.

@@ -9,9 +9,19 @@ use wasmtime::{ExternType, Module};
 /// The function of a core module that is called when the plan names none.
 pub(crate) const START: &str = "_start";
 
+/// How the interface begins that makes a component a command.
+const RUN: &str = "wasi:cli/run@";
+/// What initializes a core module that has no [`START`].
+pub(crate) const INITIALIZE: &str = "_initialize";
+
 /// Whether a component exports a handler of HTTP requests.
 pub(crate) fn has_http_handler(component: &Component) -> bool {
     component.component_type().exports(component.engine()).any(|(name, _)| is_server(name))
+}
+
+/// Whether a component exports `wasi:cli/run` of any version.
+pub(crate) fn exports_run(component: &Component) -> bool {
+    component.component_type().exports(component.engine()).any(|(name, _)| name.starts_with(RUN))
 }
 
 /// Makes sure that a core module exports the function that will be called, and that it can be called.
@@ -24,7 +34,7 @@ pub(crate) fn check_module(module: &Module, plan: &EnginePlan) -> Result<(), Ref
         Some(ExternType::Func(ty)) => check_parameters(ty.params().len(), name, plan),
         Some(other) => Err(not_a_function(describe(&other), name, plan)),
         None if plan.function.is_none() => {
-            let why = built_for(module).unwrap_or("it is a library, not a command");
+            let why = built_for(module).unwrap_or("it is neither a command nor a service, which exports functions");
             Err(refused(plan, &format!("exports no function `_start`: {why}")))
         }
         None => Err(no_function(name, plan)),
@@ -57,8 +67,8 @@ pub(crate) fn no_function(name: &str, plan: &EnginePlan) -> Refusal {
 pub(crate) fn nothing_to_run(plan: &EnginePlan) -> Refusal {
     refused(
         plan,
-        "is neither a command nor an HTTP server: it exports none of `wasi:cli/run`, \
-         `wasi:http/incoming-handler` (0.2) and `wasi:http/handler` (0.3)",
+        "is neither a command nor an HTTP server nor a service: it exports none of `wasi:cli/run`, \
+         `wasi:http/incoming-handler` (0.2) and `wasi:http/handler` (0.3), and no function that could be called",
     )
 }
 

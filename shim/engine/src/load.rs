@@ -1,6 +1,7 @@
 //! Maps compiled code into this process, and nothing else. This is the only place where skiff loads code.
 
 use std::fs::File;
+use std::num::NonZeroUsize;
 use std::os::fd::AsRawFd;
 
 use skiff_protocol::{Limits, Refusal};
@@ -8,16 +9,28 @@ use wasmtime::component::Component;
 use wasmtime::{Config, Engine, Module, Precompiled};
 
 use crate::error::sentence;
+use crate::trap::CALLS_MAX;
 
 /// What host functions get of a call's stack, beyond the guest's part.
 const HOST_STACK_BYTES: usize = 3 << 19;
 
-/// Mapped code.
+/// Mapped code. A clone is the same code.
+#[derive(Clone)]
 pub(crate) enum Code {
     /// A core module.
     Module(Module),
     /// A component.
     Component(Component),
+}
+
+impl Code {
+    /// The engine that it runs in.
+    pub(crate) fn engine(&self) -> &Engine {
+        match self {
+            Self::Module(module) => module.engine(),
+            Self::Component(component) => component.engine(),
+        }
+    }
 }
 
 /// The configuration of the engine for a guest with these limits.
@@ -26,6 +39,7 @@ pub(crate) enum Code {
 /// Those of [`skiff_engine_config::engine_config`].
 pub(crate) fn config(limits: &Limits) -> wasmtime::Result<Config> {
     let mut config = skiff_engine_config::engine_config()?;
+    config.wasm_backtrace_max_frames(NonZeroUsize::new(CALLS_MAX));
     config.max_wasm_stack(limits.stack_bytes).async_stack_size(limits.stack_bytes.saturating_add(HOST_STACK_BYTES));
     Ok(config)
 }

@@ -1,17 +1,25 @@
 //! The engine: the process of a wasm container. It takes a plan and compiled code from the control socket, runs the
-//! guest and ends with the guest's exit code. It cannot compile, and knows neither containerd nor OCI specifications.
+//! guest and ends with the guest's exit code. It cannot compile, and knows neither containerd nor OCI specifications. Executed under
+//! another name, its program is the first stage of a container's process instead.
 
+mod answer;
+mod calls;
 mod clock;
 mod control;
+mod coredump;
 mod deadline;
 mod environment;
+mod errand;
 mod error;
 mod exports;
 mod files;
 mod host;
 mod http;
+mod lastwords;
 mod link;
+mod live;
 mod load;
+mod look;
 mod memory;
 mod metrics;
 mod names;
@@ -22,20 +30,29 @@ mod report;
 mod role;
 mod run;
 mod shared;
+mod shown;
 mod signals;
 mod stdio;
 mod store;
+mod ticker;
+mod trap;
+mod turn;
 mod wall;
 
+use std::fs::File;
 use std::sync::Arc;
 
-use skiff_protocol::{EXIT_ENGINE, Message, Refusal};
+use skiff_protocol::{EXIT_ENGINE, Message, Refusal, Task};
 
 use crate::control::{Control, Replies};
-use crate::prepare::{Linked, Loaded};
+use crate::errand::Looking;
+use crate::prepare::Loaded;
 use crate::report::Reporter;
 
 fn main() {
+    if skiff_stage::is_asked_for() {
+        std::process::exit(skiff_stage::run());
+    }
     let reporter = Arc::default();
     let code = serve(&reporter).unwrap_or_else(|error| {
         reporter.line(&format!("the engine cannot talk to the shim: {error}"));
@@ -51,15 +68,34 @@ fn serve(reporter: &Arc<Reporter>) -> std::io::Result<i32> {
     signals::install()?;
     let control = Control::inherit()?;
     loop {
-        let Message { plan, code, account, replies, memory_limits } = control.receive()?;
+        let Message { mut plan, code, calls, account, replies, memory_limits } = control.receive()?;
         let replies = Replies::new(replies, reporter);
         if plan.each_signal_stops {
             signals::let_each_stop()?;
         }
+        match std::mem::take(&mut plan.task) {
+            Task::Run => {}
+            Task::Refuse(sentence) => {
+                drop(control);
+                return errand::refuse(&sentence, replies, reporter);
+            }
+            Task::Invoke(args) => {
+                drop(control);
+                return errand::invoke(args, calls, replies, reporter);
+            }
+            Task::Look(args) => {
+                drop(control);
+                return errand::look(args, Looking { plan, account, memory_limits, calls }, replies, reporter);
+            }
+        }
+        let Some(code) = code else {
+            replies.refuse(Refusal::Host("the shim has sent no code".into()))?;
+            return Ok(EXIT_ENGINE);
+        };
         match Loaded::new(plan, &code, &account, memory_limits, reporter) {
             Ok(loaded) => {
                 drop((control, code, account));
-                return start(loaded, replies);
+                return start(loaded, calls, replies);
             }
             Err(incompatible @ Refusal::Incompatible(_)) => replies.refuse(incompatible)?,
             Err(refusal) => {
@@ -71,9 +107,9 @@ fn serve(reporter: &Arc<Reporter>) -> std::io::Result<i32> {
 }
 
 /// Brings a guest from its code to its end, and returns the exit code.
-fn start(loaded: Loaded, replies: Replies) -> std::io::Result<i32> {
+fn start(loaded: Loaded, calls: Option<File>, replies: Replies) -> std::io::Result<i32> {
     let sent = replies.loaded().map_err(|error| Refusal::Host(format!("cannot talk to the shim: {error}")));
-    match sent.and_then(|()| loaded.link()).and_then(Linked::prepare) {
+    match sent.and_then(|()| loaded.link()).and_then(|linked| linked.prepare(calls)) {
         Ok(prepared) => {
             replies.ready()?;
             Ok(prepared.run())

@@ -6,10 +6,10 @@ use std::thread::Builder;
 use std::time::Duration;
 
 use skiff_protocol::{EXIT_TRAP, exit_code_of_proc_exit};
-use wasmtime::{Error, Result};
+use wasmtime::Result;
 use wasmtime_wasi::I32Exit;
 
-use crate::error::describe_trap;
+use crate::lastwords::LastWords;
 use crate::queue::Queue;
 use crate::stdio::poll::is_writable;
 use crate::stdio::write::say;
@@ -23,6 +23,7 @@ const LAST_WAIT: u8 = 100;
 pub(crate) struct Reporter {
     /// The messages of a server, whose threads do not wait for a reader. A command has none.
     queue: OnceLock<Arc<Queue>>,
+    last_words: LastWords,
 }
 
 impl Reporter {
@@ -36,23 +37,16 @@ impl Reporter {
         }
     }
 
-    /// Reports a trap: the message and the wasm backtrace.
-    pub(crate) fn trap(&self, module: &str, error: &Error) {
-        self.line(&describe_trap(module, error));
+    /// Where the last sentence goes besides stderr.
+    pub(crate) fn last_words(&self) -> &LastWords {
+        &self.last_words
     }
 
-    /// The exit code of a guest that ended with `result`; a trap is reported.
-    pub(crate) fn exit_code(&self, module: &str, result: Result<i32>) -> i32 {
-        match result {
-            Ok(code) => exit_code_of_proc_exit(code),
-            Err(error) => match error.downcast_ref::<I32Exit>() {
-                Some(exit) => exit_code_of_proc_exit(exit.0),
-                None => {
-                    self.trap(module, &error);
-                    EXIT_TRAP
-                }
-            },
-        }
+    /// Says why the guest ends, which `said` something before.
+    pub(crate) fn end(&self, sentence: &str, said: &str) {
+        // First where nobody has to read it: writing to stderr may take as long as its reader likes.
+        self.last_words.leave(sentence, said);
+        self.line(sentence);
     }
 
     /// From now on a thread of its own writes the messages.
@@ -87,6 +81,14 @@ impl Reporter {
     }
 }
 
+/// The exit code of a guest that ended with `result`.
+pub(crate) fn exit_code(result: &Result<i32>) -> i32 {
+    match result {
+        Ok(code) => exit_code_of_proc_exit(*code),
+        Err(error) => error.downcast_ref::<I32Exit>().map_or(EXIT_TRAP, |exit| exit_code_of_proc_exit(exit.0)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use wasmtime::Trap;
@@ -95,17 +97,14 @@ mod tests {
 
     #[test]
     fn exit_codes_are_taken_modulo_256() {
-        let reporter = Reporter::default();
         for (code, expected) in [(0, 0), (7, 7), (126, 126), (300, 44), (-1, 255)] {
-            assert_eq!(reporter.exit_code("x", Ok(code)), expected);
-            assert_eq!(reporter.exit_code("x", Err(I32Exit(code).into())), expected);
+            assert_eq!(exit_code(&Ok(code)), expected);
+            assert_eq!(exit_code(&Err(I32Exit(code).into())), expected);
         }
     }
 
     #[test]
     fn a_trap_ends_with_134() {
-        assert_eq!(Reporter::default().exit_code("x", Err(Trap::StackOverflow.into())), 134);
-        let text = describe_trap("/x.wasm", &Error::from(Trap::UnreachableCodeReached));
-        assert_eq!(text, "/x.wasm trapped: wasm `unreachable` instruction executed");
+        assert_eq!(exit_code(&Err(Trap::StackOverflow.into())), 134);
     }
 }

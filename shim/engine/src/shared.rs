@@ -1,6 +1,6 @@
 //! What all instances of this process have in common: from the plan to what an instance is given, and nothing else.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use skiff_protocol::{Account, EnginePlan, MemoryLimit, Refusal};
 use wasmtime_wasi::WasiCtxBuilder;
@@ -11,13 +11,14 @@ use crate::files::reader::Reader;
 use crate::host::{cli, filesystem, sockets};
 use crate::memory::budget::Budget;
 use crate::memory::denied::Denied;
+use crate::metrics::CountedCalls;
 use crate::names::resolver::{HOSTS, RESOLV_CONF, Resolver};
 use crate::outgoing::client::Client;
 use crate::outgoing::settings::Settings;
 use crate::report::Reporter;
 use crate::role::Role;
 use crate::stdio::streams::Streams;
-use crate::store::State;
+use crate::store::{Glass, State};
 use crate::wall;
 use crate::wall::view::View;
 
@@ -39,8 +40,15 @@ pub(crate) struct Shared {
     pub(crate) reporter: Arc<Reporter>,
     /// How many instances the pool of a server has room for, if it has one.
     pub(crate) pool_instances: Option<u32>,
+    /// Which functions have been called.
+    pub(crate) called: CountedCalls,
+    /// The exit code of a command that has trapped. Held while its core dump is written.
+    pub(crate) trapped: Arc<Mutex<Option<i32>>>,
+    /// What is under way, and who looks at it.
+    pub(crate) glass: Glass,
     environment: Vec<(String, String)>,
     directories: Directories,
+    reader: Arc<Reader>,
     resolver: Arc<Resolver>,
     client: Arc<Client>,
 }
@@ -57,7 +65,7 @@ impl Shared {
         let environment = guest_environment(std::mem::take(&mut plan.env), home, &plan.cwd);
         let budget = Budget::new(memory_limits, plan.memory_limit_bytes, account);
         let resolver = Arc::new(Resolver::of_container());
-        let client = client(&plan, &environment, &resolver, &budget, reporter, Reader::default());
+        let client = client(&plan, &environment, &resolver, &budget, reporter, &Arc::default());
         Self {
             account,
             budget,
@@ -65,8 +73,12 @@ impl Shared {
             reporter: Arc::clone(reporter),
             plan,
             pool_instances: None,
+            called: CountedCalls::new(account),
+            trapped: Arc::default(),
+            glass: Glass::default(),
             environment,
             directories: Directories::default(),
+            reader: Arc::default(),
             resolver,
             client,
         }
@@ -78,8 +90,11 @@ impl Shared {
     /// Those of [`Directories::open`].
     pub(crate) fn open_directories(&mut self, role: Role) -> Result<(), Refusal> {
         self.directories = Directories::open(&self.plan.preopens, role)?;
-        let reader = self.directories.take_reader();
-        let Self { plan, environment, resolver, budget, reporter, .. } = &*self;
+        self.reader = Arc::new(self.directories.take_reader());
+        let Self { plan, environment, reader, resolver, budget, reporter, .. } = &*self;
+        if let Some(path) = &plan.termination_log {
+            reporter.last_words().open(reader, path);
+        }
         self.client = client(plan, environment, resolver, budget, reporter, reader);
         Ok(())
     }
@@ -89,21 +104,32 @@ impl Shared {
     /// # Errors
     /// If the guest's stack does not fit into its limits.
     pub(crate) fn state(&self, role: Role) -> Result<State, Refusal> {
-        let mut builder = WasiCtxBuilder::new();
-        builder.allow_blocking_current_thread(role.may_block());
-        cli::grant_streams(&mut builder, role, &self.streams);
+        let (mut builder, tail) = (WasiCtxBuilder::new(), Arc::default());
+        cli::grant_streams(&mut builder, role, &self.streams, &tail);
         cli::grant(&mut builder, &self.plan, &self.environment);
         sockets::grant(&mut builder);
         let mut wasi = builder.build_p1();
-        filesystem::grant(&mut wasi, &self.directories);
-        let Self { budget, resolver, client, .. } = self;
-        let state = State::new(wasi, self.directories.tree(), budget, &self.plan.limits, resolver, client);
-        state.map_err(|denied| self.too_big(&denied))
+        filesystem::grant(&mut wasi, &self.directories, role);
+        let Self { budget, resolver, client, glass, .. } = self;
+        let made = State::new(wasi, self.directories.tree(role), budget, &self.plan.limits, resolver, client, glass);
+        let mut state = made.map_err(|denied| self.too_big(&denied))?;
+        state.tail = tail;
+        Ok(state)
     }
 
     /// The value of a variable of the guest's environment.
     pub(crate) fn variable(&self, name: &str) -> Option<String> {
         variable(&self.environment, name)
+    }
+
+    /// The guest's environment, as names and values.
+    pub(crate) fn environment(&self) -> &[(String, String)] {
+        &self.environment
+    }
+
+    /// What follows the guest's paths for the engine itself.
+    pub(crate) fn reader(&self) -> &Arc<Reader> {
+        &self.reader
     }
 
     /// Gives up what this guest does not need.
@@ -132,8 +158,8 @@ fn client(
     resolver: &Arc<Resolver>,
     budget: &Arc<Budget>,
     reporter: &Arc<Reporter>,
-    reader: Reader,
+    reader: &Arc<Reader>,
 ) -> Arc<Client> {
     let settings = Settings::new(|name| variable(environment, name), &plan.cwd, &plan.http2_authorities);
-    Arc::new(Client::new(settings, resolver, budget, reporter, reader))
+    Arc::new(Client::new(settings, resolver, budget, reporter, Arc::clone(reader)))
 }

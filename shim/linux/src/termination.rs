@@ -24,6 +24,9 @@ const OUT_OF_REACH: [libc::c_int; 4] = [libc::SIGKILL, libc::SIGSTOP, 32, 33];
 const HARMLESS: [libc::c_int; 7] =
     [libc::SIGCHLD, libc::SIGCONT, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU, libc::SIGURG, libc::SIGWINCH];
 
+/// Signals that ask a process to end and that the kernel itself sends for a terminal: for Ctrl-C, for Ctrl-\, and when it hangs up.
+const OF_TERMINALS: [libc::c_int; 3] = [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP];
+
 /// The state of the signal handlers. It is static because a handler cannot be given an argument.
 struct Handlers {
     /// This process, as the kernel names the sender of a signal.
@@ -45,19 +48,23 @@ static HANDLERS: Handlers = Handlers {
 };
 
 /// Lets every signal that ends a process without a handler end this one at once with 128 plus its number. [`grant_grace`] and
-/// [`notify`] change that. Handlers that are there are replaced.
+/// [`notify`] change that. Handlers that are there are replaced. What the process is the parent of, which are the orphans of its
+/// pid namespace, is not waited for and leaves no zombies.
 ///
 /// # Errors
 /// Those of `sigaction(2)`.
 pub fn install() -> io::Result<()> {
     HANDLERS.own_pid.store(getpid().as_raw(), Ordering::SeqCst);
-    let flags = SaFlags::SA_SIGINFO | SaFlags::SA_RESTART | SaFlags::SA_ONSTACK;
+    let flags = SaFlags::SA_SIGINFO | SaFlags::SA_RESTART | SaFlags::SA_ONSTACK | SaFlags::SA_NOCLDWAIT;
     let action = SigAction::new(SigHandler::SigAction(on_signal), flags, SigSet::all());
     // SAFETY: the handler only makes system calls and uses atomics.
     unsafe { sigaction(Signal::SIGTERM, &action) }?;
     for signal in (1..=LAST).filter(|signal| !OUT_OF_REACH.contains(signal) && !HARMLESS.contains(signal)) {
         handle_like_sigterm(signal)?;
     }
+    let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::SA_NOCLDWAIT, SigSet::empty());
+    // SAFETY: there is no handler.
+    unsafe { sigaction(Signal::SIGCHLD, &ignore) }?;
     // The mask survives exec, and a blocked signal would never arrive.
     Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?)
 }
@@ -104,7 +111,7 @@ pub fn notify() -> io::Result<OwnedFd> {
 extern "C" fn on_signal(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // The shell's code for a process that a signal ended.
     let code = 128 + signal;
-    if is_sent_by_another(info) {
+    if is_asked_for(signal, info) {
         if HANDLERS.ending.swap(code, Ordering::SeqCst) != 0 || !(has_notified() || starts_timer()) {
             exit_now(code);
         }
@@ -126,12 +133,13 @@ extern "C" fn on_signal(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut
     }
 }
 
-/// Whether another process has sent the signal, rather than the kernel because of something that this one did.
-fn is_sent_by_another(info: *const libc::siginfo_t) -> bool {
+/// Whether another process has sent the signal, or somebody at the terminal, rather than the kernel because of something that
+/// this process did.
+fn is_asked_for(signal: libc::c_int, info: *const libc::siginfo_t) -> bool {
     // SAFETY: the kernel passes the information to a handler that was installed with `SA_SIGINFO`.
     let Some(info) = (unsafe { info.as_ref() }) else { return true };
     if info.si_code > 0 {
-        return false;
+        return OF_TERMINALS.contains(&signal);
     }
     // SAFETY: signals with such a code have a sender. It is 0 if this pid namespace cannot see it.
     let sender = unsafe { info.si_pid() };

@@ -1,7 +1,7 @@
 //! The messages between the shim and the engine. Each direction has its own channel, which is closed as soon as it is not
 //! needed.
 //!
-//! The shim sends a [`Message`] over the control socket (descriptors only: the plan is in a file). The engine replies
+//! The shim sends a [`Message`] over the control socket (descriptors only: the plan is in a file, and says which they are). The engine replies
 //! through a pipe that comes with the message, in lines of JSON, each a [`Reply`]: `Loaded`, then `Ready` or `Refused`, or
 //! `Refused` alone. It closes the socket once the code is loaded. From then on the pipe's writing end is its only
 //! connection to the shim. After [`Refusal::Incompatible`] it waits for another message instead.
@@ -17,11 +17,11 @@ use skiff_linux::descriptors;
 use crate::EnginePlan;
 
 /// The version of this protocol. It changes whenever a program of the previous release would misunderstand a message.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// The most memory limit files that a message carries.
 pub const LIMIT_FILES_MAX: usize = 16;
-/// The plan, the compiled code, the account and the pipe for replies come first.
-const FILES_MAX: usize = 4 + 2 * LIMIT_FILES_MAX;
+/// The plan, the account, the pipe for replies, the compiled code and the call socket come first.
+const FILES_MAX: usize = 5 + 2 * LIMIT_FILES_MAX;
 /// The longest line that is a [`Reply`], in bytes; the kernel's default size of a pipe.
 pub const REPLY_BYTES_MAX: usize = 64 << 10;
 /// The initial buffer for a plan, in bytes: most plans fit and are read at once.
@@ -34,8 +34,10 @@ const PLAN_BYTES_MAX: u64 = 16 << 20;
 pub struct Message {
     /// The container's plan.
     pub plan: EnginePlan,
-    /// The compiled code, opened for reading.
-    pub code: File,
+    /// The compiled code, opened for reading; not for a task that runs none.
+    pub code: Option<File>,
+    /// The call socket: listening for the engine of a container's guest, connected to it for a task that asks that engine.
+    pub calls: Option<File>,
     /// Where the engine keeps its [`Account`](crate::Account), opened for reading and writing.
     pub account: File,
     /// The writing end of the pipe for replies.
@@ -87,9 +89,13 @@ pub fn send_message(socket: impl AsFd, message: &Message) -> io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many memory limit files"));
     }
     let mut plan = File::from(memfd_create(c"skiff-plan", MFdFlags::MFD_CLOEXEC)?);
-    plan.write_all(&serde_json::to_vec(&Versioned { version: VERSION, plan: &message.plan })?)?;
+    let (code, calls) = (message.code.as_ref(), message.calls.as_ref());
+    let versioned =
+        Versioned { version: VERSION, has_code: code.is_some(), has_calls: calls.is_some(), plan: &message.plan };
+    plan.write_all(&serde_json::to_vec(&versioned)?)?;
     plan.seek(SeekFrom::Start(0))?;
-    let mut files = vec![plan.as_fd(), message.code.as_fd(), message.account.as_fd(), message.replies.as_fd()];
+    let mut files = vec![plan.as_fd(), message.account.as_fd(), message.replies.as_fd()];
+    files.extend(code.into_iter().chain(calls).map(AsFd::as_fd));
     files.extend(message.memory_limits.iter().flat_map(|limit| [limit.limit.as_fd(), limit.stat.as_fd()]));
     descriptors::send(socket, b"P", &files)
 }
@@ -107,10 +113,8 @@ pub fn receive_message(socket: impl AsFd) -> io::Result<Message> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a message with too many files"));
     }
     let mut files = files.into_iter().map(File::from);
-    let (Some(plan), Some(code), Some(account), Some(replies)) =
-        (files.next(), files.next(), files.next(), files.next())
-    else {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message without plan, code, account and replies"));
+    let (Some(plan), Some(account), Some(replies)) = (files.next(), files.next(), files.next()) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message without plan, account and replies"));
     };
     let mut text = Vec::with_capacity(PLAN_BYTES_USUAL);
     plan.take(PLAN_BYTES_MAX).read_to_end(&mut text)?;
@@ -118,7 +122,15 @@ pub fn receive_message(socket: impl AsFd) -> io::Result<Message> {
         Reply::Refused(Refusal::Host(sentence.clone())).write_to(&replies)?;
         return Err(io::Error::new(io::ErrorKind::InvalidData, sentence));
     }
-    let Versioned { plan, .. } = serde_json::from_slice(&text)?;
+    let Versioned { plan, has_code, has_calls, .. } = serde_json::from_slice(&text)?;
+    let mut announced = |is_announced: bool| match is_announced {
+        false => Ok(None),
+        true => match files.next() {
+            None => Err(io::Error::new(io::ErrorKind::InvalidData, "a message without a file that it announces")),
+            file => Ok(file),
+        },
+    };
+    let (code, calls) = (announced(has_code)?, announced(has_calls)?);
     let mut memory_limits = Vec::new();
     while let Some(limit) = files.next() {
         let stat = files.next();
@@ -126,13 +138,15 @@ pub fn receive_message(socket: impl AsFd) -> io::Result<Message> {
             stat.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a memory limit without its statistics"))?;
         memory_limits.push(MemoryLimit { limit, stat });
     }
-    Ok(Message { plan, code, account, replies, memory_limits })
+    Ok(Message { plan, code, calls, account, replies, memory_limits })
 }
 
-/// A plan as it is sent: with the version of the protocol.
+/// A plan as it is sent: with the version of the protocol, and whether there are the files that not every message has.
 #[derive(Serialize, Deserialize)]
 struct Versioned<Plan> {
     version: u32,
+    has_code: bool,
+    has_calls: bool,
     plan: Plan,
 }
 
@@ -216,7 +230,8 @@ mod tests {
         };
         let message = Message {
             plan: plan.clone(),
-            code: File::open("/proc/self/exe").unwrap(),
+            code: None,
+            calls: Some(File::open("/proc/self/exe").unwrap()),
             account: null(),
             replies: null(),
             memory_limits: vec![MemoryLimit { limit: null(), stat: null() }],
@@ -224,7 +239,7 @@ mod tests {
         send_message(&shim, &message).unwrap();
         let received = receive_message(&engine).unwrap();
         assert_eq!(received.plan, plan);
-        assert_eq!(received.memory_limits.len(), 1);
+        assert_eq!((received.code.is_some(), received.calls.is_some(), received.memory_limits.len()), (false, true, 1));
         drop(shim);
         assert_eq!(receive_message(&engine).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
@@ -238,7 +253,7 @@ mod tests {
             plan.rewind().unwrap();
             let (mut said, replies) = io::pipe().unwrap();
             let null = File::open("/dev/null").unwrap();
-            descriptors::send(&shim, &[0], &[plan.as_fd(), null.as_fd(), null.as_fd(), replies.as_fd()]).unwrap();
+            descriptors::send(&shim, &[0], &[plan.as_fd(), null.as_fd(), replies.as_fd()]).unwrap();
             drop(replies);
             let error = receive_message(&engine).unwrap_err();
             let mut line = String::new();
@@ -287,7 +302,7 @@ mod tests {
     fn valid_plan() -> Vec<u8> {
         let preopens = vec![Preopen { host: "/a".into(), guest: "/".into(), read_only: true }];
         let plan = EnginePlan { env: vec!["A=1".into()], preopens, ..EnginePlan::default() };
-        serde_json::to_vec(&Versioned { version: VERSION, plan }).unwrap()
+        serde_json::to_vec(&Versioned { version: VERSION, has_code: true, has_calls: false, plan }).unwrap()
     }
 
     fn valid_reply() -> Vec<u8> {

@@ -4,6 +4,8 @@
 pub const EXIT_TRAP: i32 = 134;
 /// The engine cannot start the guest; the reason is in the reply to Start.
 pub const EXIT_ENGINE: i32 = 125;
+/// There is nothing to run under the name that was executed (the shell's code for a command that is not found).
+pub const EXIT_NOT_FOUND: i32 = 127;
 /// The guest ended because it reached its memory limit; Kubernetes shows `OOMKilled`.
 pub const EXIT_OOM: i32 = 137;
 

@@ -21,6 +21,8 @@ pub struct Limits {
     /// How long an HTTP request may take until its response begins, and how long its instance may go on once the response
     /// is complete.
     pub request_time: Option<Duration>,
+    /// How long a call of one of the guest's functions may take.
+    pub call_time: Option<Duration>,
     /// How long the head of an HTTP request may take, from its first byte; on a new connection from its beginning.
     pub header_time: Duration,
     /// How long an HTTP connection is kept without a request, or while its client neither takes nor sends anything.
@@ -56,6 +58,11 @@ impl Limits {
         set.into_iter().filter_map(|(name, is_set)| is_set.then_some(name)).collect()
     }
 
+    /// The same for a service, which only takes calls.
+    pub fn without_effect_on_services(&self) -> Vec<&'static str> {
+        self.without_effect_on_servers().into_iter().chain(self.without_effect_on_commands()).collect()
+    }
+
     /// The same for an HTTP server.
     pub fn without_effect_on_servers(&self) -> Vec<&'static str> {
         let is_set = self.run_time != Self::default().run_time;
@@ -68,6 +75,7 @@ impl Default for Limits {
         Self {
             run_time: None,
             request_time: Some(Duration::from_secs(60)),
+            call_time: Some(Duration::from_secs(60)),
             header_time: Duration::from_secs(30),
             // Longer than the 600 s for which load balancers of clouds keep their connections: the side that closes first
             // must be theirs.

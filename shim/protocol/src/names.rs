@@ -26,3 +26,9 @@ pub const TERMINALS: &str = "/run/skiff";
 pub const LIMITS_DOMAIN: &str = "limits.skiff.dev";
 /// The domain of the annotations about a guest's outgoing requests, which are called in the same way.
 pub const HTTP_DOMAIN: &str = "http.skiff.dev";
+/// The domain of the annotations about calls of a guest's functions.
+pub const CALLS_DOMAIN: &str = "calls.skiff.dev";
+/// The domain of the annotations about looks into a container, and about what is kept when its guest traps.
+pub const DEBUG_DOMAIN: &str = "debug.skiff.dev";
+/// All domains of annotations that containers understand.
+pub const ANNOTATION_DOMAINS: [&str; 4] = [LIMITS_DOMAIN, HTTP_DOMAIN, CALLS_DOMAIN, DEBUG_DOMAIN];

@@ -23,6 +23,8 @@ pub(crate) struct Settings {
     pub(crate) no_pivot_root: bool,
     /// Do not give a container a session keyring of its own.
     pub(crate) no_new_keyring: bool,
+    /// Make wasm containers without the OCI runtime where their whole specification is understood.
+    pub(crate) own_launcher: bool,
     /// The directory of the compiled-code cache.
     pub(crate) cache_dir: PathBuf,
     /// The size that the compiled-code cache is kept under, in bytes.
@@ -40,6 +42,7 @@ impl Default for Settings {
             shim_cgroup: String::new(),
             no_pivot_root: false,
             no_new_keyring: false,
+            own_launcher: false,
             cache_dir: names::CACHE_DIR.into(),
             cache_max_bytes: 4 << 30,
             compile_memory_bytes: 2 << 30,

@@ -11,6 +11,7 @@ use skiff_protocol::MODULE_BYTES_MAX;
 use wasmparser::{BinaryReader, BinaryReaderError, Validator, WasmFeatures};
 use wasmtime::Engine;
 
+use crate::debug_info;
 use crate::error::{Context, Error, Result, with_causes};
 use crate::preamble::{Kind, kind_of};
 use crate::regular::refuse_above_limit;
@@ -52,9 +53,12 @@ pub(crate) fn compile_stream(input: &mut File, output: &mut File, name: &str) ->
 pub(crate) fn compile(bytes: &[u8], name: &str) -> Result<Vec<u8>> {
     let kind = kind_of(bytes, name)?;
     let engine = engine()?;
-    let compiled = catch_unwind(AssertUnwindSafe(|| match kind {
-        Kind::Module => engine.precompile_module(bytes),
-        Kind::Component => engine.precompile_component(bytes),
+    let compiled = catch_unwind(AssertUnwindSafe(|| {
+        let bytes = debug_info::bounded(bytes);
+        match kind {
+            Kind::Module => engine.precompile_module(&bytes),
+            Kind::Component => engine.precompile_component(&bytes),
+        }
     }));
     match compiled {
         Ok(compiled) => compiled.map_err(|error| explain(&error, bytes, name)),

@@ -267,7 +267,7 @@ mod tests {
         fn account(&self, shim: u32, used_bytes: u64) {
             let path = self.proc().join(format!("{shim}/fd/5"));
             let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
-            file.set_len(4096).unwrap();
+            file.set_len(2 * 4096).unwrap();
             Account::keep_in(&file).unwrap().take(used_bytes, u64::MAX).unwrap();
         }
     }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
+use skiff_protocol::bytes_and_mi;
 
 use crate::digest::sha256;
 use crate::error::{Context, Result};
@@ -35,7 +36,7 @@ struct Report {
     entry: Entry,
     size: u64,
     sha256: String,
-    /// A function of a library that can be named.
+    /// A function of a service that can be named.
     #[serde(skip_serializing_if = "Option::is_none")]
     callable: Option<String>,
     wasi: BTreeSet<String>,
@@ -94,9 +95,9 @@ impl Report {
         match (self.entry, &self.callable) {
             (Entry::Command, _) => "command".into(),
             (Entry::Http, _) => "http server".into(),
-            (Entry::Reactor, None) => "library".into(),
+            (Entry::Reactor, None) => "service".into(),
             (Entry::Reactor, Some(name)) => {
-                format!("library (name a function in the container's command: `FILE.wasm#{}`)", shown(name))
+                format!("service (one function alone runs as `FILE.wasm#{}`)", shown(name))
             }
         }
     }
@@ -110,7 +111,7 @@ impl Display for Report {
         writeln!(out, "file      {}", self.file)?;
         writeln!(out, "kind      {}, {entry}", self.kind)?;
         writeln!(out, "wasi      {}", if wasi.is_empty() { "none".into() } else { shown(&wasi.join(", ")) })?;
-        writeln!(out, "size      {} bytes", self.size)?;
+        writeln!(out, "size      {}", bytes_and_mi(self.size))?;
         writeln!(out, "sha256    {}", self.sha256)?;
         for memory in &self.memories {
             writeln!(out, "memory    {}", describe(memory))?;

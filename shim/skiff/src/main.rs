@@ -4,6 +4,7 @@ mod cache;
 mod compile;
 mod confine;
 mod containers;
+mod debug_info;
 mod digest;
 mod doctor;
 mod error;

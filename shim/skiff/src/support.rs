@@ -9,14 +9,12 @@ use crate::preamble::Kind;
 /// The function of a core module that runs unless another is named.
 const START: &str = "_start";
 
-/// Why skiff does not run the guest, each reason in words; empty if it does. A library runs if a function of it can be named.
+/// Why skiff does not run the guest, each reason in words; empty if it does. A service runs if there is something to call in it.
 pub(crate) fn missing(guest: &Guest) -> Vec<String> {
-    let callable = guest.entry() != Entry::Reactor || callable(guest).is_some();
+    let callable = guest.entry() != Entry::Reactor || is_service(guest);
     let nothing = || match guest.kind {
-        Kind::Module => format!("it exports neither `{START}` nor another function without parameters"),
-        Kind::Component => {
-            "it is neither a command nor an HTTP server, and exports no function without parameters".into()
-        }
+        Kind::Module => format!("it exports neither `{START}` nor another function"),
+        Kind::Component => "it is neither a command nor an HTTP server, and exports no function".into(),
     };
     // Whoever built it for another host is helped by that reason alone.
     let nothing = (!callable && target(guest).is_none()).then(nothing);
@@ -33,16 +31,20 @@ pub(crate) fn missing_for(guest: &Guest, function: Option<&str>) -> Vec<String> 
             Some(export) => Some(wrong_function(export)),
             None => Some(format!("it exports no function `{name}`")),
         },
-        None if guest.entry() == Entry::Reactor => callable(guest).map(|export| {
-            format!("it is a library: name a function in the entry point, as in `FILE.wasm#{}`", export.name)
-        }),
         None => None,
     };
     let missing = missing(guest);
     reason.filter(|reason| !missing.contains(reason)).into_iter().chain(missing).collect()
 }
 
-/// A function of a library that can be named: one without parameters, and not the one that only prepares the others.
+/// Whether the guest is a service: nothing in it runs by itself, but there is something to call.
+pub(crate) fn is_service(guest: &Guest) -> bool {
+    let is_function = |export: &Export| export.parameters.is_some() && export.name != "_initialize";
+    let has_functions = |export: &Export| export.kind == "interface" && !export.name.starts_with("wasi:");
+    guest.entry() == Entry::Reactor && guest.exports.iter().any(|export| is_function(export) || has_functions(export))
+}
+
+/// A function of a service that can be named: one without parameters, and not the one that only prepares the others.
 pub(crate) fn callable(guest: &Guest) -> Option<&Export> {
     guest.exports.iter().find(|export| can_be_called(export) && export.name != "_initialize")
 }
@@ -161,7 +163,7 @@ mod tests {
         check(&command("(memory 1 2 shared)"), &["shared memory is off"]);
     }
 
-    const NOTHING: &str = "it is neither a command nor an HTTP server, and exports no function without parameters";
+    const NOTHING: &str = "it is neither a command nor an HTTP server, and exports no function";
     /// A component that exports a function with these parameters.
     fn exporting(parameters: &str, core: &str) -> String {
         format!(
@@ -174,10 +176,10 @@ mod tests {
 
     #[test]
     fn a_guest_with_nothing_to_run_does_not_run() {
-        check("(module)", &["it exports neither `_start` nor another function without parameters"]);
+        check("(module)", &["it exports neither `_start` nor another function"]);
         check(
-            r#"(module (func (export "add") (param i32)) (func (export "_initialize")) (memory (export "memory") 1))"#,
-            &["it exports neither `_start` nor another function without parameters"],
+            r#"(module (func (export "_initialize")) (memory (export "memory") 1))"#,
+            &["it exports neither `_start` nor another function"],
         );
         check(r#"(module (func (export "f")))"#, &[]);
         check(r#"(module (memory (export "_start") 1))"#, &["`_start` is not a function: it is a memory"]);
@@ -186,7 +188,7 @@ mod tests {
             &["the function `_start` takes 1 parameters: skiff passes none"],
         );
         check("(component)", &[NOTHING]);
-        check(&exporting(r#"(param "a" u32) (param "b" u32)"#, "(param i32 i32)"), &[NOTHING]);
+        check(&exporting(r#"(param "a" u32) (param "b" u32)"#, "(param i32 i32)"), &[]);
         check(&exporting("", ""), &[]);
     }
 
@@ -216,7 +218,7 @@ mod tests {
         assert_eq!(found(library, Some("g")), ["the function `g` takes 1 parameters: skiff passes none"]);
         assert_eq!(found(library, Some("m")), ["`m` is not a function: it is a memory"]);
         assert_eq!(found(library, Some("h")), ["it exports no function `h`"]);
-        assert_eq!(found(library, None), ["it is a library: name a function in the entry point, as in `FILE.wasm#f`"]);
+        assert_eq!(found(library, None), [""; 0]);
         assert_eq!(found(&command(""), None), [""; 0]);
         assert_eq!(found(&command(""), Some("_start")), [""; 0]);
         assert_eq!(found("(component)", None), [NOTHING]);

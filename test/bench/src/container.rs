@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, RemoveSnapshotRequest};
 use containerd_client::services::v1::{
-    Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest, KillRequest,
-    StartRequest, UpdateTaskRequest, WaitRequest,
+    Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest, GetRequest,
+    KillRequest, StartRequest, UpdateTaskRequest, WaitRequest,
 };
 use containerd_client::types::Mount;
 use nix::sys::stat::Mode;
@@ -58,15 +58,21 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// How long the steps of one container took, in milliseconds.
+/// When the steps of one container were done. A request is sent as soon as the step before it is done.
 #[derive(Clone, Copy)]
-pub(crate) struct Times {
-    pub(crate) create: f64,
-    /// From the request of Start to the reply.
-    pub(crate) start: f64,
-    /// From the request of Start to the reply to Wait.
-    pub(crate) run: f64,
-    pub(crate) delete: f64,
+pub(crate) struct Moments {
+    /// The request of Create is sent.
+    pub(crate) begun: Instant,
+    pub(crate) created: Instant,
+    /// Start's reply.
+    pub(crate) started: Instant,
+    /// Its output holds something.
+    pub(crate) spoke: Instant,
+    /// Wait's reply.
+    pub(crate) ended: Instant,
+    pub(crate) deleted: Instant,
+    /// Its process.
+    pub(crate) pid: u32,
 }
 
 /// A container with metadata and a snapshot, but without a task.
@@ -90,7 +96,7 @@ pub(crate) struct Running<'a> {
 /// # Errors
 /// When containerd refuses.
 pub(crate) async fn prepare<'a>(containerd: &'a Containerd, id: String, plan: &Plan<'_>) -> Result<Prepared<'a>> {
-    let spec = spec(&id, plan);
+    let spec = spec(&containerd.group().path_of(&id), plan);
     let container = Container {
         id: id.clone(),
         image: plan.image.name.clone(),
@@ -122,11 +128,11 @@ impl<'a> Prepared<'a> {
     ///
     /// # Errors
     /// When a step fails, the exit status is not 0 or the output is not what is expected.
-    pub(crate) async fn run(self, expected: &str) -> Result<Times> {
+    pub(crate) async fn run(self, expected: &str) -> Result<Moments> {
         let id = self.id.clone();
-        let (times, said) = self.live().await?;
+        let (moments, said) = self.live().await?;
         ensure!(said == expected, "`{id}` said `{said}`");
-        Ok(times)
+        Ok(moments)
     }
 
     /// Runs it to its end, removes it and returns its output.
@@ -137,27 +143,29 @@ impl<'a> Prepared<'a> {
         Ok(self.live().await?.1)
     }
 
-    async fn live(self) -> Result<(Times, String)> {
+    async fn live(self) -> Result<(Moments, String)> {
         let [mut output, mut errors] = self.open_stdio()?;
+        let readable = pipe::Receiver::from_file(output.try_clone()?)?;
         let begun = Instant::now();
-        self.create().await?;
+        let pid = self.create().await?;
         let created = Instant::now();
-        self.start().await?;
-        let started = Instant::now();
-        let status = self.wait().await?;
-        let ended = Instant::now();
+        let life = async {
+            self.start().await?;
+            let started = Instant::now();
+            Ok::<_, anyhow::Error>((started, self.wait().await?, Instant::now()))
+        };
+        let speech = async {
+            // What fails without a word is reported below.
+            tokio::time::timeout(PATIENCE, readable.readable()).await.unwrap_or(Ok(()))?;
+            Ok(Instant::now())
+        };
+        let ((started, status, ended), spoke) = tokio::try_join!(life, speech)?;
         self.delete().await?;
         let deleted = Instant::now();
         let (said, complained) = (said(&mut output), said(&mut errors));
         ensure!(status == 0, "`{}` ended with {status} and said `{said}{complained}`", self.id);
         self.remove().await?;
-        let times = Times {
-            create: milliseconds(created - begun),
-            start: milliseconds(started - created),
-            run: milliseconds(ended - created),
-            delete: milliseconds(deleted - ended),
-        };
-        Ok((times, said))
+        Ok((Moments { begun, created, started, spoke, ended, deleted, pid }, said))
     }
 
     /// Starts it and waits for its first line. It keeps running.
@@ -186,7 +194,8 @@ impl<'a> Prepared<'a> {
         Ok([options.open(&self.output)?, options.open(&self.errors)?])
     }
 
-    async fn create(&self) -> Result<()> {
+    /// Returns the pid of its process.
+    async fn create(&self) -> Result<u32> {
         let create = CreateTaskRequest {
             container_id: self.id.clone(),
             rootfs: self.rootfs.clone(),
@@ -195,7 +204,8 @@ impl<'a> Prepared<'a> {
             ..CreateTaskRequest::default()
         };
         let answer = self.containerd.client().tasks().create(request(create)).await;
-        answer.map(drop).with_context(|| format!("cannot create the task `{}`", self.id))
+        let answer = answer.with_context(|| format!("cannot create the task `{}`", self.id))?;
+        Ok(answer.into_inner().pid)
     }
 
     async fn start(&self) -> Result<()> {
@@ -227,6 +237,21 @@ impl Running<'_> {
     /// Its identifier.
     pub(crate) fn id(&self) -> &str {
         &self.container.id
+    }
+
+    /// Its process.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub(crate) async fn process(&self) -> Result<u32> {
+        let get = GetRequest { container_id: self.container.id.clone(), ..GetRequest::default() };
+        let answer = self.container.containerd.client().tasks().get(request(get)).await?.into_inner();
+        Ok(answer.process.with_context(|| format!("`{}` has no process", self.id()))?.pid)
+    }
+
+    /// The file that holds its memory limit.
+    pub(crate) fn memory_limit_file(&self) -> PathBuf {
+        self.container.containerd.group().memory_limit_file(self.id())
     }
 
     /// The moment at which it prints something more.

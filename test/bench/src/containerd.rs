@@ -17,6 +17,7 @@ use tokio::process::{Child, Command};
 use tonic::Request;
 use tonic::metadata::MetadataValue;
 
+use crate::cgroup::Group;
 use crate::container;
 use crate::image::{Form, Image};
 use crate::processes;
@@ -34,6 +35,7 @@ pub(crate) struct Containerd {
     client: Client,
     ctr: PathBuf,
     tag: String,
+    group: Group,
 }
 
 impl Containerd {
@@ -59,7 +61,21 @@ impl Containerd {
             .context("cannot start containerd")?;
         let client = answering(&home.join("c.sock")).await.context("containerd does not answer")?;
         let tag = format!("sb{}", std::process::id());
-        Ok(Self { process, client, ctr: programs.tool("ctr"), tag, directory })
+        let group = Group::of(&tag, pid_of(&process)?)?;
+        Ok(Self { process, client, ctr: programs.tool("ctr"), tag, group, directory })
+    }
+
+    /// Its process.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub(crate) fn pid(&self) -> Result<u32> {
+        pid_of(&self.process)
+    }
+
+    /// The cgroup that it is in, with all of its containers.
+    pub(crate) fn group(&self) -> &Group {
+        &self.group
     }
 
     /// The client of its API.
@@ -109,13 +125,13 @@ impl Containerd {
     /// When something cannot be ended.
     pub(crate) async fn stop(mut self) -> Result<()> {
         self.end_tasks().await;
-        let pid = Pid::from_raw(i32::try_from(self.process.id().context("containerd has ended by itself")?)?);
+        let pid = Pid::from_raw(i32::try_from(self.pid()?)?);
         kill(pid, Signal::SIGTERM)?;
         if tokio::time::timeout(PATIENCE, self.process.wait()).await.is_err() {
             self.process.kill().await?;
         }
         processes::kill_all(&self.tag);
-        processes::remove_cgroups(&self.tag).await;
+        self.group.remove().await;
         unmount_below(self.directory());
         self.directory.close().context("cannot remove the temporary directory")
     }
@@ -140,6 +156,10 @@ impl Containerd {
         tasks.delete(request(DeleteTaskRequest { container_id })).await?;
         Ok(())
     }
+}
+
+fn pid_of(containerd: &Child) -> Result<u32> {
+    containerd.id().context("containerd has ended by itself")
 }
 
 /// A request in the benchmark's namespace.

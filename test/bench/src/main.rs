@@ -3,8 +3,13 @@
 //! The targets take turns in every round, so that other load on the machine affects all of them alike. It makes a private
 //! containerd in a temporary directory and leaves nothing behind. docs/benchmark.md explains the figures.
 
+mod answer;
+mod calls;
+mod cgroup;
 mod container;
 mod containerd;
+mod exec;
+mod execs;
 mod http;
 mod image;
 mod limits;
@@ -17,6 +22,7 @@ mod spec;
 mod start;
 mod stats;
 mod target;
+mod trace;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -37,18 +43,21 @@ struct Arguments {
     /// Three rounds of everything: whether the benchmark works, not what the figures are.
     #[arg(long)]
     quick: bool,
+    /// Shows where the time of a start and of a delete goes, step by step, and measures nothing else.
+    #[arg(long, conflicts_with_all = ["check", "json", "only"])]
+    trace: bool,
     /// Ends with status 1 when a figure misses its target.
     #[arg(long)]
     check: bool,
     /// Also writes the figures to this file, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Measures these parts only: `start`, `memory`, `http`, `limits`.
-    #[arg(long, value_delimiter = ',', default_value = "start,memory,http,limits")]
+    /// Measures these parts only: `start`, `memory`, `http`, `limits`, `calls`, `exec`.
+    #[arg(long, value_delimiter = ',', default_value = "start,memory,http,limits,calls,exec")]
     only: Vec<String>,
 }
 
-const PARTS: [&str; 4] = ["start", "memory", "http", "limits"];
+const PARTS: [&str; 6] = ["start", "memory", "http", "limits", "calls", "exec"];
 
 /// How often and how much.
 struct Effort {
@@ -56,7 +65,7 @@ struct Effort {
     few_containers: usize,
     many_containers: usize,
     http_rounds: usize,
-    http_seconds: u64,
+    http_seconds: u32,
 }
 
 const FULL: Effort = Effort { rounds: 21, few_containers: 10, many_containers: 50, http_rounds: 5, http_seconds: 3 };
@@ -79,8 +88,18 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     // Before there are other threads. The paths go only into the environments of children.
     let programs = Programs::find()?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
-    let report = runtime.block_on(measure(arguments, &programs))?;
+    let effort = if arguments.quick { &QUICK } else { &FULL };
     let mut out = std::io::stdout().lock();
+    if arguments.trace {
+        let traced = with_containerd(&programs, async |containerd| {
+            trace::waterfalls(containerd, &programs, effort.rounds).await
+        });
+        write!(out, "{}", runtime.block_on(traced)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let measured =
+        with_containerd(&programs, async |containerd| all_parts(&arguments.only, effort, &programs, containerd).await);
+    let report = runtime.block_on(measured)?;
     write!(out, "{}", report.markdown())?;
     if let Some(path) = &arguments.json {
         std::fs::write(path, report.json()?).with_context(|| format!("cannot write `{}`", path.display()))?;
@@ -88,13 +107,13 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(if arguments.check && !report.all_met() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-async fn measure(arguments: &Arguments, programs: &Programs) -> Result<Report> {
-    let effort = if arguments.quick { QUICK } else { FULL };
+/// Does the work with a containerd of its own, which it ends, also when it is interrupted.
+async fn with_containerd<T>(programs: &Programs, work: impl AsyncFnOnce(&Containerd) -> Result<T>) -> Result<T> {
     let containerd = Containerd::start(programs).await?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let result = tokio::select! {
-        result = all_parts(&arguments.only, &effort, programs, &containerd) => result,
+        result = work(&containerd) => result,
         _ = interrupt.recv() => Err(anyhow!("interrupted")),
         _ = terminate.recv() => Err(anyhow!("terminated")),
     };
@@ -109,6 +128,7 @@ async fn all_parts(only: &[String], effort: &Effort, programs: &Programs, contai
     if wanted("start") {
         start::hello(containerd, programs, effort.rounds, &mut report).await?;
         start::go(containerd, programs, effort.rounds, &mut report).await?;
+        answer::first(containerd, programs, effort.rounds, &mut report).await?;
     }
     if wanted("memory") {
         memory::marginal(containerd, programs, effort.few_containers, effort.many_containers, &mut report).await?;
@@ -119,6 +139,12 @@ async fn all_parts(only: &[String], effort: &Effort, programs: &Programs, contai
     if wanted("limits") {
         limits::cost(containerd, programs, effort.rounds, &mut report).await?;
         resize::delay(containerd, programs, effort.rounds, &mut report).await?;
+    }
+    if wanted("calls") {
+        calls::calls(containerd, programs, effort.rounds, &mut report).await?;
+    }
+    if wanted("exec") {
+        execs::hello(containerd, programs, effort.rounds, &mut report).await?;
     }
     Ok(report)
 }

@@ -8,13 +8,16 @@ use anyhow::{Context, Result};
 use crate::container::{Plan, prepare};
 use crate::containerd::Containerd;
 use crate::image::Form;
-use crate::processes::{Usage, usage};
+use crate::processes::{Usage, sleeps, usage};
 use crate::programs::Programs;
 use crate::report::{Goal, MemoryRow, Report};
 use crate::target::Target;
 
 /// Time for what a start leaves to the background: freeing memory, helpers that end.
 const SETTLING: Duration = Duration::from_secs(1);
+
+/// How long wake-ups are counted, and how long a thread without work lives at most.
+const IDLE: Duration = Duration::from_secs(12);
 
 struct Sleeper {
     name: &'static str,
@@ -45,8 +48,10 @@ pub(crate) async fn marginal(
         let row = grow(containerd, sleeper, few, many).await;
         rows.push(row.with_context(|| format!("{} failed", sleeper.name))?);
     }
-    let skiff = rows.last().map(|row| row.marginal_mb).unwrap_or_default();
-    report.goal(Goal::at_most("marginal PSS of a container, MB", skiff, 2.5));
+    if let Some(skiff) = rows.last() {
+        report.goal(Goal::at_most("marginal PSS of a container, MB", skiff.marginal_mb, 2.5));
+        report.goal(Goal::at_most("wake-ups a second of a sleeping container", skiff.wake_ups, 0.1));
+    }
     report.memory(few, many, rows);
     Ok(())
 }
@@ -67,13 +72,25 @@ async fn grow(containerd: &Containerd, sleeper: &Sleeper, few: usize, many: usiz
     }
     tokio::time::sleep(SETTLING).await;
     let at_many = usage(&word)?;
+    let wake_ups = wake_ups(&word).await / exact(many);
     for container in running {
         container.end().await?;
     }
-    Ok(row(sleeper.name, (few, at_few), (many, at_many)))
+    Ok(row(sleeper.name, (few, at_few), (many, at_many), wake_ups))
 }
 
-fn row(name: &'static str, (few, at_few): (usize, Usage), (many, at_many): (usize, Usage)) -> MemoryRow {
+/// How often a second the threads of all of them are woken up. What a start has left behind ends first.
+async fn wake_ups(word: &str) -> f64 {
+    tokio::time::sleep(IDLE).await;
+    let before = sleeps(word);
+    tokio::time::sleep(IDLE).await;
+    // A thread that has ended meanwhile is gone with its count.
+    let more = |(thread, count): (&PathBuf, &u64)| count - before.get(thread).unwrap_or(&0);
+    let all: u64 = sleeps(word).iter().map(more).sum();
+    exact(usize::try_from(all).unwrap_or(usize::MAX)) / IDLE.as_secs_f64()
+}
+
+fn row(name: &'static str, (few, at_few): (usize, Usage), (many, at_many): (usize, Usage), wake_ups: f64) -> MemoryRow {
     let more = exact(many - few);
     MemoryRow {
         name,
@@ -81,6 +98,7 @@ fn row(name: &'static str, (few, at_few): (usize, Usage), (many, at_many): (usiz
         total_mb: megabytes(at_many),
         processes: (exact(at_many.processes) - exact(at_few.processes)) / more,
         threads: (exact(at_many.threads) - exact(at_few.threads)) / more,
+        wake_ups,
     }
 }
 

@@ -4,13 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-
-const CGROUPS: &str = "/sys/fs/cgroup";
-const PATIENCE: Duration = Duration::from_secs(5);
-const OFTEN: Duration = Duration::from_millis(10);
 
 /// What a set of processes uses.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,43 +32,46 @@ pub(crate) fn usage(word: &str) -> Result<Usage> {
     Ok(usage)
 }
 
+/// How often each thread of these containers has gone to sleep so far. Each time it had to be woken up.
+pub(crate) fn sleeps(word: &str) -> HashMap<PathBuf, u64> {
+    let tasks = belonging(word).into_iter().filter_map(|pid| std::fs::read_dir(format!("/proc/{pid}/task")).ok());
+    let of = |task: PathBuf| Some((task.clone(), sleeps_of(&task)?));
+    tasks.flatten().filter_map(|task| of(task.ok()?.path())).collect()
+}
+
+fn sleeps_of(task: &Path) -> Option<u64> {
+    let status = std::fs::read_to_string(task.join("status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse().ok())
+}
+
+/// The memory of a process that it shares with no other one, in bytes.
+///
+/// # Errors
+/// When there is no such process.
+pub(crate) fn private_bytes(pid: u32) -> Result<u64> {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    Ok(kilobytes(&rollup, &["Private_Clean:", "Private_Dirty:"]) * 1024)
+}
+
+/// The processor time that a process has used, with that of its threads.
+///
+/// # Errors
+/// When there is no such process.
+pub(crate) fn processor_time(pid: u32) -> Result<Duration> {
+    // The kernel tells it in hundredths of a second, whatever its own clock is.
+    const TICK: Duration = Duration::from_millis(10);
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, fields) = stat.rsplit_once(')').context("there is no name")?;
+    // The 14th and 15th field; the first of these is the third.
+    let ticks: Vec<u32> = fields.split_whitespace().skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
+    Ok(TICK * ticks.iter().sum::<u32>())
+}
+
 /// Kills all processes of the containers whose identifiers hold the word.
 pub(crate) fn kill_all(word: &str) {
     for pid in belonging(word) {
         kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap_or_default();
     }
-}
-
-/// Removes the control groups of containers whose identifiers begin with the word; some are gone only once their last
-/// process is.
-pub(crate) async fn remove_cgroups(word: &str) {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    loop {
-        let left: Vec<_> = cgroups(word).into_iter().filter(|group| std::fs::remove_dir(group).is_err()).collect();
-        if left.is_empty() || tokio::time::Instant::now() > deadline {
-            return;
-        }
-        tokio::time::sleep(OFTEN).await;
-    }
-}
-
-/// The file that holds the memory limit of a container.
-pub(crate) fn memory_limit_file(id: &str) -> PathBuf {
-    let root = Path::new(CGROUPS);
-    let version_1 = root.join("memory").join(id).join("memory.limit_in_bytes");
-    if version_1.exists() { version_1 } else { root.join(id).join("memory.max") }
-}
-
-/// In the one hierarchy of version 2, and in each hierarchy of version 1.
-fn cgroups(word: &str) -> Vec<PathBuf> {
-    let below = |directory: &Path| -> Vec<PathBuf> {
-        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-        entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
-    };
-    let roots = below(Path::new(CGROUPS));
-    let all = roots.iter().flat_map(|root| below(root)).chain(roots.iter().cloned());
-    let is_ours = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(word));
-    all.filter(is_ours).collect()
 }
 
 /// A shim has its container on its command line, a container's process is in the container's cgroup, and what either of them
@@ -113,7 +112,14 @@ fn parent(pid: i32) -> Option<i32> {
 /// Nothing when the process has ended.
 fn pss(pid: i32) -> Option<u64> {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
-    Some(kilobytes * 1024)
+    Some(kilobytes(&rollup, &["Pss:"]) * 1024)
+}
+
+/// The sum of these lines.
+fn kilobytes(rollup: &str, names: &[&str]) -> u64 {
+    let of = |line: &str| {
+        let (name, value) = line.split_once(char::is_whitespace)?;
+        names.contains(&name).then(|| value.trim().trim_end_matches(" kB").parse::<u64>().ok())?
+    };
+    rollup.lines().filter_map(of).sum()
 }

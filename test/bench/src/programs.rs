@@ -27,7 +27,7 @@ impl Programs {
         Ok(Self {
             skiff: provided("SKIFF_BIN", "programs.sh", &[])?,
             tools: provided("SKIFF_TOOLS", "tools/build.sh", &["containerd", "runc", "native", "wasmtime", "wrk"])?,
-            guests: provided("SKIFF_GUESTS", "guests/build.sh", &["c", "go", "rust"])?,
+            guests: provided("SKIFF_GUESTS", "guests/build.sh", &["c", "go", "js", "rust"])?,
             baseline: baseline.parent().context("`SKIFF_BASELINE` is not a file")?.into(),
         })
     }

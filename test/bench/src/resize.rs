@@ -7,7 +7,6 @@ use anyhow::{Context, Result};
 use crate::container::{Plan, Running, milliseconds, prepare};
 use crate::containerd::Containerd;
 use crate::image::{Form, Image};
-use crate::processes::memory_limit_file;
 use crate::programs::Programs;
 use crate::report::{Report, ResizeRow};
 use crate::stats::Summary;
@@ -55,7 +54,7 @@ async fn refused<'a>(containerd: &'a Containerd, image: &Image, words: &str) -> 
 
 /// Milliseconds from the write to the growth.
 async fn by_file(running: Running<'_>) -> Result<f64> {
-    let file = memory_limit_file(running.id());
+    let file = running.memory_limit_file();
     let write = async {
         let begun = Instant::now();
         std::fs::write(&file, HIGH_BYTES.to_string()).map(|()| begun)

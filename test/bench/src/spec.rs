@@ -16,10 +16,10 @@ pub(crate) enum Network {
     Host,
 }
 
-/// The specification of the container `id`, as JSON.
-pub(crate) fn spec(id: &str, plan: &Plan<'_>) -> Value {
+/// The specification of a container in the cgroup at `cgroup`, as JSON.
+pub(crate) fn spec(cgroup: &str, plan: &Plan<'_>) -> Value {
     let command = [&[plan.image.entrypoint.clone()][..], &plan.arguments].concat();
-    let mut spec = skiff_test::default_spec(&command, &plan.environment, &format!("/{id}"));
+    let mut spec = skiff_test::default_spec(&command, &plan.environment, cgroup);
     if let Some(bytes) = plan.limit_bytes {
         spec["linux"]["resources"]["memory"] = json!({ "limit": bytes });
     }

@@ -1,4 +1,4 @@
-// reactor: no `_start`; functions to be run by name (`reactor.wasm#greet`). `_initialize` must have run before.
+// reactor: no `_start`; functions to be called. `_initialize` must have run before; `counter` counts its calls.
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -20,3 +20,8 @@ EXPORT("leave") void leave(void) { exit(9); }
 EXPORT("fail") void fail(void) { __builtin_trap(); }
 
 EXPORT("add") int add(int left, int right) { return left + right; }
+
+EXPORT("counter") int counter(void) {
+  static int count;
+  return ++count;
+}

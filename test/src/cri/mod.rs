@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use crate::image::{self, Archive};
 use crate::machine::{cgroups_with, clean_up, files_below, mounts_with};
 use crate::names::token;
-use crate::places::{guest, search_path, shared_code, tools};
+use crate::places::{guest, launcher, programs, search_path, shared_code, tools};
 use crate::process::{is_alive, processes_touching};
 use crate::wait::until;
 
@@ -80,11 +80,13 @@ impl Node {
              [{cri}.containerd]\ndefault_runtime_name = 'runc'\n\
              [{cri}.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n\
              [{cri}.containerd.runtimes.skiff]\nruntime_type = 'io.containerd.skiff.v1'\n\
-             pod_annotations = ['limits.skiff.dev/*', '*.limits.skiff.dev/*', 'http.skiff.dev/*', '*.http.skiff.dev/*']\n\
-             [{cri}.containerd.runtimes.skiff.options]\nRoot = '{dir}/runc'\nCacheDir = '{}'\n\
+             pod_annotations = ['limits.skiff.dev/*', '*.limits.skiff.dev/*', 'http.skiff.dev/*', '*.http.skiff.dev/*', \
+             'calls.skiff.dev/*', '*.calls.skiff.dev/*', 'debug.skiff.dev/*', '*.debug.skiff.dev/*']\n\
+             [{cri}.containerd.runtimes.skiff.options]\nRoot = '{dir}/runc'\nCacheDir = '{}'\n{}\
              [{cri}.containerd.runtimes.skiff-plain]\nruntime_type = 'io.containerd.skiff.v1'\n\
              [{cri}.cni]\nbin_dirs = ['{}']\nconf_dir = '{dir}/cni'\n",
             shared_code().display(),
+            launcher(),
             tools().display(),
         );
         fs::write(self.dir.join("containerd.toml"), configuration).unwrap();
@@ -118,7 +120,7 @@ impl Node {
         command.args(words.unwrap_or_else(|| vec!["unshare".into()])).args(["--net", "--mount"]);
         command.arg(tools().join("busybox")).args(["sh", "-c", &script]);
         command.arg(tools().join("containerd")).arg(self.dir.join("containerd.toml"));
-        command.env("PATH", search_path()).stdin(Stdio::null());
+        command.env("PATH", search_path(programs())).stdin(Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
         // SAFETY: the closure makes one system call and allocates nothing.
         unsafe { command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into)) };
@@ -193,9 +195,14 @@ impl Node {
 
     /// Runs `crictl`.
     pub fn crictl(&self, args: &[&str]) -> Output {
+        self.crictl_command(args).output().unwrap()
+    }
+
+    /// `crictl` with these arguments, to be run.
+    pub fn crictl_command(&self, args: &[&str]) -> Command {
         let config = self.dir.join("crictl.yaml");
         let args = [&["--config", config.to_str().unwrap()], args].concat();
-        self.inside(&tools().join("crictl"), &args).output().unwrap()
+        self.inside(&tools().join("crictl"), &args)
     }
 
     /// Runs `crictl` and returns its output.

@@ -25,9 +25,10 @@ use containerd_shim_protos::shim_async::{Client, TaskClient, create_events};
 use serde_json::{Value, json};
 use ttrpc::asynchronous::Server;
 
+use crate::left::orphaned_terminals;
 use crate::machine::{cgroups_with, clean_up, files_below, mounts_with};
 use crate::names::token;
-use crate::places::{SHIM, guest, programs, search_path, tools};
+use crate::places::{SHIM, guest, launcher, programs, search_path, tools};
 use crate::process::processes_touching;
 use crate::wait::holds_within;
 
@@ -49,6 +50,7 @@ pub struct FakeContainerd {
     pub events: Recorder,
     server: tokio::sync::Mutex<Option<Server>>,
     sockets: Mutex<HashSet<PathBuf>>,
+    shims: Mutex<HashSet<u32>>,
 }
 
 impl FakeContainerd {
@@ -63,6 +65,7 @@ impl FakeContainerd {
             events: Recorder::default(),
             server: tokio::sync::Mutex::default(),
             sockets: Mutex::default(),
+            shims: Mutex::default(),
         };
         fake.take_events().await;
         fake
@@ -102,7 +105,8 @@ impl FakeContainerd {
 
     /// The runtime's options in TOML, with `more` lines: everything of the shim is in [`FakeContainerd::dir`].
     pub fn toml(&self, more: &str) -> String {
-        format!("Root = \"{0}/runc\"\nCacheDir = \"{0}/cache\"\n{more}\n", self.dir.display())
+        let launcher = if more.contains("OwnLauncher") { "" } else { launcher() };
+        format!("Root = \"{0}/runc\"\nCacheDir = \"{0}/cache\"\n{launcher}{more}\n", self.dir.display())
     }
 
     /// These options as containerd passes them: `runtimeoptions.v1.Options` with a body.
@@ -184,7 +188,7 @@ impl FakeContainerd {
         command.arg(action).current_dir(&bundle.path);
         command.env("TTRPC_ADDRESS", self.events_address()).env("GRPC_ADDRESS", self.grpc_address());
         command.env("NAMESPACE", NAMESPACE).env("MAX_SHIM_VERSION", "2").env("GOMAXPROCS", "2");
-        command.env("PATH", search_path());
+        command.env("PATH", search_path(programs()));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         command
     }
@@ -232,7 +236,10 @@ impl FakeContainerd {
         let path = PathBuf::from(address.strip_prefix("unix://").unwrap());
         let client = Client::connect(address).await.unwrap();
         self.sockets.lock().unwrap().insert(path.clone());
-        Shim { address: address.into(), socket: path, tasks: TaskClient::new(client.clone()), client }
+        let shim = Shim { address: address.into(), socket: path, tasks: TaskClient::new(client.clone()), client };
+        let pid = shim.pid().await;
+        self.shims.lock().unwrap().insert(pid);
+        shim
     }
 
     /// Starts a shim for `bundle` and creates and starts its container.
@@ -261,6 +268,7 @@ impl FakeContainerd {
         let parent = format!("skiff-test-{}", self.token);
         let cgroups = cgroups_with(&self.token).into_iter().filter(|path| !path.ends_with(&parent));
         left.extend(cgroups.map(|path| format!("cgroup {}", path.display())));
+        left.extend(orphaned_terminals(&self.shims.lock().unwrap()));
         let sockets = self.sockets.lock().unwrap();
         left.extend(sockets.iter().filter(|path| path.exists()).map(|path| format!("socket {}", path.display())));
         for (what, dir) in [("runc's state", self.dir.join("runc").join(NAMESPACE)), ("cache", self.cache())] {

@@ -169,6 +169,9 @@ fn is_variable(span: &str) -> bool {
 }
 
 fn is_annotation(span: &str) -> bool {
+    if let Some((_, name)) = span.split_once(".skiff.dev/") {
+        return !["", "NAME", "…"].contains(&name);
+    }
     ["io.", "org.", "runtime."].iter().any(|start| span.starts_with(start))
         && span.matches('.').count() > 1
         && span.chars().all(|c| c.is_ascii_alphanumeric() || ".-/_".contains(c))
@@ -187,7 +190,8 @@ fn every_variable_and_annotation_in_the_documents_exists() {
     let mut faults = Vec::new();
     for document in documents() {
         for span in code_spans(&document.text) {
-            let name = span.split('=').next().unwrap_or_default();
+            let name = span.split(['=', ':']).next().unwrap_or_default();
+            let name = name.strip_prefix("CONTAINER.").unwrap_or(name);
             if (is_variable(name) || is_annotation(name)) && !exists(name) {
                 faults.push(format!("`{}` names `{name}`, which no code knows", document.path.display()));
             }
@@ -204,4 +208,5 @@ fn the_tidy_test_reads_what_it_is_given() {
     assert_eq!(pascal_case("no_pivot_root"), "NoPivotRoot");
     assert_eq!(written_default("4 << 30"), "4294967296");
     assert!(is_variable("SKIFF_HTTP_ADDRESS") && !is_variable("Ok") && is_annotation("io.kubernetes.cri.sandbox-id"));
+    assert!(is_annotation("debug.skiff.dev/look") && !is_annotation("limits.skiff.dev/NAME"));
 }

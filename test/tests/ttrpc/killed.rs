@@ -1,14 +1,17 @@
 //! A shim that is killed at any step: `delete` removes whatever it left.
 
+use std::fs;
 use std::time::Duration;
 
-use containerd_shim_protos::api::PauseRequest;
+use containerd_shim_protos::api::{CreateTaskRequest, PauseRequest};
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use serde_json::{Value, json};
 use skiff_test::fake_containerd::{FakeContainerd, annotations, call, runtime_options};
 use skiff_test::{guest, holds, is_alive, signal, tools};
 
-use crate::{calls, kill_and_delete, kill_now, logging_runtime};
+use crate::{add_exec, calls, kill_and_delete, kill_now, logging_runtime};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shim_killed_before_any_create_leaves_nothing_behind_delete() {
@@ -56,6 +59,30 @@ async fn a_shim_killed_beside_a_paused_container_leaves_nothing_behind_delete() 
     let shim = containerd.run(&bundle).await;
     shim.tasks.pause(call(), &PauseRequest { id: bundle.id.clone(), ..PauseRequest::default() }).await.unwrap();
     kill_and_delete(&containerd, shim.pid().await, &bundle).await;
+}
+
+/// Nobody calls `delete` before the guest has ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_ends_when_its_terminal_hangs_up() {
+    for in_pod in [false, true] {
+        let containerd = FakeContainerd::new().await;
+        let bundle = containerd.wasm_with("a", &guest("c-sleep"), &[], |spec| {
+            spec["process"]["terminal"] = json!(true);
+            if in_pod {
+                spec["annotations"] = annotations("a", "container");
+            }
+        });
+        let shim = containerd.start(&bundle).await;
+        let request = CreateTaskRequest { terminal: true, stderr: String::new(), ..bundle.create_request() };
+        let pid = shim.tasks.create(call(), &request).await.unwrap().pid;
+        shim.run(&bundle).await.unwrap();
+        bundle.stdout.says("sleeping\r\n").await;
+        let shim_pid = shim.pid().await;
+        kill_now(shim_pid).await;
+        holds("the guest has ended", || !is_alive(pid)).await;
+        containerd.delete(&bundle).await;
+        containerd.assert_nothing_left().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,6 +148,60 @@ async fn a_shim_killed_at_any_moment_of_create_leaves_nothing_behind_delete() {
         tokio::time::sleep(Duration::from_millis(delay_ms)).await;
         kill_and_delete(&containerd, pid, &bundle).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shim_killed_at_any_step_of_an_exec_leaves_nothing_behind_delete() {
+    // Before the runtime does anything, after it has made the process, and when that runs.
+    let moments = ["before", "after", "running"].map(|moment| [(moment, false), (moment, true)]);
+    for (moment, terminal) in moments.concat() {
+        let containerd = FakeContainerd::new().await;
+        let never = containerd.dir.join("never");
+        mkfifo(&never, Mode::S_IRWXU).unwrap();
+        let (runc, stop) = (tools().join("runc").display().to_string(), format!("read line <> {}", never.display()));
+        let script = match moment {
+            "before" => format!("case \"$*\" in *' exec '*) {stop};; esac"),
+            "after" => format!("case \"$*\" in *' exec '*) {runc} \"$@\"; {stop};; esac"),
+            _ => String::new(),
+        };
+        let mut bundle = containerd.wasm(moment, "c-sleep", &[]);
+        fs::copy(guest("c-sleep"), bundle.image.join("beside.wasm")).unwrap();
+        let runtime = logging_runtime(&containerd, &script);
+        bundle.options = runtime_options(&containerd.toml(&format!("BinaryName = \"{runtime}\"")));
+        let shim = containerd.run(&bundle).await;
+        let pid = shim.pid().await;
+        let request = add_exec(&shim, &bundle, &["beside"], terminal).await;
+        let tasks = shim.tasks.clone();
+        let starting = tokio::spawn(async move { tasks.start(call(), &request).await });
+        match moment {
+            "before" => holds("runc was asked", || calls(&containerd).contains(" exec ")).await,
+            "after" => holds("runc has made it", || bundle.path.join("exec-e.pid").exists()).await,
+            _ => drop(starting.await.unwrap().unwrap()),
+        }
+        kill_and_delete(&containerd, pid, &bundle).await;
+    }
+}
+
+/// A service with a call that says something, and never ends.
+const SERVICE: &str = r#"(module
+    (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+    (memory (export "memory") 1)
+    (data (i32.const 0) "\10\00\00\00\08\00\00\00") (data (i32.const 16) "calling\n")
+    (func (export "call")
+        (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 32)))
+        (loop $again (br $again))))"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shim_killed_during_a_call_leaves_nothing_behind_delete() {
+    let containerd = FakeContainerd::new().await;
+    let module = containerd.dir.join("service.wasm");
+    fs::write(&module, wat::parse_str(SERVICE).unwrap()).unwrap();
+    let bundle = containerd.wasm_with("a", &module, &[], |_| {});
+    let shim = containerd.run(&bundle).await;
+    let request = add_exec(&shim, &bundle, &["invoke", "call()"], false).await;
+    shim.tasks.start(call(), &request).await.unwrap();
+    bundle.stdout.says("calling\n").await;
+    kill_and_delete(&containerd, shim.pid().await, &bundle).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

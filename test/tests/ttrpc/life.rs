@@ -11,11 +11,13 @@ use containerd_shim_protos::api::{
 use containerd_shim_protos::protobuf::Message;
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use skiff_test::fake_containerd::{Bundle, FakeContainerd, Shim, annotations, call, refusal, refused, sandbox_spec};
-use skiff_test::{Figures, guest, holds, is_alive};
+use skiff_test::fake_containerd::{
+    Bundle, FakeContainerd, Shim, annotations, call, refusal, refused, runtime_options, sandbox_spec,
+};
+use skiff_test::{Figures, guest, holds, is_alive, tools};
 use ttrpc::Code;
 
-use crate::{VERSION_2, VERSION_3};
+use crate::{VERSION_2, VERSION_3, add_exec, logging_runtime};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn both_names_of_the_task_service_answer() {
@@ -214,6 +216,37 @@ async fn the_sandbox_of_a_pod_is_the_shim_itself() {
     shim.delete(&bundle).await.unwrap();
     assert_eq!(uts(&pid.to_string()), uts("self"));
     containerd.events.are(&bundle.id, &["create", "start", "exit", "delete"]).await;
+    shim.shutdown().await;
+    containerd.assert_nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exec_whose_engine_does_not_answer_holds_nobody_up() {
+    let containerd = FakeContainerd::new().await;
+    // Where the kernel does not end everything with the first process.
+    let mut bundle = containerd.wasm_with("a", &guest("c-sleep"), &[], |spec| {
+        spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "pid");
+    });
+    fs::copy(guest("c-sleep"), bundle.image.join("sleep")).unwrap();
+    fs::copy(tools().join("busybox"), bundle.image.join("busybox")).unwrap();
+    // Another program in the engine's place.
+    let specification = bundle.path.join("exec-e.json");
+    let replace = format!("sed -i 's#/proc/self/fd/3#/busybox#' {}", specification.display());
+    let runtime = logging_runtime(&containerd, &format!("case \"$*\" in *' exec '*) {replace};; esac"));
+    bundle.options = runtime_options(&containerd.toml(&format!("BinaryName = \"{runtime}\"")));
+    let shim = containerd.run(&bundle).await;
+    let request = add_exec(&shim, &bundle, &["sleep", "1000"], false).await;
+    let tasks = shim.tasks.clone();
+    let starting = tokio::spawn(async move { tasks.start(call(), &request).await });
+    holds("it is made", || containerd.processes().iter().any(|(_, line)| line.contains("busybox sleep"))).await;
+    let (pause, resume) = (PauseRequest { id: bundle.id.clone(), ..Default::default() }, ResumeRequest::default());
+    shim.tasks.pause(call(), &pause).await.unwrap();
+    shim.tasks.resume(call(), &ResumeRequest { id: bundle.id.clone(), ..resume }).await.unwrap();
+    shim.kill(&bundle, Signal::SIGKILL).await.unwrap();
+    assert_eq!(shim.wait(&bundle).await, 137);
+    let (_, message) = refused(starting.await.unwrap());
+    assert!(message.contains("cannot start a process in a container that is stopped"), "{message}");
+    shim.delete(&bundle).await.unwrap();
     shim.shutdown().await;
     containerd.assert_nothing_left().await;
 }

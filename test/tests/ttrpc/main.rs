@@ -11,8 +11,11 @@ mod start;
 
 use std::fs;
 
+use containerd_shim_protos::api::{ExecProcessRequest, StartRequest};
+use containerd_shim_protos::protobuf::MessageField;
 use nix::sys::signal::Signal;
-use skiff_test::fake_containerd::{Bundle, FakeContainerd};
+use serde_json::json;
+use skiff_test::fake_containerd::{Bundle, FakeContainerd, Shim, any, call};
 use skiff_test::{holds, is_alive, signal, tasks_of};
 
 const VERSION_2: &str = "containerd.task.v2.Task";
@@ -48,4 +51,14 @@ fn logging_runtime(containerd: &FakeContainerd, more: &str) -> String {
 
 fn calls(containerd: &FakeContainerd) -> String {
     fs::read_to_string(containerd.dir.join("calls")).unwrap_or_default()
+}
+
+/// Describes a further process `e` of the container, at a terminal or not, and returns what starts it.
+async fn add_exec(shim: &Shim, bundle: &Bundle, args: &[&str], terminal: bool) -> StartRequest {
+    let process = json!({"args": args, "cwd": "/", "env": [], "user": {"uid": 0, "gid": 0}, "terminal": terminal});
+    let spec = MessageField::some(any("process", process.to_string().as_bytes()));
+    let (id, exec_id) = (bundle.id.clone(), "e".to_string());
+    let added = ExecProcessRequest { id: id.clone(), exec_id: exec_id.clone(), terminal, spec, ..Default::default() };
+    shim.tasks.exec(call(), &added).await.unwrap();
+    StartRequest { id, exec_id, ..StartRequest::default() }
 }

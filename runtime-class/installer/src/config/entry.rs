@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use skiff_protocol::names::{HTTP_DOMAIN, LIMITS_DOMAIN};
+use skiff_protocol::names::ANNOTATION_DOMAINS;
 use toml::{Table, Value};
 
 /// The name of the runtime in containerd's configuration, which a RuntimeClass calls its handler.
@@ -28,7 +28,8 @@ impl Entry {
     /// the sandboxes again and takes the containers in them for dead (containerd issue 10811).
     pub(crate) fn tables(&self, version: u8) -> String {
         let runtimes = format!("plugins.'{}'.containerd.runtimes", runtime_plugin(version));
-        let annotations = pod_annotations().map(|annotation| format!("'{annotation}'")).join(", ");
+        let annotations =
+            pod_annotations().iter().map(|annotation| format!("'{annotation}'")).collect::<Vec<_>>().join(", ");
         let mut text = format!(
             "[{runtimes}.{HANDLER}]\nruntime_type = '{}'\npod_annotations = [{annotations}]\n",
             self.shim.display()
@@ -45,13 +46,8 @@ impl Entry {
 }
 
 /// The patterns of the pod annotations that containerd passes to the runtime.
-pub(crate) fn pod_annotations() -> [String; 4] {
-    [
-        format!("{LIMITS_DOMAIN}/*"),
-        format!("*.{LIMITS_DOMAIN}/*"),
-        format!("{HTTP_DOMAIN}/*"),
-        format!("*.{HTTP_DOMAIN}/*"),
-    ]
+pub(crate) fn pod_annotations() -> Vec<String> {
+    ANNOTATION_DOMAINS.iter().flat_map(|domain| [format!("{domain}/*"), format!("*.{domain}/*")]).collect()
 }
 
 /// The plugin that has the runtimes in a configuration of this version.

@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use skiff_protocol::names::BUNDLES;
-use skiff_protocol::{Activity, Figures, account_holder};
+use skiff_protocol::{Activity, CalledFunctions, Figures, account_holder, called_functions};
 
 use crate::error::{Context, Result};
 use crate::node::files::Host;
@@ -30,10 +30,13 @@ pub(super) struct Name {
     pub(super) container: String,
 }
 
+/// The figures of one container.
+pub(super) type Read = (Figures, Activity, CalledFunctions);
+
 /// The figures of all containers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
-    pub(super) containers: BTreeMap<Name, (Figures, Activity)>,
+    pub(super) containers: BTreeMap<Name, Read>,
     /// How many more there are: too many, or with an account of another release.
     pub(super) omitted: u64,
 }
@@ -73,13 +76,13 @@ fn account_of(bundle: &Path, processes: &Path) -> Option<PathBuf> {
     Some(processes.join(format!("{pid}/fd/{descriptor}")))
 }
 
-fn read(link: &Path) -> io::Result<(Figures, Activity)> {
+fn read(link: &Path) -> io::Result<Read> {
     // The shim may be gone and its number taken by another process: anything but an account is not opened.
     if !fs::read_link(link)?.to_str().is_some_and(|target| target.starts_with(MEMORY_FILE)) {
         return Err(ErrorKind::NotFound.into());
     }
     let file = File::open(link)?;
-    Ok((Figures::read(&file)?, Activity::read(&file)?))
+    Ok((Figures::read(&file)?, Activity::read(&file)?, called_functions(&file)?))
 }
 
 fn name_of(bundle: &Path, namespace: &Path) -> Name {
@@ -117,6 +120,7 @@ fn cut(mut name: String) -> String {
 mod tests {
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::{FileExt, symlink};
+    use std::time::Duration;
 
     use skiff_protocol::{ACCOUNT_FILE, Account};
 
@@ -166,6 +170,8 @@ mod tests {
         let account = Account::keep_in(&file).unwrap();
         account.take(100, 200).unwrap();
         account.add_trap();
+        account.name_function(0, "add");
+        account.add_call(0, Duration::ZERO, false);
         state.bundle("1", &file, &config("main"));
         state.bundle("2", &file, "not JSON");
         fs::create_dir(state.0.path().join("state").join(BUNDLES).join("k8s.io/native")).unwrap();
@@ -173,8 +179,8 @@ mod tests {
         assert_eq!(found.omitted, 0);
         let names: Vec<_> = found.containers.keys().cloned().collect();
         assert_eq!(names, [name("k8s.io", "", "2"), name("shop", "web-0", "main")]);
-        for (figures, activity) in found.containers.values() {
-            assert_eq!((figures.linear_memory_bytes, activity.traps), (100, 1));
+        for (figures, activity, called) in found.containers.values() {
+            assert_eq!((figures.linear_memory_bytes, activity.traps, called["add"].calls), (100, 1, 1));
         }
     }
 

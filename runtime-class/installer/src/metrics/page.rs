@@ -2,10 +2,10 @@
 
 use std::fmt::Display;
 
-use skiff_protocol::{Activity, CODE_CLASSES, DURATION_BOUNDS, Figures};
+use skiff_protocol::{CODE_CLASSES, CalledFunction, DURATION_BOUNDS};
 
 use super::cache::Cache;
-use super::containers::{Found, Name};
+use super::containers::{Found, Name, Read};
 use super::exposition::Kind::{Counter, Gauge, Histogram};
 use super::exposition::{Exposition, Kind};
 
@@ -18,9 +18,6 @@ pub(super) struct Page {
     pub(super) cache: Cache,
 }
 
-/// The figures of one container.
-type Read = (Figures, Activity);
-
 impl Page {
     /// The page in the text format.
     pub(super) fn text(&self) -> String {
@@ -28,6 +25,7 @@ impl Page {
         self.node(&mut text);
         self.memory(&mut text);
         self.activity(&mut text);
+        self.calls(&mut text);
         text.finish()
     }
 
@@ -55,43 +53,65 @@ impl Page {
 
     fn memory(&self, text: &mut Exposition) {
         let mut each = |name, kind, help, value: fn(&Read) -> Option<u64>| self.each(text, name, kind, help, value);
-        each("skiff_container_memory_bytes", Gauge, "The guest's memories, tables and GC heaps.", |(memory, _)| {
+        each("skiff_container_memory_bytes", Gauge, "The guest's memories, tables and GC heaps.", |(memory, _, _)| {
             Some(memory.linear_memory_bytes)
         });
-        each("skiff_container_memory_peak_bytes", Gauge, "Their largest size so far.", |(memory, _)| {
+        each("skiff_container_memory_peak_bytes", Gauge, "Their largest size so far.", |(memory, _, _)| {
             Some(memory.peak_bytes)
         });
         each(
             "skiff_container_memory_limit_bytes",
             Gauge,
             "The container's memory limit when the guest last grew.",
-            |(memory, _)| memory.limit_bytes,
+            |(memory, _, _)| memory.limit_bytes,
         );
-        each("skiff_container_memory_refusals_total", Counter, "Growths that were refused.", |(memory, _)| {
+        each("skiff_container_memory_refusals_total", Counter, "Growths that were refused.", |(memory, _, _)| {
             Some(memory.refusals)
         });
     }
 
     fn activity(&self, text: &mut Exposition) {
         let mut each = |name, kind, help, value: fn(&Read) -> Option<u64>| self.each(text, name, kind, help, value);
-        each("skiff_container_instances", Gauge, "Instances that are alive.", |(_, activity)| Some(activity.instances));
-        each("skiff_container_traps_total", Counter, "Instances that ended with a trap.", |(_, activity)| {
+        each("skiff_container_instances", Gauge, "Instances that are alive.", |(_, activity, _)| {
+            Some(activity.instances)
+        });
+        each("skiff_container_traps_total", Counter, "Instances that ended with a trap.", |(_, activity, _)| {
             Some(activity.traps)
         });
-        let servers = || self.found.containers.iter().filter(|(_, (_, activity))| activity.serves);
+        let servers = || self.found.containers.iter().filter(|(_, (_, activity, _))| activity.serves);
         let name = "skiff_container_requests_total";
         text.family(name, Counter, "Requests by class of status code; `none` had no response.");
-        for (container, (_, activity)) in servers() {
+        for (container, (_, activity, _)) in servers() {
             for (class, count) in CODE_CLASSES.into_iter().zip(activity.requests) {
                 text.sample(name, &[&labels(container)[..], &[("code", class)]].concat(), count);
             }
         }
         let name = "skiff_container_request_duration_seconds";
         text.family(name, Histogram, "Time from a request's head to the last byte of its response.");
-        for (container, (_, activity)) in servers() {
+        for (container, (_, activity, _)) in servers() {
             let counts = (&DURATION_BOUNDS[..], &activity.durations[..]);
             text.histogram(name, &labels(container), counts, activity.request_time);
         }
+    }
+
+    fn calls(&self, text: &mut Exposition) {
+        let mut each = |name, kind, help, value: fn(&CalledFunction) -> String| {
+            text.family(name, kind, help);
+            for (container, (_, _, called)) in &self.found.containers {
+                for (function, figures) in called {
+                    let labels = [&labels(container)[..], &[("function", function)]].concat();
+                    text.sample(name, &labels, value(figures));
+                }
+            }
+        };
+        each("skiff_container_calls_total", Counter, "Calls by function.", |called| called.calls.to_string());
+        each("skiff_container_call_traps_total", Counter, "Calls that trapped.", |called| called.traps.to_string());
+        each("skiff_container_call_seconds_total", Counter, "The time that calls took.", |called| {
+            called.time.as_secs_f64().to_string()
+        });
+        each("skiff_container_call_seconds_max", Gauge, "The time of the longest call.", |called| {
+            called.longest.as_secs_f64().to_string()
+        });
     }
 
     fn each(&self, text: &mut Exposition, name: &str, kind: Kind, help: &str, value: fn(&Read) -> Option<u64>) {
@@ -114,7 +134,7 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
-    use skiff_protocol::Counters;
+    use skiff_protocol::{Activity, CalledFunctions, Counters, Figures};
 
     use super::*;
 
@@ -131,8 +151,11 @@ mod tests {
         serves.requests = [1, 0, 5, 0, 2, 0];
         (serves.durations[0], serves.durations[14]) = (7, 1);
         serves.request_time = Duration::from_millis(12_250);
-        let job = (Figures { limit_bytes: None, ..memory }, Activity { instances: 1, ..Activity::default() });
-        let containers = [(name("web"), (memory, serves)), (name("job"), job)].into();
+        let figures =
+            CalledFunction { calls: 3, traps: 1, time: Duration::from_millis(1500), longest: Duration::from_secs(1) };
+        let called = CalledFunctions::from([("a:b/c#d".to_owned(), figures)]);
+        let job = (Figures { limit_bytes: None, ..memory }, Activity { instances: 1, ..Activity::default() }, called);
+        let containers = [(name("web"), (memory, serves, CalledFunctions::new())), (name("job"), job)].into();
         let compile_time = Duration::from_millis(4500);
         let counters = Counters { hits: 9, misses: 4, compilations: 4, failures: 1, compile_time, evictions: 2 };
         Page {
@@ -171,6 +194,10 @@ mod tests {
             "skiff_container_instances{namespace=\"shop\",pod=\"web\",container=\"main\"} 3",
             "skiff_container_instances{namespace=\"shop\",pod=\"job\",container=\"main\"} 1",
             "skiff_container_traps_total{namespace=\"shop\",pod=\"web\",container=\"main\"} 1",
+            "skiff_container_calls_total{namespace=\"shop\",pod=\"job\",container=\"main\",function=\"a:b/c#d\"} 3",
+            "skiff_container_call_traps_total{namespace=\"shop\",pod=\"job\",container=\"main\",function=\"a:b/c#d\"} 1",
+            "skiff_container_call_seconds_total{namespace=\"shop\",pod=\"job\",container=\"main\",function=\"a:b/c#d\"} 1.5",
+            "skiff_container_call_seconds_max{namespace=\"shop\",pod=\"job\",container=\"main\",function=\"a:b/c#d\"} 1",
             "skiff_container_requests_total{namespace=\"shop\",pod=\"web\",container=\"main\",code=\"none\"} 1",
             "skiff_container_requests_total{namespace=\"shop\",pod=\"web\",container=\"main\",code=\"2xx\"} 5",
             "skiff_container_request_duration_seconds_bucket{namespace=\"shop\",pod=\"web\",container=\"main\",le=\"10\"} 7",

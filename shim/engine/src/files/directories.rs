@@ -26,6 +26,8 @@ pub(crate) struct Directories {
     places: Vec<(OwnedFd, Access)>,
     /// For the instances, which share its descriptors.
     filesystem: WasiFilesystemCtx,
+    /// The same, for those that must not block their thread.
+    patient: WasiFilesystemCtx,
     /// The same, for paths that the engine resolves itself.
     tree: Tree,
     /// For the engine itself.
@@ -46,16 +48,12 @@ impl Directories {
     pub(crate) fn open(preopens: &[Preopen], role: Role) -> Result<Self, Refusal> {
         let opened = preopens.iter().map(Opened::open).collect::<Result<Vec<_>, Refusal>>()?;
         mounts::check(&opened)?;
-        let mut builder = WasiCtx::builder();
-        builder.allow_blocking_current_thread(role.may_block());
+        let mut names = Vec::with_capacity(opened.len());
         let mut places = Vec::with_capacity(opened.len());
         let mut reader = Reader::default();
         for (preopen, Opened { guest, descriptor }) in preopens.iter().zip(opened) {
             // Not a path to follow: the kernel opens the directory itself, wherever it is by now.
-            let again = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
-            // The mounts decide what can be written, and with the right error.
-            let permissions = FsPerms::ReadWrite;
-            builder.preopened_dir(again, guest, permissions).map_err(|error| cannot_open(guest, &sentence(&error)))?;
+            names.push((format!("/proc/self/fd/{}", descriptor.as_raw_fd()), guest));
             let own = descriptor.try_clone().map_err(|error| cannot_open(guest, &error.to_string()))?;
             reader.add(guest, own);
             if preopen.read_only {
@@ -65,9 +63,11 @@ impl Directories {
                 places.push((descriptor, Access::Write));
             }
         }
-        let mut filesystem = std::mem::take(builder.build().filesystem());
+        let mut filesystem = filesystem_of(&names, role)?;
+        // A command's functions may be called in instances of their own.
+        let patient = if role.may_block() { filesystem_of(&names, Role::Server)? } else { filesystem.clone() };
         let tree = Tree::new(root_of(&mut filesystem), role);
-        Ok(Self { places, filesystem, tree, reader })
+        Ok(Self { places, filesystem, patient, tree, reader })
     }
 
     /// The descriptors, for the wall. The instances have their own.
@@ -80,15 +80,27 @@ impl Directories {
         std::mem::take(&mut self.reader)
     }
 
-    /// What an instance gets. Nothing is opened for it.
-    pub(crate) fn filesystem(&self) -> WasiFilesystemCtx {
-        self.filesystem.clone()
+    /// What an instance of this role gets. Nothing is opened for it.
+    pub(crate) fn filesystem(&self, role: Role) -> WasiFilesystemCtx {
+        if role.may_block() { self.filesystem.clone() } else { self.patient.clone() }
     }
 
-    /// What resolves the paths of an instance.
-    pub(crate) fn tree(&self) -> Tree {
-        self.tree.clone()
+    /// What resolves the paths of an instance of this role.
+    pub(crate) fn tree(&self, role: Role) -> Tree {
+        self.tree.clone().of(role)
     }
+}
+
+/// What instances of this role get of the directories with these names, the guest's after the host's.
+fn filesystem_of(names: &[(String, &str)], role: Role) -> Result<WasiFilesystemCtx, Refusal> {
+    let mut builder = WasiCtx::builder();
+    builder.allow_blocking_current_thread(role.may_block());
+    for (host, guest) in names {
+        // The mounts decide what can be written, and with the right error.
+        let opened = builder.preopened_dir(host, guest, FsPerms::ReadWrite);
+        opened.map_err(|error| cannot_open(guest, &sentence(&error)))?;
+    }
+    Ok(std::mem::take(builder.build().filesystem()))
 }
 
 /// The open directory that is the guest's root.

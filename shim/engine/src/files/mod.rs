@@ -4,6 +4,7 @@
 pub(crate) mod directories;
 pub(crate) mod listing;
 mod mounts;
+pub(crate) mod new_file;
 mod opened;
 pub(crate) mod reader;
 pub(crate) mod tree;

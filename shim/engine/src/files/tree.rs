@@ -46,6 +46,11 @@ impl Tree {
         Self { root, may_block: role.may_block() }
     }
 
+    /// The same files, for instances of another role.
+    pub(super) fn of(self, role: Role) -> Self {
+        Self { may_block: role.may_block(), ..self }
+    }
+
     /// Runs something that may wait for a disk or a server.
     pub(crate) async fn run<T: Send + 'static>(&self, body: impl FnOnce() -> T + Send + 'static) -> T {
         if self.may_block { body() } else { spawn_blocking(body).await }

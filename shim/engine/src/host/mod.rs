@@ -14,3 +14,4 @@ pub(crate) mod names;
 pub(crate) mod preview;
 pub(crate) mod random;
 pub(crate) mod sockets;
+mod waiting;

@@ -1,10 +1,12 @@
 //! WASI 0.1, for core modules: preview 1 and the snapshot before it.
 
 use skiff_protocol::interfaces::{PREVIEW_0, PREVIEW_1};
-use wasmtime::{Linker, Result};
-use wasmtime_wasi::{I32Exit, p0, p1};
+use wasmtime::{Caller, Linker, Result};
+use wasmtime_wasi::{p0, p1};
 
+use super::cli::exit;
 use super::filesystem::{p1_listings, p1_paths};
+use super::waiting;
 use crate::store::State;
 
 /// Defines the functions of preview 1.
@@ -15,6 +17,7 @@ pub(crate) fn add_1(linker: &mut Linker<State>) -> Result<()> {
     p1::add_to_linker_async(linker, |state: &mut State| &mut state.wasi)?;
     p1_paths::replace(linker, &PREVIEW_1)?;
     p1_listings::replace(linker, &PREVIEW_1)?;
+    waiting::replace_p1(linker)?;
     linker.func_wrap(PREVIEW_1.module, "proc_exit", proc_exit)?;
     Ok(())
 }
@@ -32,6 +35,6 @@ pub(crate) fn add_0(linker: &mut Linker<State>) -> Result<()> {
 }
 
 /// wasmtime-wasi's own `proc_exit` refuses codes from 126 on.
-fn proc_exit(code: i32) -> Result<()> {
-    Err(I32Exit(code).into())
+fn proc_exit(caller: Caller<'_, State>, code: i32) -> Result<()> {
+    Err(exit(code, caller.engine()))
 }

@@ -105,7 +105,7 @@ async fn serve(
         Ok(())
     });
     if let Err(error) = served.await.flatten() {
-        host.report_end(&error, store.data().limiter.denied_just_now());
+        host.report_end(&error, store.data());
         // Before the store is dropped, which ends the response's body.
         failed.store(true, Ordering::Relaxed);
     }

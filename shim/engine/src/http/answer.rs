@@ -14,17 +14,17 @@ use skiff_protocol::Account;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use wasmtime_wasi_http::WasiBody;
-use wasmtime_wasi_http::handler::{InstantiationError, ProxyHandler, ProxyPre};
+use wasmtime_wasi_http::handler::ProxyPre;
 
 use super::alone::{Alone, Failure};
 use super::attendance::{Ticket, Waiting};
+use super::desk::Ended;
 use super::host::{Unclear, settle};
 use super::instances::{Caller, Instances, MEMORY_WAIT, is_shortage};
 use super::limit::Timer;
-use super::queued::Queue;
-use super::reused::{Ended, RequestData, Reused};
+use super::reused::{NotMade, Reused};
 use super::tracked::{Rest, Tracked};
-use super::turns::{Turn, Turns, caller};
+use super::turns::{Turns, caller};
 use crate::error::sentence;
 use crate::metrics::CountedRequest;
 use crate::report::Reporter;
@@ -39,9 +39,8 @@ pub(super) struct Service {
     reporter: Arc<Reporter>,
     instances: Arc<Instances>,
     /// Passes requests to instances that serve several. WASI 0.2 has none.
-    reused: Option<ProxyHandler<Reused>>,
+    reused: Option<Arc<Reused>>,
     turns: Turns,
-    queue: Queue,
     request_time: Option<Duration>,
     /// How its connections are served.
     pub(super) builder: auto::Builder<TokioExecutor>,
@@ -54,13 +53,13 @@ pub(super) async fn answer(
     timer: Timer,
     mut request: Request<WasiBody>,
 ) -> Result<Response<Tracked>, Infallible> {
-    let mut counted = CountedRequest::begin(service.account);
+    let mut counted = CountedRequest::begin(service.account, &service.instances.shared().glass.ledger, &request);
     let caller = caller(&request);
-    let turn = Arc::new(service.turns.take(caller).await);
+    let turn = service.turns.take(caller).await;
     let is_head = request.method() == Method::HEAD;
     let (response, rest) = match (settle(&mut request), &service.reused, caller) {
         (Err(Unclear), _, _) => (plain(StatusCode::BAD_REQUEST), Rest::Nothing),
-        (Ok(()), Some(handler), Caller::Client) => service.pass_on(handler, request, &turn, &timer).await,
+        (Ok(()), Some(reused), Caller::Client) => service.pass_on(reused, request, &timer).await,
         // A probe does not wait for requests of others in an instance.
         (Ok(()), Some(_), Caller::Probe) | (Ok(()), None, _) => service.serve_alone(caller, request, &timer).await,
     };
@@ -74,18 +73,15 @@ impl Service {
         let plan = &instances.shared().plan;
         let (module, request_time) = (plan.module.clone(), plan.limits.request_time);
         let turns = Turns::new(plan.limits.concurrent_requests);
-        let queue = Queue::new(&instances.shared().budget);
         let account = instances.shared().account;
         account.set_serves();
         let reporter = Arc::clone(&instances.shared().reporter);
         let instances = Arc::new(instances);
         let reused = match instances.pre() {
             ProxyPre::P2(_) => None,
-            ProxyPre::P3(_) => {
-                Some(ProxyHandler::new(Reused { instances: Arc::clone(&instances), overtime: request_time }))
-            }
+            ProxyPre::P3(_) => Some(Reused::new(Arc::clone(&instances), request_time)),
         };
-        Self { module, account, reporter, instances, reused, turns, queue, request_time, builder }
+        Self { module, account, reporter, instances, reused, turns, request_time, builder }
     }
 
     /// Whether no request is under way and no instance is alive.
@@ -106,7 +102,7 @@ impl Service {
         timer: &Timer,
     ) -> (Response<WasiBody>, Rest) {
         let asked = Asked::of(&request);
-        let instance = match self.instances.make_in_turn(caller).await {
+        let instance = match self.instances.make_in_turn(caller, Instant::now() + MEMORY_WAIT).await {
             Ok(instance) => instance,
             Err(error) => return (self.without_instance(&asked, &error), Rest::Nothing),
         };
@@ -130,24 +126,20 @@ impl Service {
     /// Passes a request to an instance that serves others as well.
     async fn pass_on(
         &self,
-        handler: &ProxyHandler<Reused>,
+        reused: &Arc<Reused>,
         request: Request<WasiBody>,
-        turn: &Arc<Turn>,
         timer: &Timer,
     ) -> (Response<WasiBody>, Rest) {
         let asked = Asked::of(&request);
-        let queued = self.queue.enter(turn).await;
         let ticket = Arc::<Ticket>::default();
         let mut waiting = Waiting::new(&ticket);
         let (notify, ended) = oneshot::channel();
-        let data = RequestData { ticket: Arc::clone(&ticket), ended: notify, queued };
-        let handling = handler.handle(data, request);
-        // An instance that takes no further requests can be woken for this one. Then nothing else is told of it.
+        let responding = reused.respond(request, Arc::clone(&ticket), notify);
         let latest = Instant::now() + MEMORY_WAIT;
-        let response = match timer.within(self.request_time, || ticket.begun(), latest, handling).await {
+        let response = match timer.within(self.request_time, || ticket.begun(), latest, responding).await {
             Some(Ok(response)) => return (response, Rest::Shared(waiting)),
-            Some(Err(error)) => match error.downcast_ref::<InstantiationError<RequestData>>() {
-                Some(failed) => self.without_instance(&asked, &failed.error),
+            Some(Err(error)) => match error.downcast_ref::<NotMade>() {
+                Some(NotMade(error)) => self.without_instance(&asked, error),
                 None => {
                     // The guest has done its part.
                     waiting.complete();

@@ -1,6 +1,6 @@
 //! How many connections a server has, and what each of them may hold, from the limits of its container. Pure.
 
-use crate::memory::share::{guest_share_bytes, host_share_bytes};
+use skiff_protocol::{guest_share_bytes, host_share_bytes};
 
 /// The most connections that a server keeps open, and the fewest.
 const CONNECTIONS_MAX: usize = 4096;

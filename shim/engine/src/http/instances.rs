@@ -14,7 +14,6 @@ use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::handler::{Proxy, ProxyPre};
 
 use super::size::{PROBE_INSTANCES, instances_max};
-use super::ticker::{Ticker, Ticking};
 use crate::error::{cannot_start, engine_failed, is_guests_end};
 use crate::memory::budget::{Budget, Lease};
 use crate::memory::denied::Denied;
@@ -22,14 +21,20 @@ use crate::metrics::CountedInstance;
 use crate::report::Reporter;
 use crate::role::Role;
 use crate::shared::Shared;
-use crate::store::State;
+use crate::store::{State, yield_at_ticks};
+use crate::ticker::{Ticker, Ticking};
+use crate::trap::describe_trap;
 
 /// How long a request waits for the memory of others.
 pub(super) const MEMORY_WAIT: Duration = Duration::from_secs(10);
 /// How soon it tries again if none of them is done: the limit may have been raised.
 const MEMORY_RETRY: Duration = Duration::from_millis(250);
+/// What an instance leaves behind in the pool for the next one: pages of its stack and of its tables, and the kernel's page tables.
+const LEFT_BYTES: u64 = 48 << 10;
 /// A fresh instance is kept room for only if it is at most this part of the guest's share.
 const RESERVE_PART: u64 = 8;
+/// What a request takes beyond a fresh instance: this part of it must be free, too.
+const GROWTH_PART: u64 = 8;
 
 /// For whom an instance is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,12 +66,14 @@ pub(super) fn is_shortage(error: &Error) -> bool {
 pub(super) struct Instances {
     engine: Engine,
     pre: ProxyPre<State>,
-    shared: Shared,
+    shared: Arc<Shared>,
     module: Arc<str>,
     ticker: Ticker,
     count: Arc<AtomicU32>,
     /// How many of them are being made.
     making: Arc<AtomicU32>,
+    /// The most instances that there have been at once.
+    most: AtomicU32,
     /// The size of an instance that has just been made.
     fresh_bytes: AtomicU64,
     /// Notified while somebody waits for an instance.
@@ -132,7 +139,7 @@ impl Instances {
     pub(super) fn new(
         engine: &Engine,
         pre: ProxyPre<State>,
-        shared: Shared,
+        shared: Arc<Shared>,
         alive: mpsc::Sender<Infallible>,
         ending: watch::Receiver<bool>,
     ) -> Result<Self, Refusal> {
@@ -141,6 +148,7 @@ impl Instances {
             engine: engine.clone(),
             pre,
             module: shared.plan.module.as_str().into(),
+            most: AtomicU32::new(0),
             shared,
             ticker,
             count: Arc::default(),
@@ -204,9 +212,8 @@ impl Instances {
     /// gone or the limit is raised.
     ///
     /// # Errors
-    /// That of [`is_shortage`] if none went for ten seconds, and those of instantiating.
-    pub(super) async fn make_in_turn(&self, caller: Caller) -> Result<Instance> {
-        let deadline = Instant::now() + MEMORY_WAIT;
+    /// That of [`is_shortage`] if none went before `deadline`, and those of instantiating.
+    pub(super) async fn make_in_turn(&self, caller: Caller, deadline: Instant) -> Result<Instance> {
         let mut has_waited = false;
         loop {
             let released = self.shared.budget.released();
@@ -251,14 +258,21 @@ impl Instances {
             _alive: self.alive.clone(),
         };
         let mut store = state.into_store(&self.engine);
-        store.epoch_deadline_async_yield_and_update(1);
-        store.set_epoch_deadline(1);
+        yield_at_ticks(&mut store);
         match self.pre.instantiate_async(&mut store).await {
             Ok(proxy) => Ok(Instance { store, proxy, host }),
             Err(error) => Err(match store.data().limiter.denied() {
                 Some(denied) if !is_guests_end(&error) => Error::from(denied.clone()),
                 _ => error,
             }),
+        }
+    }
+
+    /// Keeps from the guest's share what so many instances at once leave behind in a pool, unless there have been as many before.
+    fn keep_what_is_left_by(&self, count: u32) {
+        let before = self.most.fetch_max(count, Ordering::Relaxed);
+        if self.shared.pool_instances.is_some() && count > before {
+            self.shared.budget.keep(u64::from(count - before) * LEFT_BYTES);
         }
     }
 
@@ -273,13 +287,13 @@ impl Instances {
         let next = |count: u32| (count < most).then_some(count + 1);
         let count = self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).map_err(|_| AllInUse(most))?;
         let place = Counted(Arc::clone(&self.count));
+        self.keep_what_is_left_by(count + 1);
         if caller == Caller::Client && count > 0 {
             let fresh_bytes = self.fresh_bytes.load(Ordering::Relaxed);
             // Those that are being made may not have taken their memory yet.
             let wanted = u64::from(self.making.load(Ordering::SeqCst)) + 1;
-            self.shared
-                .budget
-                .check_room(fresh_bytes.saturating_mul(wanted), fresh_bytes.saturating_mul(RESERVE_PART))?;
+            let wanted_bytes = fresh_bytes.saturating_mul(wanted).saturating_add(fresh_bytes / GROWTH_PART);
+            self.shared.budget.check_room(wanted_bytes, fresh_bytes.saturating_mul(RESERVE_PART))?;
         }
         Ok(place)
     }
@@ -287,7 +301,7 @@ impl Instances {
 
 impl HostSide {
     /// Reports on stderr how an instance ended before its time.
-    pub(super) fn report_end(&self, error: &Error, denied: Option<&Denied>) {
+    pub(super) fn report_end(&self, error: &Error, state: &State) {
         let Self { module, reporter, .. } = self;
         match error.downcast_ref::<I32Exit>() {
             Some(exit) => {
@@ -295,10 +309,10 @@ impl HostSide {
             }
             None => {
                 self.account.add_trap();
-                reporter.trap(module, error);
+                reporter.line(&describe_trap(module, error, &state.tail.text()).text);
             }
         }
-        if let Some(denied) = denied {
+        if let Some(denied) = state.limiter.denied_just_now() {
             reporter.line(&format!("{module}: an instance ran out of memory: {denied}"));
         }
     }

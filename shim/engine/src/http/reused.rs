@@ -1,184 +1,162 @@
 //! Instances of WASI 0.3: each serves several requests, at once and one after the other.
+//!
+//! wasmtime-wasi-http has a handler for this, too. There a request may go to an instance that computes just then, and waits for
+//! as long as that takes.
 
-use std::future::pending;
+use std::fmt;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-use tokio::time::{Sleep, sleep};
-use wasmtime::component::GuestTaskId;
-use wasmtime::{Result, Store, StoreContextMut};
-use wasmtime_wasi_http::WasiHttpView;
-use wasmtime_wasi_http::handler::{HandlerState, Instance, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus};
+use futures_channel::oneshot::{self, Canceled};
+use tokio::time::Instant;
+use wasmtime::{Error, Result};
+use wasmtime_wasi_http::handler::{Request, Response};
 
-use super::attendance::{Attendance, Attended, Ticket};
-use super::instances::{self, Caller, HostSide, Instances};
-use super::limit::{after, poll_until};
-use super::queued::Queued;
-use crate::store::State;
+use super::attendance::Ticket;
+use super::desk::{Desk, Ended, Job};
+use super::instances::{Caller, Instance, Instances, MEMORY_WAIT, is_shortage};
+use super::worker::{Workplace, work};
 
-/// How many requests an instance serves, and how many of them at once.
-const REQUESTS_MAX: usize = 128;
-const CONCURRENT_REQUESTS_MAX: usize = 16;
-/// How long an instance without a request is kept.
-const IDLE: Duration = Duration::from_secs(1);
-
-/// Makes instances that serve several requests.
+/// Passes requests to instances, and makes them.
 pub(super) struct Reused {
-    /// Where they come from.
-    pub(super) instances: Arc<Instances>,
+    instances: Arc<Instances>,
     /// How long an instance may go on once all its responses are complete.
-    pub(super) overtime: Option<Duration>,
-}
-
-/// Sent to a request whose instance was ended. The reason is already reported.
-pub(super) struct Ended;
-
-/// What goes with a request.
-pub(super) struct RequestData {
-    /// Who waits for it.
-    pub(super) ticket: Arc<Ticket>,
-    /// Whom to notify if its instance is ended.
-    pub(super) ended: oneshot::Sender<Ended>,
-    /// What it holds until it is served.
-    pub(super) queued: Queued,
-}
-
-impl HandlerState for Reused {
-    type StoreData = State;
-    type WorkerExpiration = Expiration;
-    type WorkerState = Worker;
-
-    async fn instantiate(&self) -> Result<Instance<State, Expiration, Worker>> {
-        let instances::Instance { store, proxy, host } = self.instances.make_in_turn(Caller::Client).await?;
-        let state =
-            Worker { requests: Mutex::default(), attendance: Arc::default(), ended_because: Arc::default(), host };
-        let mut ending = self.instances.ending();
-        let expiration = Expiration {
-            timer: Box::pin(sleep(IDLE)),
-            ending: Box::pin(async move {
-                // Without a sender the server has ended.
-                drop(ending.wait_for(|ending| *ending).await);
-            }),
-            overtime: self.overtime,
-            attendance: Arc::clone(&state.attendance),
-            because: Arc::clone(&state.ended_because),
-        };
-        Ok(Instance { store, proxy, view: WasiHttpView::http, expiration, state })
-    }
-}
-
-/// Why the host ends an instance.
-#[derive(Clone, Copy, Debug)]
-enum Because {
-    /// Nobody waits for its requests any more.
-    Abandoned,
-    /// It goes on for too long after its responses.
-    Overtime,
-}
-
-/// Ends an instance that nobody waits for. It is asked even while the guest spins, so it ends that, too.
-pub(super) struct Expiration {
-    timer: Pin<Box<Sleep>>,
-    ending: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
     overtime: Option<Duration>,
-    attendance: Arc<Attendance>,
-    because: Arc<OnceLock<Because>>,
+    desk: Desk,
 }
 
-impl Expiration {
-    fn end(&self, because: Because) -> Poll<()> {
-        self.because.get_or_init(|| because);
-        Poll::Ready(())
+/// Why there is no instance for a request.
+#[derive(Debug)]
+pub(super) struct NotMade(pub(super) Error);
+
+impl fmt::Display for NotMade {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("no instance can be made")
     }
 }
 
-impl WorkerExpiration for Expiration {
-    fn poll(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        status: WorkerStatus,
-        start: std::time::Instant,
-    ) -> Poll<()> {
-        match (status, self.attendance.poll(context)) {
-            (WorkerStatus::Idle, _) => {
-                if self.ending.as_mut().poll(context).is_ready() {
-                    return Poll::Ready(());
-                }
-                poll_until(&mut self.timer, context, after(start.into(), IDLE))
-            }
-            (WorkerStatus::Requests | WorkerStatus::PostReturn, Attended::Abandoned) => self.end(Because::Abandoned),
-            (WorkerStatus::Requests | WorkerStatus::PostReturn, Attended::Complete(Some(since))) => {
-                let Some(limit) = self.overtime else { return Poll::Pending };
-                match poll_until(&mut self.timer, context, after(since, limit)) {
-                    Poll::Ready(()) => self.end(Because::Overtime),
-                    Poll::Pending => Poll::Pending,
-                }
-            }
-            (WorkerStatus::Requests | WorkerStatus::PostReturn, Attended::Yes | Attended::Complete(None)) => {
-                Poll::Pending
-            }
+impl std::error::Error for NotMade {}
+
+/// An instance that is being started, until that is noted.
+struct Starting(Option<Arc<Reused>>);
+
+/// Whoever waits for the response.
+struct Asking<'a> {
+    desk: &'a Desk,
+    responded: oneshot::Receiver<Result<Response>>,
+    is_over: bool,
+}
+
+impl Reused {
+    /// Instances that are made by `instances`.
+    pub(super) fn new(instances: Arc<Instances>, overtime: Option<Duration>) -> Arc<Self> {
+        let threads = tokio::runtime::Handle::current().metrics().num_workers();
+        Arc::new(Self { instances, overtime, desk: Desk::new(threads) })
+    }
+
+    /// The response to a request. When this is dropped before, nobody waits for it. `ended` is told if its instance is
+    /// ended.
+    ///
+    /// # Errors
+    /// [`NotMade`] if there is no instance, or why the guest did not respond.
+    pub(super) async fn respond(
+        self: &Arc<Self>,
+        request: Request,
+        ticket: Arc<Ticket>,
+        ended: tokio::sync::oneshot::Sender<Ended>,
+    ) -> Result<Response> {
+        let (response, responded) = oneshot::channel();
+        let asking = Asking { desk: &self.desk, responded, is_over: false };
+        self.pass(Job { request, ticket, response, ended, asked: Instant::now() });
+        asking.await.unwrap_or_else(|Canceled| Err(Error::msg("its instance has ended without a response")))
+    }
+
+    /// Gives a request to an instance.
+    fn pass(self: &Arc<Self>, job: Job) {
+        if self.desk.pass(job) {
+            self.start();
+        }
+    }
+
+    fn start(self: &Arc<Self>) {
+        tokio::spawn(start(Starting(Some(Arc::clone(self)))));
+    }
+
+    /// Notes that an instance is started, or that it cannot be, and returns the request for it.
+    fn started(self: &Arc<Self>) -> Option<Job> {
+        let (job, must_start) = self.desk.started();
+        if must_start {
+            self.start();
+        }
+        job
+    }
+}
+
+/// Makes an instance and has it serve, unless others serve all that wait before it is made.
+async fn start(mut starting: Starting) {
+    let Some(reused) = starting.0.clone() else { return };
+    let made = tokio::select! {
+        biased;
+        made = make(&reused) => made,
+        () = reused.desk.unneeded() => {
+            starting.0 = None;
+            return;
+        }
+    };
+    starting.0 = None;
+    match (made, reused.started()) {
+        (Ok(instance), job) => {
+            let Reused { instances, overtime, desk } = &*reused;
+            let (pass, ending) = (|job| reused.pass(job), instances.ending());
+            work(&Workplace { desk, pass: &pass, ending, overtime: *overtime }, instance, job).await;
+        }
+        (Err(error), Some(job)) => {
+            // It may have left just now.
+            let _left = job.response.send(Err(NotMade(error).into()));
+        }
+        (Err(_), None) => {}
+    }
+}
+
+/// Makes an instance. There is time for that as long as no request has waited for too long.
+async fn make(reused: &Reused) -> Result<Instance> {
+    loop {
+        let latest = || reused.desk.oldest().map(|asked| asked + MEMORY_WAIT);
+        match reused.instances.make_in_turn(Caller::Client, latest().unwrap_or_else(Instant::now)).await {
+            Err(error) if is_shortage(&error) && latest().is_some_and(|latest| Instant::now() < latest) => {}
+            made => return made,
         }
     }
 }
 
-/// What the host keeps for an instance besides its store.
-// Invariant: `host` is dropped after the store, which `WorkerState::drop` gets.
-pub(super) struct Worker {
-    requests: Mutex<Vec<oneshot::Sender<Ended>>>,
-    attendance: Arc<Attendance>,
-    ended_because: Arc<OnceLock<Because>>,
-    host: HostSide,
+impl Drop for Starting {
+    /// What was to be started has panicked.
+    fn drop(&mut self) {
+        if let Some(reused) = self.0.take()
+            && let Some(job) = reused.started()
+        {
+            reused.pass(job);
+        }
+    }
 }
 
-impl WorkerState for Worker {
-    type StoreData = State;
-    type RequestData = RequestData;
+impl Future for Asking<'_> {
+    type Output = Result<Result<Response>, Canceled>;
 
-    fn should_accept_request(&self, concurrent_count: usize, total_count: usize) -> ShouldAccept {
-        if total_count >= REQUESTS_MAX || self.attendance.has_abandoned() {
-            ShouldAccept::Never
-        } else if concurrent_count >= CONCURRENT_REQUESTS_MAX {
-            ShouldAccept::No
-        } else {
-            ShouldAccept::Yes
-        }
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let polled = Pin::new(&mut self.responded).poll(context);
+        self.is_over = polled.is_ready();
+        polled
     }
+}
 
-    fn on_request_start(
-        &self,
-        _: StoreContextMut<'_, State>,
-        RequestData { ticket, ended, queued }: RequestData,
-        _: GuestTaskId,
-    ) -> Pin<Box<dyn Future<Output = ()> + Send + Sync>> {
-        ticket.serve(&self.attendance);
-        drop(queued);
-        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        if requests.len() == requests.capacity() {
-            requests.retain(|request| !request.is_closed());
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.responded.close();
+            self.desk.forget_abandoned();
         }
-        requests.push(ended);
-        // Whoever waits for the response also limits its time.
-        Box::pin(pending())
-    }
-
-    fn drop(&self, store: Store<State>, result: Result<()>) {
-        let requests = std::mem::take(&mut *self.requests.lock().unwrap_or_else(PoisonError::into_inner));
-        if let Err(error) = result {
-            // Before the store is dropped, which ends the bodies of responses.
-            self.attendance.fail();
-            match self.ended_because.get() {
-                Some(Because::Abandoned) => {}
-                Some(Because::Overtime) => self.host.report_overtime(),
-                None => self.host.report_end(&error, store.data().limiter.denied_just_now()),
-            }
-            for request in requests {
-                // A request that already has its answer is not waiting.
-                drop(request.send(Ended));
-            }
-        }
-        drop(store);
     }
 }

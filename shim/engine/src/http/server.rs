@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, mpsc, watch};
 use wasmtime::Engine;
-use wasmtime::component::Component;
+use wasmtime::component::{Component, InstancePre};
 use wasmtime_wasi_http::handler::ProxyPre;
 
 use super::activity::Patience;
@@ -64,6 +64,14 @@ pub(crate) struct LinkedServer {
 }
 
 impl LinkedServer {
+    /// What its instances are made of.
+    pub(crate) fn pre(&self) -> &InstancePre<State> {
+        match &self.handler {
+            ProxyPre::P2(proxy) => proxy.instance_pre(),
+            ProxyPre::P3(service) => service.instance_pre(),
+        }
+    }
+
     /// Links a component as a server.
     ///
     /// # Errors
@@ -83,7 +91,7 @@ impl LinkedServer {
     ///
     /// # Errors
     /// [`Refusal::Guest`] if no instance can be made, [`Refusal::Host`] if the address cannot be bound.
-    pub(crate) fn prepare(self, shared: Shared) -> Result<Server, Refusal> {
+    pub(crate) fn prepare(self, shared: Arc<Shared>) -> Result<Server, Refusal> {
         let Self { engine, handler, address, runnable, files } = self;
         shared.reporter.write_by_queue().map_err(|error| cannot_serve(&shared, &error))?;
         let runtime = runtime(runnable, &shared)?;

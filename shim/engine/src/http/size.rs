@@ -1,7 +1,7 @@
 //! How large a server is: its instances and threads, from the limits of its container. Pure: no file, clock
 //! or lock.
 
-use crate::memory::share::guest_share_bytes;
+use skiff_protocol::guest_share_bytes;
 
 /// The quota that a server's threads can always follow: their number is fixed, but a quota may be raised later. The kernel
 /// keeps the threads to a smaller quota.

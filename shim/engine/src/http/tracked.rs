@@ -1,7 +1,6 @@
 //! A response's body that knows whether all of it was taken.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use hyper::body::{Body, Bytes, Frame, SizeHint};
@@ -30,7 +29,7 @@ pub(super) struct Tracked {
     /// How many bytes are left, if the response's head says so.
     left_bytes: Option<u64>,
     rest: Rest,
-    _turn: Arc<Turn>,
+    _turn: Turn,
     _counted: CountedRequest,
 }
 
@@ -39,7 +38,7 @@ impl Tracked {
     pub(super) fn new(
         response: Response<WasiBody>,
         rest: Rest,
-        turn: Arc<Turn>,
+        turn: Turn,
         counted: CountedRequest,
         is_head: bool,
     ) -> Response<Self> {

@@ -1,29 +1,30 @@
 //! The budget: one bound on the sum of all linear memories, tables and GC heaps of the process, over all its stores. It
 //! follows the container's memory limit while the guest runs.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use skiff_linux::cgroup::{parse_limit, parse_shared_memory};
-use skiff_protocol::{Account, MemoryLimit};
+use skiff_linux::memory::trim_heap;
+use skiff_protocol::{Account, MemoryLimit, Room};
 use tokio::sync::Notify;
 
 use crate::memory::denied::Denied;
-use crate::memory::share::guest_share_bytes;
 
 /// How old a known limit may be. A guest that grows page by page would otherwise read files all the time.
 const LIMIT_AGE_MAX: Duration = Duration::from_millis(10);
-/// How much of a `memory.stat` is read. It has some 60 lines.
-const STAT_BYTES_MAX: usize = 8 << 10;
+/// How much of the heap may have been given back to the budget and not to the kernel when guests take almost all there is.
+const HEAP_BYTES_MAX: u64 = 1 << 20;
 
 /// The memory that the guest of this process may use, as a sum over all stores.
 pub(crate) struct Budget {
     limit: Mutex<KnownLimit>,
     /// What is used of it.
     pub(super) account: Account,
+    /// What the host keeps of the guest's share.
+    kept_bytes: AtomicU64,
+    /// What was given back of the heap since that was last trimmed.
+    freed_heap_bytes: AtomicU64,
     released: Notify,
 }
 
@@ -47,19 +48,6 @@ enum Limits {
     Fresh,
 }
 
-/// A limit, and what files in memory take of it.
-#[derive(Clone, Copy)]
-struct Room {
-    limit_bytes: u64,
-    shared_bytes: u64,
-}
-
-impl Room {
-    fn guest_bytes(self) -> u64 {
-        guest_share_bytes(self.limit_bytes).saturating_sub(self.shared_bytes)
-    }
-}
-
 impl Budget {
     /// A budget under all of `limits`, or under `fallback_bytes` if there are none. It keeps what is used in `account`.
     pub(crate) fn new(limits: Vec<MemoryLimit>, fallback_bytes: Option<u64>, account: Account) -> Arc<Self> {
@@ -67,7 +55,13 @@ impl Budget {
         let bytes = fallback_bytes.filter(|_| levels.is_empty());
         let room = bytes.map(|limit_bytes| Room { limit_bytes, shared_bytes: 0 });
         let limit = Mutex::new(KnownLimit { levels, read_at: None, bytes, room });
-        Arc::new(Self { limit, account, released: Notify::new() })
+        Arc::new(Self {
+            limit,
+            account,
+            kept_bytes: AtomicU64::new(0),
+            freed_heap_bytes: AtomicU64::new(0),
+            released: Notify::new(),
+        })
     }
 
     /// The container's memory limit in bytes, at most 10 ms old; `None` if there is no limit.
@@ -84,7 +78,7 @@ impl Budget {
                 // `memory.stat` costs the kernel far more than a limit.
                 let shared_bytes = last.filter(|_| !is_old).map(|room| room.shared_bytes);
                 // The cgroup of a file that cannot be read is gone. Its last limit stays in force.
-                *last = read_room(files, shared_bytes).unwrap_or(*last);
+                *last = files.room(shared_bytes).unwrap_or(*last);
             }
             let rooms = known.levels.iter().filter_map(|(_, last)| *last);
             known.bytes = rooms.clone().map(|room| room.limit_bytes).min();
@@ -112,7 +106,7 @@ impl Budget {
     pub(crate) fn check_room(&self, bytes: u64, least_share_bytes: u64) -> Result<(), Denied> {
         let Some(room) = self.known(Limits::Known).room else { return Ok(()) };
         let Room { limit_bytes, shared_bytes } = room;
-        let guest_bytes = room.guest_bytes();
+        let guest_bytes = self.guest_bytes(Some(room));
         let wanted_bytes = self.account.used_bytes().saturating_add(bytes);
         if guest_bytes < least_share_bytes || wanted_bytes <= guest_bytes {
             return Ok(());
@@ -143,7 +137,7 @@ impl Budget {
     fn take_under(&self, limits: Limits, bytes: u64) -> Result<(), Denied> {
         let unlimited = Room { limit_bytes: u64::MAX, shared_bytes: 0 };
         let room = self.known(limits).room;
-        let guest_bytes = room.map_or(u64::MAX, Room::guest_bytes);
+        let guest_bytes = self.guest_bytes(room);
         let Room { limit_bytes, shared_bytes } = room.unwrap_or(unlimited);
         self.account.take(bytes, guest_bytes).map_err(|used_bytes| Denied::Memory {
             wanted_bytes: bytes.saturating_add(used_bytes),
@@ -153,37 +147,54 @@ impl Budget {
         })
     }
 
+    /// Keeps some of the guest's share for the host from now on.
+    pub(crate) fn keep(&self, bytes: u64) {
+        self.kept_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn guest_bytes(&self, room: Option<Room>) -> u64 {
+        let kept_bytes = self.kept_bytes.load(Ordering::Relaxed);
+        room.map_or(u64::MAX, |room| room.guest_bytes().saturating_sub(kept_bytes))
+    }
+
     fn give_back(&self, bytes: u64) {
         self.account.give_back(bytes);
     }
+
+    /// Gives free pages of the heap back to the kernel, if a guest may be about to use as much memory as they take.
+    fn trim_heap(&self) {
+        if self.freed_heap_bytes.load(Ordering::Relaxed) < HEAP_BYTES_MAX {
+            return;
+        }
+        let guest_bytes = self.guest_bytes(self.known(Limits::Known).room);
+        if self.account.used_bytes() > guest_bytes / 4 * 3 {
+            self.freed_heap_bytes.store(0, Ordering::Relaxed);
+            trim_heap();
+        }
+    }
 }
 
-/// The limit in a file and what files in memory take of it, unless that is known; `None` if they cannot be read.
-fn read_room(files: &MemoryLimit, shared_bytes: Option<u64>) -> Option<Option<Room>> {
-    let mut text = [0_u8; STAT_BYTES_MAX];
-    let Some(limit_bytes) = parse_limit(read_text(&files.limit, &mut text)?) else { return Some(None) };
-    let shared_bytes = match shared_bytes {
-        Some(known) => known,
-        None => parse_shared_memory(read_text(&files.stat, &mut text)?),
-    };
-    Some(Some(Room { limit_bytes, shared_bytes }))
-}
-
-fn read_text<'a>(file: &File, text: &'a mut [u8]) -> Option<&'a str> {
-    let length = file.read_at(text, 0).ok()?;
-    std::str::from_utf8(text.get(..length)?).ok()
-}
-
-/// What one store holds of the budget. It is given back when the last clone is dropped, after the store itself.
+/// What one store holds of the budget, or something else on the heap. It is given back when the last clone is dropped, after the
+/// store itself.
 pub(crate) struct Lease {
     budget: Arc<Budget>,
     held_bytes: AtomicU64,
+    is_of_store: bool,
 }
 
 impl Lease {
-    /// A lease that holds nothing yet.
+    /// A lease for something that is not a store. It holds nothing yet.
     pub(crate) fn new(budget: &Arc<Budget>) -> Self {
-        Self { budget: Arc::clone(budget), held_bytes: AtomicU64::new(0) }
+        Self::of(budget, false)
+    }
+
+    /// A lease for a store. It holds nothing yet.
+    pub(super) fn of_store(budget: &Arc<Budget>) -> Self {
+        Self::of(budget, true)
+    }
+
+    fn of(budget: &Arc<Budget>, is_of_store: bool) -> Self {
+        Self { budget: Arc::clone(budget), held_bytes: AtomicU64::new(0), is_of_store }
     }
 
     /// Takes `bytes` more.
@@ -193,6 +204,9 @@ impl Lease {
     pub(crate) fn take(&self, bytes: u64) -> Result<(), Denied> {
         self.budget.take(bytes)?;
         self.held_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if self.is_of_store {
+            self.budget.trim_heap();
+        }
         Ok(())
     }
 
@@ -215,12 +229,19 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.budget.give_back(*self.held_bytes.get_mut());
+        let held_bytes = *self.held_bytes.get_mut();
+        if !self.is_of_store {
+            self.budget.freed_heap_bytes.fetch_add(held_bytes, Ordering::Relaxed);
+        }
+        self.budget.give_back(held_bytes);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+
     use super::*;
 
     #[test]
@@ -236,6 +257,32 @@ mod tests {
         budget.limit.lock().unwrap().levels[0].0.limit = unreadable;
         assert_eq!(budget.known(Limits::Fresh).bytes, Some(64 << 20));
         drop(ours);
+    }
+
+    #[test]
+    fn what_the_host_keeps_is_not_the_guests() {
+        let account = Account::keep_in(&Account::create().unwrap()).unwrap();
+        let budget = Budget::new(Vec::new(), Some(64 << 20), account);
+        let share_bytes = skiff_protocol::guest_share_bytes(64 << 20);
+        budget.keep(1 << 20);
+        assert!(budget.lease(share_bytes).is_err() && budget.check_room(share_bytes, 0).is_err());
+        assert!(budget.lease(share_bytes - (1 << 20)).is_ok());
+    }
+
+    #[test]
+    fn the_heap_is_trimmed_when_guests_may_need_what_was_given_back() {
+        let account = Account::keep_in(&Account::create().unwrap()).unwrap();
+        let budget = Budget::new(Vec::new(), Some(64 << 20), account);
+        let freed = || budget.freed_heap_bytes.load(Ordering::Relaxed);
+        drop(budget.lease(HEAP_BYTES_MAX).unwrap());
+        let store = Lease::of_store(&budget);
+        store.take(32 << 20).unwrap();
+        assert_eq!(freed(), HEAP_BYTES_MAX, "there is enough besides");
+        drop(budget.lease(HEAP_BYTES_MAX).unwrap());
+        store.take(16 << 20).unwrap();
+        assert_eq!(freed(), 0);
+        drop(store);
+        assert_eq!(freed(), 0, "a store is not on the heap");
     }
 
     #[test]

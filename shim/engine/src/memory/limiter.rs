@@ -10,11 +10,12 @@ use wasmtime::ResourceLimiter;
 
 use crate::memory::budget::{Budget, Lease};
 use crate::memory::denied::Denied;
-use crate::memory::share::TABLE_ELEMENT_BYTES;
 
 /// How much processor time a guest may use between a denied growth and giving up because of it.
 const GIVES_UP_WITHIN: Duration = Duration::from_secs(1);
 const PAGE_BYTES: usize = 64 << 10;
+/// The size of one table element: wasmtime keeps a pointer, for every type of reference.
+pub(super) const TABLE_ELEMENT_BYTES: u64 = 8;
 
 /// The limiter of one store.
 pub(crate) struct Limiter {
@@ -37,7 +38,7 @@ struct DeniedGrowth {
 impl Limiter {
     /// The limiter of a store that draws on `budget`.
     pub(crate) fn new(budget: &Arc<Budget>, limits: &Limits) -> Self {
-        let lease = Arc::new(Lease::new(budget));
+        let lease = Arc::new(Lease::of_store(budget));
         Self { lease, limits: limits.clone(), table_elements: 0, granted_bytes: 0, last: None }
     }
 

@@ -3,6 +3,5 @@
 pub(crate) mod budget;
 pub(crate) mod denied;
 pub(crate) mod limiter;
-pub(crate) mod share;
 #[cfg(test)]
 mod tests;

@@ -7,13 +7,12 @@ use std::sync::Arc;
 
 use proptest::collection::vec;
 use proptest::prelude::{Just, ProptestConfig, Strategy, prop_assert_eq, prop_oneof, proptest};
-use skiff_protocol::{Account, Limits, MemoryLimit};
+use skiff_protocol::{Account, Limits, MemoryLimit, guest_share_bytes};
 use wasmtime::ResourceLimiter;
 
 use super::budget::Budget;
 use super::denied::Denied;
-use super::limiter::Limiter;
-use super::share::{TABLE_ELEMENT_BYTES, guest_share_bytes};
+use super::limiter::{Limiter, TABLE_ELEMENT_BYTES};
 
 const MIB: usize = 1 << 20;
 

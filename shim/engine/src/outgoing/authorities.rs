@@ -18,7 +18,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
 
 use super::settings::Settings;
-use crate::files::reader::{Place, Reader};
+use crate::files::reader::{Links, Place, Reader};
 use crate::report::Reporter;
 
 /// Where distributions keep their bundle.
@@ -38,7 +38,7 @@ const ENTRIES_MAX: usize = 1024;
 
 /// The authorities of a container.
 pub(super) struct Authorities {
-    reader: Reader,
+    reader: Arc<Reader>,
     settings: Arc<Settings>,
     reporter: Arc<Reporter>,
     known: Mutex<Option<Known>>,
@@ -64,7 +64,7 @@ struct Collected {
 
 impl Authorities {
     /// The authorities that `settings` names. Nothing is read yet.
-    pub(super) fn new(reader: Reader, settings: Arc<Settings>, reporter: Arc<Reporter>) -> Arc<Self> {
+    pub(super) fn new(reader: Arc<Reader>, settings: Arc<Settings>, reporter: Arc<Reporter>) -> Arc<Self> {
         Arc::new(Self { reader, settings, reporter, known: Mutex::new(None), reading: Arc::default() })
     }
 
@@ -87,7 +87,7 @@ impl Authorities {
 
     fn current(&self) -> Option<Arc<ClientConfig>> {
         let (files, folders) = self.sources();
-        let place = |path: &PathBuf| self.reader.find(path);
+        let place = |path: &PathBuf| self.reader.find(path, Links::Follow);
         let version = |path: &PathBuf| place(path).and_then(|place| place.metadata()).ok().map(|found| version(&found));
         let versions: Vec<Version> = files.iter().chain(&folders).map(version).collect();
         if let Some(known) = &*self.known.lock().unwrap_or_else(PoisonError::into_inner)
@@ -106,7 +106,7 @@ impl Authorities {
         if self.is_named() {
             return (file.iter().cloned().collect(), folders.clone());
         }
-        let is_there = |bundle: &&str| self.reader.find(Path::new(bundle)).is_ok();
+        let is_there = |bundle: &&str| self.reader.find(Path::new(bundle), Links::Follow).is_ok();
         (BUNDLES.iter().find(|bundle| is_there(bundle)).map(PathBuf::from).into_iter().collect(), Vec::new())
     }
 
@@ -118,7 +118,7 @@ impl Authorities {
         let mut collected = Collected { roots: RootCertStore::empty(), seen: HashSet::new(), bytes_left: BYTES_MAX };
         let mut failed = None;
         for file in files {
-            if let Err(error) = self.reader.find(file).and_then(|place| collected.add(&place)) {
+            if let Err(error) = self.reader.find(file, Links::Follow).and_then(|place| collected.add(&place)) {
                 failed = failed.or(Some((file, error)));
             }
         }
@@ -145,12 +145,12 @@ impl Authorities {
     }
 
     fn add_folder(&self, folder: &Path, collected: &mut Collected) -> io::Result<()> {
-        let directory = self.reader.find(folder)?.open_directory()?;
+        let directory = self.reader.find(folder, Links::Follow)?.open_directory()?;
         for entry in Dir::read_from(directory)?.take(ENTRIES_MAX) {
             let entry = entry?;
             let name = String::from_utf8_lossy(entry.file_name().to_bytes()).into_owned();
             // What is not a file, or holds no certificate, may be there as well.
-            let _added = self.reader.find(&folder.join(name)).and_then(|place| collected.add(&place));
+            let _added = self.reader.find(&folder.join(name), Links::Follow).and_then(|place| collected.add(&place));
         }
         Ok(())
     }
@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn connections_that_are_made_at_once_read_the_authorities_once() {
         let settings = Arc::new(Settings::new(|_| None, "/", &[]));
-        let authorities = Authorities::new(Reader::default(), settings, Arc::default());
+        let authorities = Authorities::new(Arc::default(), settings, Arc::default());
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
         let config = || {
             let authorities = Arc::clone(&authorities);

@@ -74,7 +74,7 @@ impl Client {
         resolver: &Arc<Resolver>,
         budget: &Arc<Budget>,
         reporter: &Arc<Reporter>,
-        reader: Reader,
+        reader: Arc<Reader>,
     ) -> Self {
         let settings = Arc::new(settings);
         let dial = Dial::new(Arc::clone(resolver), Arc::clone(budget));

@@ -14,7 +14,6 @@ use wasmtime_wasi_http::{Error, WasiBody};
 
 use super::client::Client;
 use super::settings::Settings;
-use crate::files::reader::Reader;
 use crate::memory::budget::Budget;
 use crate::names::resolver::Resolver;
 
@@ -25,7 +24,7 @@ fn small_client() -> Client {
     let limits = vec![MemoryLimit { limit: limit.reopen().unwrap(), stat: File::open("/dev/null").unwrap() }];
     let budget = Budget::new(limits, None, Account::keep_in(&Account::create().unwrap()).unwrap());
     let settings = Settings::new(|_| None, "/", &[]);
-    Client::new(settings, &Arc::new(Resolver::of_container()), &budget, &Arc::default(), Reader::default())
+    Client::new(settings, &Arc::new(Resolver::of_container()), &budget, &Arc::default(), Arc::default())
 }
 
 fn request(method: &str, address: SocketAddr, body: WasiBody) -> Request<WasiBody> {

@@ -1,5 +1,7 @@
 //! Components that run once: `wasi:cli/run` of 0.2 or 0.3, or a function that the plan names.
 
+use std::sync::Arc;
+
 use skiff_protocol::{EnginePlan, Refusal};
 use tokio::runtime::Runtime;
 use wasmtime::component::{Component, InstancePre};
@@ -29,6 +31,11 @@ enum Entrance {
 }
 
 impl LinkedComponent {
+    /// What it is an instance of.
+    pub(crate) fn pre(&self) -> &InstancePre<State> {
+        &self.pre
+    }
+
     /// Links a component, and finds out what of it will be called.
     ///
     /// # Errors
@@ -43,7 +50,7 @@ impl LinkedComponent {
     ///
     /// # Errors
     /// [`Refusal::Guest`] if its initial memory exceeds the limit.
-    pub(crate) fn instantiate(self, shared: Shared) -> Result<Command, Refusal> {
+    pub(crate) fn instantiate(self, shared: Arc<Shared>) -> Result<Command, Refusal> {
         let Self { pre, entrance, runtime } = self;
         let mut store = prepare_store(pre.engine(), &shared, Role::Component)?;
         let entry = match runtime.block_on(entrance.instantiate(&pre, &mut store)) {

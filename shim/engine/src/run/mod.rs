@@ -4,4 +4,4 @@ mod call;
 pub(crate) mod command;
 pub(crate) mod component;
 pub(crate) mod module;
-mod text;
+pub(crate) mod text;

@@ -1,19 +1,18 @@
 //! Core modules: `_start`, or a function that the plan names.
 
+use std::sync::Arc;
+
 use skiff_protocol::Refusal;
 use tokio::runtime::Runtime;
 use wasmtime::{Extern, Instance, InstancePre, Module, Store};
 
 use super::call::Entry;
 use super::command::{Command, ended_or_refused, prepare_store, runtime};
-use crate::exports::{START, check_module, no_function};
+use crate::exports::{INITIALIZE, START, check_module, no_function};
 use crate::link::link_module;
 use crate::role::Role;
 use crate::shared::Shared;
 use crate::store::State;
-
-/// What initializes a library.
-const INITIALIZE: &str = "_initialize";
 
 /// A core module that is linked. Nothing of it has run.
 pub(crate) struct LinkedModule {
@@ -22,6 +21,11 @@ pub(crate) struct LinkedModule {
 }
 
 impl LinkedModule {
+    /// What it is an instance of.
+    pub(crate) fn pre(&self) -> &InstancePre<State> {
+        &self.pre
+    }
+
     /// Links a core module.
     ///
     /// # Errors
@@ -35,11 +39,14 @@ impl LinkedModule {
     ///
     /// # Errors
     /// [`Refusal::Guest`] if its initial memory exceeds the limit.
-    pub(crate) fn instantiate(self, shared: Shared) -> Result<Command, Refusal> {
+    pub(crate) fn instantiate(self, shared: Arc<Shared>) -> Result<Command, Refusal> {
         let Self { pre, runtime } = self;
         let mut store = prepare_store(pre.module().engine(), &shared, Role::Module)?;
         let entry = match runtime.block_on(pre.instantiate_async(&mut store)) {
-            Ok(instance) => entry(&mut store, &instance, &shared)?,
+            Ok(instance) => {
+                store.data_mut().instance = Some(instance);
+                entry(&mut store, &instance, &shared)?
+            }
             Err(error) => ended_or_refused(&store, error, &shared)?,
         };
         Ok(Command::new(shared, runtime, store, entry))

@@ -7,8 +7,11 @@ use std::fmt::{self, Display, Formatter, Write as _};
 use wasmtime::Val;
 use wasmtime::component::Val as ComponentValue;
 
+/// The words that are values, or cases of types of the component model itself.
+const KEYWORDS: [&str; 8] = ["true", "false", "inf", "nan", "some", "none", "ok", "err"];
+
 /// A result of a core function. A reference has no text but its kind.
-pub(super) fn core(value: &Val) -> String {
+pub(crate) fn core(value: &Val) -> String {
     match value {
         Val::I32(number) => number.to_string(),
         Val::I64(number) => number.to_string(),
@@ -24,7 +27,7 @@ pub(super) fn core(value: &Val) -> String {
 }
 
 /// A value of a component. What is only a handle has no text but its kind.
-pub(super) struct Wave<'a>(pub(super) &'a ComponentValue);
+pub(crate) struct Wave<'a>(pub(crate) &'a ComponentValue);
 
 impl Display for Wave<'_> {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
@@ -52,8 +55,8 @@ impl Display for Wave<'_> {
                 list(out, ('{', '}'), fields.iter().map(|(name, value)| Entry(name, value)))
             }
             ComponentValue::Flags(names) => list(out, ('{', '}'), names.iter()),
-            ComponentValue::Enum(name) => out.write_str(name),
-            ComponentValue::Variant(name, payload) => case(out, name, payload.as_deref()),
+            ComponentValue::Enum(name) => case(out, &label(name), None),
+            ComponentValue::Variant(name, payload) => case(out, &label(name), payload.as_deref()),
             ComponentValue::Option(None) => out.write_str("none"),
             ComponentValue::Option(Some(value)) => case(out, "some", Some(value)),
             ComponentValue::Result(Ok(payload)) => case(out, "ok", payload.as_deref()),
@@ -88,6 +91,12 @@ fn list(
         item.fmt(out)?;
     }
     out.write_char(close)
+}
+
+/// The name of a case. One that means something of its own in WAVE has a mark.
+fn label(name: &str) -> String {
+    let mark = if KEYWORDS.contains(&name) { "%" } else { "" };
+    format!("{mark}{name}")
 }
 
 fn case(out: &mut Formatter<'_>, name: &str, payload: Option<&ComponentValue>) -> fmt::Result {
@@ -134,6 +143,8 @@ mod tests {
             (ComponentValue::Record(vec![("a".into(), number()), ("b-c".into(), text(""))]), r#"{a: 7, b-c: ""}"#),
             (ComponentValue::Flags(vec!["read".into(), "write".into()]), "{read, write}"),
             (ComponentValue::Enum("red".into()), "red"),
+            (ComponentValue::Enum("none".into()), "%none"),
+            (ComponentValue::Variant("ok".into(), Some(Box::new(number()))), "%ok(7)"),
             (ComponentValue::Variant("all".into(), None), "all"),
             (ComponentValue::Variant("some-of".into(), Some(Box::new(number()))), "some-of(7)"),
             (ComponentValue::Option(None), "none"),

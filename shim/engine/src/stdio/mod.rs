@@ -8,5 +8,7 @@ mod rate;
 pub(crate) mod server_output;
 pub(crate) mod stdin;
 pub(crate) mod streams;
+pub(crate) mod tail;
 pub(crate) mod target;
+pub(crate) mod terminal_input;
 pub(crate) mod write;

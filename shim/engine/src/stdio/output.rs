@@ -12,6 +12,7 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 
 use super::streams::{PERMIT_BYTES, Streams};
+use super::tail::Tail;
 use super::target::Target;
 use crate::role::Role;
 
@@ -21,20 +22,29 @@ pub(crate) struct Output {
     target: Target,
     role: Role,
     streams: Arc<Streams>,
+    tail: Arc<Tail>,
 }
 
 impl Output {
-    /// A stream of `streams` for a command of this role.
-    pub(crate) fn new(target: Target, role: Role, streams: &Arc<Streams>) -> Self {
-        Self { target, role, streams: Arc::clone(streams) }
+    /// A stream of `streams` for a command of this role. What goes to stderr ends in `tail`.
+    pub(crate) fn new(target: Target, role: Role, streams: &Arc<Streams>, tail: &Arc<Tail>) -> Self {
+        Self { target, role, streams: Arc::clone(streams), tail: Arc::clone(tail) }
     }
 
     fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            let written = self.streams.write_some(self.target, bytes)?;
+            let written = self.write_some(bytes)?;
             bytes = bytes.get(written..).unwrap_or_default();
         }
         Ok(())
+    }
+
+    fn write_some(&self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.streams.write_some(self.target, bytes)?;
+        if matches!(self.target, Target::Stderr) {
+            self.tail.hear(bytes.get(..written).unwrap_or(bytes));
+        }
+        Ok(written)
     }
 }
 
@@ -81,7 +91,7 @@ impl OutputStream for Output {
 
 impl AsyncWrite for Output {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(self.streams.write_some(self.target, bytes))
+        Poll::Ready(self.write_some(bytes))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

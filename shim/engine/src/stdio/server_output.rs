@@ -12,6 +12,7 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 
 use super::streams::Streams;
+use super::tail::Tail;
 use super::target::Target;
 use super::write::PIPE_BYTES;
 
@@ -19,12 +20,14 @@ use super::write::PIPE_BYTES;
 pub(crate) struct ServerOutput {
     target: Target,
     streams: Arc<Streams>,
+    tail: Arc<Tail>,
 }
 
 impl ServerOutput {
-    /// A stream of `streams`.
-    pub(crate) fn new(target: Target, streams: &Arc<Streams>) -> Self {
-        Self { target, streams: Arc::clone(streams) }
+    /// A stream of `streams`. What goes to stderr ends in `tail`.
+    pub(crate) fn new(target: Target, streams: &Arc<Streams>, tail: &Arc<Tail>) -> Self {
+        streams.never_wait();
+        Self { target, streams: Arc::clone(streams), tail: Arc::clone(tail) }
     }
 }
 
@@ -48,6 +51,7 @@ impl StdoutStream for ServerOutput {
 struct Stream {
     target: Target,
     streams: Arc<Streams>,
+    tail: Arc<Tail>,
     /// What was taken from the guest while others filled the room that there was for it.
     rest: Bytes,
     /// Whether the guest's last write is done, so that it need not wait for the room of its next one.
@@ -57,18 +61,27 @@ struct Stream {
 
 impl Stream {
     fn new(output: &ServerOutput) -> Self {
-        let streams = Arc::clone(&output.streams);
-        Self { target: output.target, streams, rest: Bytes::new(), is_done: false, room: None }
+        let (streams, tail) = (Arc::clone(&output.streams), Arc::clone(&output.tail));
+        Self { target: output.target, streams, tail, rest: Bytes::new(), is_done: false, room: None }
     }
 
     fn has_room(&self) -> bool {
         self.streams.has_room(self.target)
     }
 
+    /// Writes some; `None` if it would have to wait.
+    fn try_write(&self, bytes: &[u8]) -> io::Result<Option<usize>> {
+        let written = self.streams.try_write(self.target, bytes)?;
+        if let (Target::Stderr, Some(written)) = (self.target, written) {
+            self.tail.hear(bytes.get(..written).unwrap_or(bytes));
+        }
+        Ok(written)
+    }
+
     /// Writes what is left, as far as there is room.
     fn push(&mut self) -> StreamResult<()> {
         while !self.rest.is_empty() {
-            match self.streams.try_write(self.target, &self.rest) {
+            match self.try_write(&self.rest) {
                 Ok(Some(written)) => drop(self.rest.split_to(written)),
                 Ok(None) => return Ok(()),
                 Err(error) => {
@@ -125,7 +138,7 @@ impl OutputStream for Stream {
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
-            if let Some(written) = self.streams.try_write(self.target, bytes)? {
+            if let Some(written) = self.try_write(bytes)? {
                 return Poll::Ready(Ok(written));
             }
             if self.room.is_none() {

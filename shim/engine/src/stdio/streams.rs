@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::io::unix::AsyncFd;
@@ -26,6 +26,7 @@ pub(crate) struct Streams {
     complaint: Complaint,
     stdout: Watched,
     stderr: Watched,
+    never_waits: Once,
 }
 
 impl Streams {
@@ -36,7 +37,14 @@ impl Streams {
             complaint: Complaint::default(),
             stdout: OnceLock::new(),
             stderr: OnceLock::new(),
+            never_waits: Once::new(),
         }
+    }
+
+    /// From now on no write waits for the reader of a terminal, as [`Streams::try_write`] promises.
+    pub(super) fn never_wait(&self) {
+        self.never_waits
+            .call_once(|| [Target::Stdout, Target::Stderr].into_iter().for_each(Target::never_wait_for_terminal));
     }
 
     /// Whether a command has said on its stderr that it is out of memory.

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use skiff_linux::descriptors::watch_static;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -27,6 +28,17 @@ impl Target {
     /// Watches when a write would not block; `None` if it cannot be watched because it is a file, which always has room.
     pub(super) fn watch(self) -> Option<AsyncFd<BorrowedFd<'static>>> {
         watch_static(self.as_static_fd(), Interest::WRITABLE).ok()
+    }
+
+    /// Lets no write wait if this is a terminal. A pipe that is ready takes some bytes at once, but a terminal may have less room
+    /// than that, and keep the writer until its reader has taken the rest.
+    pub(super) fn never_wait_for_terminal(self) {
+        if self.is_terminal()
+            && let Ok(flags) = fcntl(self, FcntlArg::F_GETFL).map(OFlag::from_bits_retain)
+        {
+            // One that cannot be set is written to as a pipe is.
+            let _set = fcntl(self, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK));
+        }
     }
 
     /// Whether it is a terminal.

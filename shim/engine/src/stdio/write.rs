@@ -1,6 +1,6 @@
 //! Writes to the process's two output descriptors, and the engine's own messages among them.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
 
@@ -9,6 +9,20 @@ use nix::poll::PollTimeout;
 
 use super::poll::wait_writable;
 use super::target::Target;
+
+/// Where output goes, and what that is called.
+pub(crate) struct NamedOutput {
+    pub(crate) writer: Box<dyn Write>,
+    /// In a sentence about an error.
+    pub(crate) name: String,
+}
+
+impl NamedOutput {
+    /// The output of an answer.
+    pub(crate) fn answer(writer: Box<dyn Write>) -> Self {
+        Self { writer, name: "the answer".to_owned() }
+    }
+}
 
 /// What a pipe that is ready takes without blocking; see pipe(7).
 pub(super) const PIPE_BYTES: usize = 4096;
@@ -36,7 +50,25 @@ pub(super) fn write_into_room(target: Target, bytes: &[u8]) -> io::Result<Option
     if !wait_writable(target.as_fd(), PollTimeout::ZERO)? {
         return Ok(None);
     }
-    write_blocking(target, bytes.get(..PIPE_BYTES).unwrap_or(bytes)).map(Some)
+    match nix::unistd::write(target, bytes.get(..PIPE_BYTES).unwrap_or(bytes)) {
+        Ok(written) => Ok(Some(written)),
+        // Only a terminal has less room than it seems; see `Target::never_wait_for_terminal`.
+        Err(Errno::EINTR | Errno::EAGAIN) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// One of the output descriptors of a process that runs no guest. It is written to however long its reader takes.
+pub(crate) struct Whole(pub(crate) Target);
+
+impl Write for Whole {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        write_blocking(self.0, bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Writes a whole message of the engine itself to stderr, however long its reader takes.

@@ -71,8 +71,9 @@ fn every_trap_ends_with_134_and_is_told() {
     ] {
         let ended = module(body).run();
         assert_eq!(ended.code, 134, "{body}");
-        let told = format!("skiff: /app/guest.wasm trapped: {message}\n");
-        assert!(ended.stderr.starts_with(&told), "{body}: {}", ended.stderr);
+        let told = format!("skiff: /app/guest.wasm trapped: {message}, in <wasm function 1>\n");
+        assert!(ended.stderr.ends_with(&told), "{body}: {}", ended.stderr);
+        assert!(ended.stderr.starts_with("skiff: backtrace of /app/guest.wasm, "), "{body}: {}", ended.stderr);
     }
 }
 
@@ -94,6 +95,81 @@ fn a_backtrace_has_the_names_of_the_source() {
     assert_eq!(ended.code, 134);
     assert!(ended.stderr.contains("::innermost\n"), "{}", ended.stderr);
     assert!(ended.stderr.contains("core[") && ended.stderr.contains("::panicking::panic_fmt"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_backtrace_has_files_and_lines_where_there_is_debug_information() {
+    let ended = Guest::named("c-debug").own_env("WASMTIME_BACKTRACE_DETAILS", "0").run();
+    assert_eq!(ended.code, 134);
+    for part in ["at /src/c/debug.c:7:", "- middle\n", "at /src/c/debug.c:11:", "- outermost\n", "- main\n"] {
+        assert!(ended.stderr.contains(part), "{part:?}: {}", ended.stderr);
+    }
+    let summary = "trapped: wasm `unreachable` instruction executed, in innermost (debug.c:7)\n";
+    assert!(ended.stderr.ends_with(summary), "{}", ended.stderr);
+}
+
+#[test]
+fn a_functions_name_is_a_part_of_one_line_of_a_backtrace() {
+    let name = r"f\0a    1:    0x21e - m!innocent\0a                    at /src/innocent.c:1:1\0askiff: all is well";
+    let ended = Guest::text(&format!(
+        r#"(module $m (func $f (@name "{name}") unreachable) (func $main (export "_start") (call $f)))"#
+    ))
+    .run();
+    assert_eq!(ended.code, 134);
+    let shown = name.replace(r"\0a", r"\n");
+    assert!(ended.stderr.contains(&format!(" - m!{shown}\n    1:")), "{}", ended.stderr);
+    assert!(ended.stderr.contains(" - m!main\nskiff: /app/guest.wasm trapped"), "{}", ended.stderr);
+    assert_eq!(ended.stderr.lines().count(), 4, "{}", ended.stderr);
+}
+
+#[test]
+fn debug_information_that_would_take_too_long_to_read_is_left_out() {
+    // A unit, a function in it, and calls that are inlined into each other, too deep for the stack of whoever reads them.
+    let info =
+        [&[1, 0, 0, 0, 0, 0xff, 0, 0, 0, 2, 0, 0, 0, 0, 0xff, 0, 0, 0][..], &vec![3; 500_000], &vec![0; 500_002]]
+            .concat();
+    let length = u32::try_from(info.len() + 7).unwrap().to_le_bytes();
+    let info = [&length[..], &[4, 0, 0, 0, 0, 0, 4], &info].concat();
+    let escaped: String = info.iter().map(|byte| format!("\\{byte:02x}")).collect();
+    let kinds = "\\01\\11\\01\\11\\01\\12\\06\\00\\00\\02\\2e\\01\\11\\01\\12\\06\\00\\00\\03\\1d\\01\\00\\00\\00";
+    let ended = Guest::text(&format!(
+        r#"(module (@custom ".debug_abbrev" "{kinds}") (@custom ".debug_info" "{escaped}")
+            (func $innermost unreachable) (func (export "_start") (call $innermost)))"#
+    ))
+    .run();
+    assert_eq!(ended.code, 134, "{}", ended.stderr);
+    assert!(ended.stderr.ends_with("instruction executed, in innermost\n"), "{}", ended.stderr);
+}
+
+#[test]
+fn an_exit_does_not_read_debug_information() {
+    // Many units, all of which are looked at for each call of a backtrace.
+    let kind = "\\01\\11\\00\\11\\01\\12\\06\\00\\00\\00";
+    let unit = "\\10\\00\\00\\00\\04\\00\\00\\00\\00\\00\\04\\01\\00\\00\\00\\00\\01\\00\\00\\00";
+    let units = unit.repeat(10_000);
+    let time = |end: &str, code| {
+        let guest = || {
+            Guest::text(&format!(
+                r#"(module (@custom ".debug_abbrev" "{kind}") (@custom ".debug_info" "{units}")
+                (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+                (memory (export "memory") 1)
+                (func $go (param $depth i32)
+                  (if (i32.eqz (local.get $depth)) (then {end}))
+                  (call $go (i32.sub (local.get $depth) (i32.const 1))))
+                (func (export "_start") (call $go (i32.const 30))))"#
+            ))
+        };
+        let run = |guest: Guest| {
+            let begun = Instant::now();
+            assert_eq!(guest.run().code, code);
+            begun.elapsed()
+        };
+        // The shortest of some: others may have the processor.
+        std::iter::repeat_with(|| run(guest())).take(3).min().unwrap()
+    };
+    let (exit, trap) = (time("(call $exit (i32.const 7))", 7), time("unreachable", 134));
+    println!("an exit takes {exit:?}, a trap {trap:?}");
+    assert!(exit * 3 < trap, "{exit:?}, {trap:?}");
 }
 
 #[test]
@@ -124,8 +200,8 @@ fn a_function_that_cannot_be_called_is_refused_by_name() {
     assert_eq!(reactor("gone"), "`/app/c-reactor.wasm` exports no function `gone`");
     assert_eq!(reactor("memory"), "`/app/c-reactor.wasm` exports `memory`, but it is a memory, not a function");
     assert_eq!(
-        Guest::named("c-reactor").refused_as_guest(),
-        "`/app/c-reactor.wasm` exports no function `_start`: it is a library, not a command"
+        Guest::text("(module (memory (export \"memory\") 1) (func (export \"_initialize\")))").refused_as_guest(),
+        "`/app/guest.wasm` exports no function `_start`: it is neither a command nor a service, which exports functions"
     );
 }
 
@@ -198,6 +274,34 @@ fn stdin_reaches_the_guest_until_its_end() {
         assert_eq!(ended.code, 0, "{}", ended.stderr);
         assert!(ended.stdout.as_bytes() == text, "{} bytes of {}", ended.stdout.len(), text.len());
     }
+}
+
+#[test]
+fn a_file_in_the_place_of_stdin_is_read_like_any_other() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("file"), "first, second").unwrap();
+    let reading = Guest::text(
+        r#"(module
+            (import "wasi_snapshot_preview1" "path_open"
+                (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+            (import "wasi_snapshot_preview1" "fd_renumber" (func $renumber (param i32 i32) (result i32)))
+            (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+            (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+            (memory (export "memory") 1)
+            (data (i32.const 0) "\10\00\00\00\07\00\00\00")
+            (data (i32.const 8) "file")
+            (func (export "_start")
+                (if (call $open (i32.const 3) (i32.const 0) (i32.const 8) (i32.const 4) (i32.const 0)
+                    (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 32)) (then unreachable))
+                (if (call $renumber (i32.load (i32.const 32)) (i32.const 0)) (then unreachable))
+                (loop $again
+                    (if (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 36)) (then unreachable))
+                    (i32.store (i32.const 4) (i32.load (i32.const 36)))
+                    (if (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 40)) (then unreachable))
+                    (br_if $again (i32.load (i32.const 36))))))"#,
+    );
+    let ended = reading.preopen(folder.path(), "/", true).run();
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, "first, second"), "{}", ended.stderr);
 }
 
 #[test]

@@ -17,7 +17,8 @@ use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unsha
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::Pid;
 use skiff_protocol::{
-    Account, CONTROL_FD, ENGINE_FD, EnginePlan, Limits, MemoryLimit, Message, Preopen, Refusal, Reply, send_message,
+    Account, CONTROL_FD, ENGINE_FD, EnginePlan, Limits, MemoryLimit, Message, OnTrap, Preopen, Refusal, Reply, Task,
+    send_message,
 };
 
 use crate::collected::Collected;
@@ -35,6 +36,7 @@ pub(crate) struct Guest {
     one_processor: bool,
     files: Option<u64>,
     account: File,
+    calls: Option<File>,
     stdin: Stdio,
     stdout: Stdio,
     stderr: Stdio,
@@ -92,6 +94,7 @@ impl Guest {
             one_processor: false,
             files: None,
             account: Account::create().unwrap(),
+            calls: None,
             stdin: Stdio::null(),
             stdout: Stdio::piped(),
             stderr: Stdio::piped(),
@@ -171,15 +174,52 @@ impl Guest {
         self
     }
 
+    /// Nobody looks into the container.
+    pub(crate) fn looks_are_off(mut self) -> Self {
+        self.plan.looks_are_off = true;
+        self
+    }
+
     /// Runs under these limits.
     pub(crate) fn limits(mut self, limits: Limits) -> Self {
         self.plan.limits = limits;
         self
     }
 
+    /// No guest, but a process that was made for an exec and has this task.
+    pub(crate) fn task(task: Task) -> Self {
+        let mut guest = Self::of_code("/app/guest.wasm", Path::new("/dev/null"));
+        guest.plan.task = task;
+        guest
+    }
+
+    /// Does this when a call ends the live instance.
+    pub(crate) fn on_trap(mut self, on_trap: OnTrap) -> Self {
+        self.plan.on_trap = on_trap;
+        self
+    }
+
+    /// Passes the call socket: a listening one to a guest, a connected one to a task.
+    pub(crate) fn calls(mut self, socket: impl Into<OwnedFd>) -> Self {
+        self.calls = Some(File::from(socket.into()));
+        self
+    }
+
     /// Where the engine keeps the account of its memory.
     pub(crate) fn account(&self) -> File {
         self.account.try_clone().unwrap()
+    }
+
+    /// Has a file for its last words.
+    pub(crate) fn termination_log(mut self, path: &str) -> Self {
+        self.plan.termination_log = Some(path.to_owned());
+        self
+    }
+
+    /// Has a file for the core dump of a trap.
+    pub(crate) fn core_dump(mut self, path: &str) -> Self {
+        self.plan.core_dump = Some(path.to_owned());
+        self
     }
 
     /// Knows that these servers speak HTTP/2 without TLS.
@@ -213,7 +253,8 @@ impl Guest {
         let (heard, replies) = std::io::pipe().unwrap();
         let message = Message {
             plan: self.plan.clone(),
-            code: self.code(),
+            code: (self.plan.task == Task::Run).then(|| self.code()),
+            calls: self.calls.as_ref().map(|socket| socket.try_clone().unwrap()),
             account: self.account.try_clone().unwrap(),
             replies: File::from(OwnedFd::from(replies)),
             memory_limits: self.limit.iter().map(|path| memory_limit(path)).collect(),

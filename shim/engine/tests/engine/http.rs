@@ -106,7 +106,23 @@ fn a_trap_answers_500_and_is_told_and_the_server_lives_on() {
         let told = server.running.stderr();
         assert!(told.contains("#handle") && told.contains("on purpose"), "{told}");
         assert!(told.contains("trapped: wasm `unreachable`"), "{told}");
-        assert_eq!(told.matches("skiff: ").count(), 3, "it listens, an instance trapped, a request failed: {told}");
+        assert_eq!(
+            told.matches("skiff: ").count(),
+            4,
+            "it listens, a backtrace, an instance trapped, a request failed: {told}"
+        );
+    }
+}
+
+#[test]
+fn an_exception_in_a_request_is_told_without_a_backtrace() {
+    for name in BOTH {
+        let server = Server::named(name);
+        assert_eq!(server.get("/raise").status(), 500, "{name}");
+        assert_eq!(server.get("/").status(), 200, "{name}");
+        let told = format!("skiff: /app/{name}.wasm ended with an exception: ValueError: on purpose\n");
+        wait_for("the exception", || server.running.stderr().contains(&told));
+        assert!(!server.running.stderr().contains("backtrace of"), "{}", server.running.stderr());
     }
 }
 
@@ -140,6 +156,35 @@ fn a_request_that_spins_does_not_starve_the_others() {
             assert_eq!(server.get("/").status(), 200, "{name}");
         }
         drop(spinning);
+    }
+}
+
+#[test]
+fn an_instance_that_computes_after_it_has_awaited_something_gets_no_further_requests() {
+    let server = Server::named("rust-p3-http");
+    let waiting = server.begin("/slow?ms=3600000");
+    let mut later = server.begin("/later");
+    // What its instance has begun just before would have to wait for it.
+    let before = server.processor_time();
+    wait_for("it to compute", || server.processor_time() - before > Duration::from_millis(100));
+    let deadline = std::time::Instant::now() + Duration::from_secs(1);
+    while std::time::Instant::now() < deadline {
+        let all: Vec<TcpStream> = (0..20).map(|_| server.begin("/")).collect();
+        assert!(all.into_iter().all(|stream| finish(stream).status() == 200));
+    }
+    later.set_nonblocking(true).unwrap();
+    let error = later.read(&mut [0]).expect_err("it computes");
+    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    drop(waiting);
+}
+
+#[test]
+fn requests_beyond_the_instances_are_served_by_whichever_is_free_first() {
+    for name in BOTH {
+        let limit = limit_file(16 * MIB);
+        let server = Server::start(Guest::named(name).limit(limit.path()));
+        let all: Vec<TcpStream> = (0..60).map(|_| server.begin("/slow?ms=100")).collect();
+        assert!(all.into_iter().all(|stream| finish(stream).status() == 200), "{name}");
     }
 }
 

@@ -3,11 +3,15 @@
 #[cfg(test)]
 mod activity;
 #[cfg(test)]
+mod calls;
+#[cfg(test)]
 mod collected;
 #[cfg(test)]
 mod command;
 #[cfg(test)]
 mod compiled;
+#[cfg(test)]
+mod core_dump;
 #[cfg(test)]
 mod directories;
 #[cfg(test)]
@@ -29,7 +33,17 @@ mod http_left;
 #[cfg(test)]
 mod http_output;
 #[cfg(test)]
+mod invoke;
+#[cfg(test)]
+mod invoke_limits;
+#[cfg(test)]
+mod last_words;
+#[cfg(test)]
 mod limits;
+#[cfg(test)]
+mod look;
+#[cfg(test)]
+mod look_live;
 #[cfg(test)]
 mod memory;
 #[cfg(test)]

@@ -63,7 +63,7 @@ fn shared_memory_is_refused() {
 #[test]
 fn a_component_without_anything_to_run_is_refused() {
     let sentence = Guest::text("(component)").refused_as_guest();
-    assert!(sentence.contains("neither a command nor an HTTP server"), "{sentence}");
+    assert!(sentence.contains("neither a command nor an HTTP server nor a service"), "{sentence}");
 }
 
 #[test]

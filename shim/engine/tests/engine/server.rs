@@ -70,6 +70,13 @@ impl Server {
         ["tcp", "tcp6"].map(known).iter().flat_map(|text| text.lines()).filter(|line| is_connection(line)).count()
     }
 
+    /// How long its threads have run.
+    pub(crate) fn processor_time(&self) -> Duration {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.running.child.id())).unwrap();
+        let times = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok());
+        Duration::from_nanos(times.map(|times| times.split(' ').next().unwrap().parse::<u64>().unwrap()).sum())
+    }
+
     /// Whether its only worker has slept for a while.
     pub(crate) fn is_at_rest(&self) -> bool {
         let tasks = format!("/proc/{}/task", self.running.child.id());

@@ -57,6 +57,6 @@ pub(crate) fn status_of(process: u32, line: &str) -> String {
 }
 
 /// How many bytes wait in a pipe.
-pub(crate) fn waiting_bytes(reader: &std::io::PipeReader) -> usize {
+pub(crate) fn waiting_bytes(reader: &impl std::os::fd::AsFd) -> usize {
     usize::try_from(rustix::io::ioctl_fionread(reader).unwrap()).unwrap()
 }

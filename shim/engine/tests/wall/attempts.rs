@@ -121,7 +121,17 @@ pub(crate) fn attempts() -> Vec<Attempt> {
     let filter = &[-1, i64::from(libc::SOL_SOCKET), i64::from(libc::SO_ATTACH_FILTER)];
     add("a filter on a socket", libc::SYS_setsockopt, filter, libc::ENOPROTOOPT);
     add("signals from a descriptor", libc::SYS_fcntl, &[0, i64::from(libc::F_SETOWN), itself], libc::EPERM);
-    add("typing into a terminal", libc::SYS_ioctl, &[0, 0x5412], libc::ENOTTY);
+    for (what, request) in [
+        ("typing into a terminal", libc::TIOCSTI),
+        ("another's terminal", libc::TIOCSCTTY),
+        ("the console's menu", libc::TIOCLINUX),
+        ("the settings of a terminal", libc::TCSETS),
+        ("the size of a terminal", libc::TIOCSWINSZ),
+        ("the group at a terminal", libc::TIOCSPGRP),
+        ("the other end of a terminal", libc::TIOCGPTPEER),
+    ] {
+        add(what, libc::SYS_ioctl, &[0, i64::try_from(request).unwrap()], libc::ENOTTY);
+    }
     all
 }
 

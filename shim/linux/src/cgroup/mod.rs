@@ -1,11 +1,12 @@
 //! The control groups of a container: finding, making, signalling and removing them as a whole.
 //!
 //! On cgroup v2 a container has one directory. On v1 it has one in each hierarchy, and on a hybrid node also one in the
-//! unified tree. A [`Cgroup`] stands for all of them. The OCI runtime sets the limits, not this module.
+//! unified tree. A [`Cgroup`] stands for all of them. Which limits it gets is decided elsewhere.
 //!
 //! The root of a hierarchy and the shim's own directory do not belong to a container: nothing is counted, killed or removed
 //! there.
 
+mod control;
 mod counts;
 mod files;
 mod hierarchy;
@@ -90,17 +91,19 @@ impl Cgroup {
     fn new(memberships: &[Membership], path_of: impl Fn(&Membership, &Mount) -> PathBuf) -> io::Result<Self> {
         let hierarchy = Hierarchy::detect()?;
         let mounts = Mount::parse_all(&read("/proc/self/mountinfo".as_ref())?);
-        let nodes = memberships
+        let mut nodes: Vec<(usize, Node)> = memberships
             .iter()
             .filter(|membership| hierarchy == Hierarchy::V1 || membership.controllers.is_empty())
             .filter_map(|membership| {
-                let mount = mounts.iter().find(|mount| mount.has(membership))?;
+                let (place, mount) = mounts.iter().enumerate().find(|(_, mount)| mount.has(membership))?;
                 let (controllers, mountpoint) = (membership.controllers.clone(), mount.point.clone());
                 let path = mountpoint.join(path_of(membership, mount));
-                Some(Node { controllers, is_own: path != mountpoint, mountpoint, path })
+                Some((place, Node { controllers, is_own: path != mountpoint, mountpoint, path }))
             })
             .collect();
-        Ok(Self { hierarchy, nodes })
+        // In the order of the mounts.
+        nodes.sort_by_key(|(place, _)| *place);
+        Ok(Self { hierarchy, nodes: nodes.into_iter().map(|(_, node)| node).collect() })
     }
 
     /// The version of these cgroups.
@@ -182,6 +185,12 @@ impl Cgroup {
             pids.extend(processes::of_dir(&below).unwrap_or_default());
         }
         Ok(pids)
+    }
+
+    /// Whether no process is in the cgroups or below them. Those that do not exist are empty.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.all_pids().is_empty()
     }
 
     /// Sends SIGKILL to every process in the cgroups and below them, even to frozen ones. Does not wait for them to end

@@ -68,6 +68,11 @@ impl Compiled {
         Ok(Self { name: name.into(), source, digest, cache, memory_bytes, tenant, took, code })
     }
 
+    /// For whom it was compiled.
+    pub(crate) fn tenant(&self) -> &Tenant {
+        &self.tenant
+    }
+
     /// The module's name in messages.
     pub(crate) fn name(&self) -> &str {
         &self.name

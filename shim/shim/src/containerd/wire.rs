@@ -32,7 +32,7 @@ pub(super) fn timestamp(time: SystemTime) -> Timestamp {
 /// The status that a process has for containerd.
 pub(super) fn status(state: State) -> Status {
     match state {
-        State::Added | State::Created => Status::CREATED,
+        State::Added | State::Starting | State::Created => Status::CREATED,
         State::Running => Status::RUNNING,
         State::Paused => Status::PAUSED,
         State::Stopped(_) => Status::STOPPED,

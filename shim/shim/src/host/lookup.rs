@@ -62,6 +62,15 @@ pub(crate) fn open_file(rootfs: &Path, mounts: &[Mount], path: &Path) -> io::Res
     File::open(format!("/proc/thread-self/fd/{}", found.as_raw_fd())).map(Some)
 }
 
+/// Opens the directory `path` of a container as its process `pid` sees it, with `O_PATH` only. Symbolic links never lead out of the
+/// root of that process.
+///
+/// # Errors
+/// Those of opening.
+pub(crate) fn open_directory_of(pid: i32, path: &Path) -> io::Result<File> {
+    open_beneath(Path::new(&format!("/proc/{pid}/root")), path)
+}
+
 fn name_of(kind: FileType) -> &'static str {
     match kind {
         kind if kind.is_fifo() => "a fifo",

@@ -2,6 +2,7 @@
 
 pub(crate) mod account;
 pub(crate) mod cache;
+pub(crate) mod call_socket;
 pub(crate) mod compile;
 pub(crate) mod console;
 pub(crate) mod engine;
@@ -21,3 +22,4 @@ pub(crate) mod record;
 pub(crate) mod rootfs;
 pub(crate) mod shim_log;
 pub(crate) mod stdio;
+pub(crate) mod termination_log;

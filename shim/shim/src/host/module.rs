@@ -15,7 +15,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use nix::sys::signal::SigSet;
 use sha2::{Digest, Sha256};
 use skiff_linux::descriptors::leave_table;
-use skiff_protocol::MODULE_BYTES_MAX;
+use skiff_protocol::{MODULE_BYTES_MAX, bytes_and_mi};
 
 use super::lookup::open_file;
 use crate::spec::config::Mount;
@@ -167,7 +167,7 @@ fn check_size(bytes: u64) -> io::Result<()> {
     }
     Err(io::Error::new(
         ErrorKind::FileTooLarge,
-        format!("it is larger than {MODULE_BYTES_MAX} bytes, the limit for a module"),
+        format!("it is larger than {}, the limit for a module", bytes_and_mi(MODULE_BYTES_MAX)),
     ))
 }
 

@@ -17,6 +17,8 @@ const FILE: &str = "skiff.json";
 pub(crate) enum LauncherName {
     /// The node's OCI runtime.
     OciRuntime,
+    /// Skiff's own, which leaves to the OCI runtime what it does not understand.
+    Own,
 }
 
 /// The record of a container. It is in the bundle before anything is made and until everything is gone.
@@ -86,7 +88,7 @@ mod tests {
     fn what_is_saved_is_loaded() {
         let bundle = tempfile::tempdir().unwrap();
         assert_eq!(Record::load(bundle.path()).unwrap(), None);
-        for launcher in [None, Some(LauncherName::OciRuntime)] {
+        for launcher in [None, Some(LauncherName::OciRuntime), Some(LauncherName::Own)] {
             let record = Record { launcher, ..record() };
             record.save(bundle.path()).unwrap();
             assert_eq!(Record::load(bundle.path()).unwrap(), Some(record));

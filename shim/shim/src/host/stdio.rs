@@ -21,16 +21,53 @@ pub(crate) fn has_program(paths: &StdioPaths) -> bool {
     logging_program::is_address(&paths.stdout)
 }
 
-/// Writes a message of the shim to a process's `stderr`. Never waits for a reader.
-///
-/// # Errors
-/// Those of writing; `WouldBlock` when there is no room for the message.
-pub(crate) fn say(mut stderr: &File, text: &str) -> io::Result<()> {
-    let mut polled = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-    if poll(&mut polled, PollTimeout::ZERO)? == 0 {
-        return Err(io::ErrorKind::WouldBlock.into());
+/// Where the shim itself speaks to a process's owner: on its stderr, or beside the output of its terminal. The output ends only
+/// after this is dropped.
+#[derive(Debug)]
+pub(crate) struct Voice {
+    file: File,
+    /// A terminal's output arrives as the kernel has made it, with the ends of lines of a terminal.
+    line_end: &'static str,
+}
+
+impl Voice {
+    /// Speaks on `stderr`.
+    ///
+    /// # Errors
+    /// Those of `dup(2)`.
+    pub(crate) fn on(stderr: &File) -> io::Result<Self> {
+        Ok(Self { file: stderr.try_clone()?, line_end: "\n" })
     }
-    stderr.write_all(text.as_bytes())
+
+    /// Speaks where containerd reads a terminal's output: the terminal itself is gone when its process has ended.
+    ///
+    /// # Errors
+    /// Those of opening, with the path.
+    pub(crate) fn beside_terminal(output: &str) -> io::Result<Self> {
+        // Opening a fifo for both reading and writing does not wait for a reader.
+        let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(output);
+        Ok(Self { file: opened.map_err(|error| named(output, &error))?, line_end: "\r\n" })
+    }
+
+    /// Speaks to the logging program that takes a terminal's output through this pipe.
+    ///
+    /// # Errors
+    /// Those of `dup(2)`.
+    pub(crate) fn beside_terminal_of(program: &File) -> io::Result<Self> {
+        Ok(Self { file: program.try_clone()?, line_end: "\r\n" })
+    }
+
+    /// Says one line. Never waits for a reader.
+    ///
+    /// # Errors
+    /// Those of writing; `WouldBlock` when there is no room for it.
+    pub(crate) fn say(&self, line: &str) -> io::Result<()> {
+        let mut polled = [PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
+        if poll(&mut polled, PollTimeout::ZERO)? == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        (&self.file).write_all(format!("{line}{}", self.line_end).as_bytes())
+    }
 }
 
 /// The ends of the streams that the process gets.
@@ -175,8 +212,34 @@ mod tests {
     }
 
     #[test]
+    fn what_the_shim_says_of_a_terminal_arrives_with_its_output() {
+        let fifos = Fifos::new();
+        let path = fifos.path("out");
+        let voice = Voice::beside_terminal(path.to_str().unwrap()).unwrap();
+        voice.say("skiff: before a reader").unwrap();
+        let mut reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+        let mut terminal = OpenOptions::new().write(true).open(&path).unwrap();
+        terminal.write_all(b"output\r\n").unwrap();
+        drop(terminal);
+        voice.say("skiff: after it").unwrap();
+        drop(voice);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "skiff: before a reader\r\noutput\r\nskiff: after it\r\n");
+    }
+
+    #[test]
+    fn the_shim_does_not_wait_for_room() {
+        let fifos = Fifos::new();
+        let voice = Voice::beside_terminal(fifos.path("out").to_str().unwrap()).unwrap();
+        let filled = std::iter::repeat_with(|| voice.say(&"x".repeat(1000))).find_map(Result::err).unwrap();
+        assert_eq!(filled.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
     fn a_missing_fifo_is_named() {
         let paths = StdioPaths { stdout: "/nowhere/out".into(), ..StdioPaths::default() };
         assert!(open(&paths, &Owner::default()).unwrap_err().to_string().contains("`/nowhere/out`"));
+        assert!(Voice::beside_terminal("/nowhere/out").unwrap_err().to_string().contains("`/nowhere/out`"));
     }
 }

@@ -3,4 +3,4 @@
 mod layers;
 mod program;
 
-pub(crate) use program::{Module, Program, find};
+pub(crate) use program::{Module, Program, Wanted, find, find_in};

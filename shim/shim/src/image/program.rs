@@ -2,20 +2,22 @@
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use skiff_protocol::Content;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::host::lookup::{content_of, open_file};
 use crate::host::module::{Source, digest_of};
-use crate::host::reader::read_apart;
+use crate::host::reader::{read_apart, read_in_turn};
 use crate::identity::Identity;
 use crate::image::layers::{self, Layer};
 use crate::spec::config::Config;
-use crate::spec::entrypoint::{candidates, split_function};
+use crate::spec::config::Mount;
+use crate::spec::entrypoint::{Candidate, candidates, candidates_in_wasm, split_function};
 
 /// The program of a container.
 pub(crate) enum Program {
@@ -62,10 +64,52 @@ pub(crate) async fn find(
 /// long as the volumes do.
 fn find_file(config: &Config, unwanted: &CancellationToken) -> Result<Option<Program>> {
     let (Some(process), Some(entrypoint)) = (&config.process, config.entrypoint()) else { return Ok(None) };
-    let (rootfs, mounts) = (&config.root.path, &config.mounts);
+    let candidates = candidates(entrypoint, &process.cwd, &process.env);
+    choose(&config.root.path, &config.mounts, candidates, unwanted)
+}
+
+/// What a further process of a wasm container runs.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    /// Its first argument.
+    pub(crate) argument: String,
+    pub(crate) cwd: PathBuf,
+    pub(crate) env: Vec<String>,
+}
+
+/// Finds what a further process runs: a file in the directory `root`, which is what the container's processes see as their root.
+/// Returns `None` when there is no such file. The `turn` is dropped when the reader has ended, which may be long after the caller
+/// has given up.
+///
+/// # Errors
+/// Those of [`find`].
+pub(crate) async fn find_in(
+    root: PathBuf,
+    wanted: Wanted,
+    turn: OwnedSemaphorePermit,
+    unwanted: &CancellationToken,
+) -> Result<Option<Program>> {
+    let unwanted = unwanted.clone();
+    let look = move || {
+        let candidates = candidates_in_wasm(&wanted.argument, &wanted.cwd, &wanted.env);
+        choose(&root, &[], candidates, &unwanted)
+    };
+    read_in_turn(turn, look).await
+}
+
+/// The first of `candidates` that can be run, hashed if it is a module.
+fn choose(
+    rootfs: &Path,
+    mounts: &[Mount],
+    candidates: impl Iterator<Item = Candidate>,
+    unwanted: &CancellationToken,
+) -> Result<Option<Program>> {
     // The first file that can be run neither way: a later one of the `PATH` may be the right one.
     let mut refused = None;
-    for candidate in candidates(entrypoint, &process.cwd, &process.env) {
+    for candidate in candidates {
+        if unwanted.is_cancelled() {
+            return Err(Error::new(Kind::Conflict, "the program is no longer looked for"));
+        }
         let name = candidate.path.to_string_lossy();
         let file = open_file(rootfs, mounts, &candidate.path).map_err(|error| match error.kind() {
             io::ErrorKind::InvalidInput => Error::invalid(error.to_string()),
@@ -78,8 +122,8 @@ fn find_file(config: &Config, unwanted: &CancellationToken) -> Result<Option<Pro
             return Ok(Some(Program::Wasm(Module {
                 digest: digest_of(&file, &|| unwanted.is_cancelled()).map_err(|error| cannot_read(&name, error))?,
                 source: Source::Container {
-                    rootfs: rootfs.clone(),
-                    mounts: mounts.clone(),
+                    rootfs: rootfs.to_path_buf(),
+                    mounts: mounts.to_vec(),
                     path: candidate.path.clone(),
                 },
                 function: candidate.function,
@@ -87,6 +131,7 @@ fn find_file(config: &Config, unwanted: &CancellationToken) -> Result<Option<Pro
             })));
         }
         match why_not_native(content, file.metadata().doing(reading)?.mode(), &candidate.path) {
+            None if candidate.only_wasm => {}
             None => return Ok(Some(Program::Native)),
             Some(why) => refused = refused.or_else(|| Some(Error::invalid(format!("`{name}` {why}")))),
         }

@@ -54,8 +54,14 @@ pub(crate) trait Launcher: Send + Sync {
     async fn resume(&self) -> Result<()>;
     /// Sets the container's cgroup limits.
     async fn update(&self, resources: &LinuxResources) -> Result<()>;
-    /// Starts a further process, named `exec_id`, in the container's cgroup.
-    async fn exec(&self, process: &ProcessSpec, attachment: Attachment, exec_id: &str) -> Result<Child>;
+    /// Starts a further process, named `exec_id`, in the container's cgroup; it gets `preserved` as descriptors 3, 4, ….
+    async fn exec(
+        &self,
+        process: &ProcessSpec,
+        attachment: Attachment,
+        exec_id: &str,
+        preserved: Vec<OwnedFd>,
+    ) -> Result<Child>;
     /// The pid that the container's first process had, as far as the bundle says so.
     fn recorded_pid(&self) -> Option<i32>;
 }

@@ -1,14 +1,18 @@
 //! What makes and ends the processes of containers: chosen from the specification, and found again by the record after a crash.
 
 mod criu;
+mod exec_files;
 mod launcher;
+mod own;
 mod runc;
+mod stage;
 
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::Result;
 use crate::host::record::{LauncherName, Record};
+use crate::settings::Settings;
 use crate::spec::config::Config;
 use crate::spec::sandbox::{SandboxNamespaces, held_by_the_shim};
 
@@ -23,9 +27,10 @@ pub(crate) enum Choice {
 }
 
 /// Chooses who makes the container of `config`.
-pub(crate) fn choose(config: &Config) -> Choice {
+pub(crate) fn choose(config: &Config, settings: &Settings) -> Choice {
     match held_by_the_shim(config) {
         Some(namespaces) => Choice::Shim(namespaces),
+        None if settings.own_launcher => Choice::Launcher(LauncherName::Own),
         None => Choice::Launcher(LauncherName::OciRuntime),
     }
 }
@@ -34,6 +39,7 @@ pub(crate) fn choose(config: &Config) -> Choice {
 pub(crate) fn launcher(name: LauncherName, record: &Record, id: &str, bundle: &Path) -> Result<Arc<dyn Launcher>> {
     match name {
         LauncherName::OciRuntime => Ok(Arc::new(runc::OciRuntime::new(record, id, bundle)?)),
+        LauncherName::Own => Ok(Arc::new(own::Own::new(record, id, bundle)?)),
     }
 }
 

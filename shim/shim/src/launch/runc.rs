@@ -5,32 +5,32 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
-use runc::options::{DeleteOpts, ExecOpts, GlobalOpts};
-use runc::{Command, Io, Runc, Spawner};
+use runc::options::{DeleteOpts, GlobalOpts};
+use runc::{Command, Runc, Spawner};
 use skiff_linux::cgroup::Cgroup;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::host::process::{Child, OomScore, pass_descriptors, wait_within, work_for_a_pod};
 use crate::host::record::Record;
-use crate::host::stdio::ChildStdio;
 use crate::launch::criu;
+use crate::launch::exec_files::ExecFiles;
 use crate::launch::launcher::{Attachment, Launched, Launcher};
 use crate::request::{CheckpointOptions, StdioPaths};
 use crate::spec::config::{CONFIG_FILE, Config};
 
 /// The pid of the container's first process, in the bundle.
-const PID_FILE: &str = "init.pid";
+pub(super) const PID_FILE: &str = "init.pid";
 /// The OCI runtime's log, in the bundle.
 const LOG_FILE: &str = "runtime.log";
 
 /// How long the runtime may take for anything; then it is killed.
-const LIMIT: Duration = Duration::from_secs(120);
+pub(super) const LIMIT: Duration = Duration::from_secs(120);
 /// The same where criu does the work, which reads or writes all of a container's memory.
 const CRIU_LIMIT: Duration = Duration::from_secs(1800);
 /// The most that is kept of what the runtime prints, in bytes.
@@ -86,26 +86,20 @@ impl OciRuntime {
             .doing(|| "cannot watch the container's process".into())
     }
 
-    /// The runtime's own words for its last failure, or those of the call.
+    /// The error of the client's last call.
     fn failed(&self, doing: &str, error: &dyn std::error::Error) -> Error {
-        let said = fs::read_to_string(self.directory.join(LOG_FILE)).unwrap_or_default();
-        let last =
-            said.lines().rev().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).find_map(
-                |entry| (entry["level"] == "error").then(|| entry["msg"].as_str().map(str::to_string)).flatten(),
-            );
-        let words = last.unwrap_or_else(|| crate::error::chain(error));
-        Error::new(Kind::Host, format!("OCI runtime {doing} failed: {words}"))
+        failed(&self.log(), doing, error)
+    }
+
+    /// The log of what is done with the whole container.
+    fn log(&self) -> PathBuf {
+        self.directory.join(LOG_FILE)
     }
 
     /// A command of the runtime that the client does not know, or not with all its options.
-    fn command(&self, name: &str) -> Command {
+    fn command(&self, name: &str, log: &Path) -> Command {
         let mut command = Command::new(&self.record.settings.binary_name);
-        command
-            .arg("--root")
-            .arg(&self.state_root)
-            .arg("--log")
-            .arg(self.directory.join(LOG_FILE))
-            .args(["--log-format", "json"]);
+        command.arg("--root").arg(&self.state_root).arg("--log").arg(log).args(["--log-format", "json"]);
         if self.record.settings.systemd_cgroup {
             command.arg("--systemd-cgroup");
         }
@@ -115,36 +109,23 @@ impl OciRuntime {
 
     /// A command that makes a container.
     fn making(&self, name: &str, bundle: &Path, attachment: Attachment, preserved: Vec<OwnedFd>) -> Command {
-        let mut command = self.command(name);
+        let mut command = self.command(name, &self.log());
         command.arg("--bundle").arg(bundle).arg("--pid-file").arg(self.directory.join(PID_FILE));
         if self.record.settings.no_pivot_root {
             command.arg("--no-pivot");
         }
-        match attachment {
-            Attachment::Files(stdio) => {
-                command.stdin(stdio.stdin).stdout(stdio.stdout).stderr(stdio.stderr);
-            }
-            Attachment::Console(socket) => {
-                command.arg("--console-socket").arg(socket);
-                command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            }
-        }
-        if !preserved.is_empty() {
-            command.arg("--preserve-fds").arg(preserved.len().to_string());
-            pass_descriptors(command.as_std_mut(), preserved);
-        }
-        work_for_a_pod(command.as_std_mut(), libc::SIGKILL, OomScore::Ordinary);
+        connect(&mut command, attachment, preserved);
         command
     }
 
-    async fn run(&self, name: &str, mut command: Command, limit: Duration) -> Result<()> {
+    async fn run(&self, name: &str, mut command: Command, limit: Duration, log: &Path) -> Result<()> {
         let child = command.arg(&self.id).kill_on_drop(true).spawn();
         let mut child = child.doing(|| "cannot run the OCI runtime".into())?;
         // The command holds the files that are the child's by now.
         drop(command);
         match wait_within(&mut child, limit).await {
             Ok(status) if status.success() => Ok(()),
-            Ok(status) => Err(self.failed(name, &io::Error::other(format!("it ended with {status}")))),
+            Ok(status) => Err(failed(log, name, &io::Error::other(format!("it ended with {status}")))),
             Err(error) => Err(Error::host(format!("OCI runtime {name} failed"), error)),
         }
     }
@@ -153,7 +134,7 @@ impl OciRuntime {
     async fn run_criu(&self, name: &str, command: Command, log: &Path) -> Result<()> {
         // What an earlier attempt left there must not explain this one.
         drop(fs::remove_file(log));
-        self.run(name, command, CRIU_LIMIT).await.map_err(|error| criu::explain(error, log))
+        self.run(name, command, CRIU_LIMIT, &self.log()).await.map_err(|error| criu::explain(error, log))
     }
 }
 
@@ -165,7 +146,7 @@ impl Launcher for OciRuntime {
         if self.record.settings.no_new_keyring {
             command.arg("--no-new-keyring");
         }
-        self.run("create", command, LIMIT).await?;
+        self.run("create", command, LIMIT, &self.log()).await?;
         let child = self.first_process()?;
         let cgroup = Cgroup::of_pid(child.pid()).doing(|| "cannot find the container's cgroup".into())?;
         Ok(Launched { child, cgroup })
@@ -189,7 +170,7 @@ impl Launcher for OciRuntime {
     async fn checkpoint(&self, image: &Path, stdio: &StdioPaths, options: &CheckpointOptions) -> Result<()> {
         let config = criu::prepare(image, &self.directory, stdio)
             .doing(|| format!("cannot prepare a checkpoint in `{}`", image.display()))?;
-        let mut command = self.command("checkpoint");
+        let mut command = self.command("checkpoint", &self.log());
         command.env(criu::CONFIG_VARIABLE, config);
         let work = if options.work_path.is_empty() { self.directory.as_path() } else { Path::new(&options.work_path) };
         command.arg("--image-path").arg(image).arg("--work-path").arg(work);
@@ -249,17 +230,20 @@ impl Launcher for OciRuntime {
         self.client.update(&self.id, resources).await.map_err(|error| self.failed("update", &error))
     }
 
-    async fn exec(&self, process: &ProcessSpec, attachment: Attachment, exec_id: &str) -> Result<Child> {
-        let pid_file = self.directory.join(format!("{exec_id}.pid"));
-        let mut options = ExecOpts::new().pid_file(&pid_file).detach(true);
-        match attachment {
-            Attachment::Files(stdio) => options = options.io(passed(stdio)),
-            Attachment::Console(socket) => options = options.console_socket(socket),
-        }
-        self.client.exec(&self.id, process, Some(&options)).await.map_err(|error| self.failed("exec", &error))?;
-        let pid = read_pid(&pid_file)?;
-        fs::remove_file(&pid_file).doing(|| "cannot remove a pid file".into())?;
-        Child::of_child(pid).doing(|| "cannot watch the process".into())
+    async fn exec(
+        &self,
+        process: &ProcessSpec,
+        attachment: Attachment,
+        exec_id: &str,
+        preserved: Vec<OwnedFd>,
+    ) -> Result<Child> {
+        let files = ExecFiles::write(&self.directory, exec_id, process)
+            .doing(|| "cannot write the specification of the process".into())?;
+        let mut command = self.command("exec", &files.log);
+        command.arg("--detach").arg("--process").arg(&files.process).arg("--pid-file").arg(&files.pid);
+        connect(&mut command, attachment, preserved);
+        self.run("exec", command, LIMIT, &files.log).await?;
+        Child::of_child(read_pid(&files.pid)?).doing(|| "cannot watch the process".into())
     }
 
     async fn end_interrupted(&self) -> Result<()> {
@@ -277,6 +261,36 @@ impl Launcher for OciRuntime {
     fn recorded_pid(&self) -> Option<i32> {
         read_pid(&self.directory.join(PID_FILE)).ok()
     }
+}
+
+/// The runtime's own words for its last failure in `log`, or those of the call.
+fn failed(log: &Path, doing: &str, error: &dyn std::error::Error) -> Error {
+    let said = fs::read_to_string(log).unwrap_or_default();
+    let last = said
+        .lines()
+        .rev()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .find_map(|entry| (entry["level"] == "error").then(|| entry["msg"].as_str().map(str::to_string)).flatten());
+    let words = last.unwrap_or_else(|| crate::error::chain(error));
+    Error::new(Kind::Host, format!("OCI runtime {doing} failed: {words}"))
+}
+
+/// Connects the process that `command` makes, which gets `preserved` as descriptors 3, 4, ….
+fn connect(command: &mut Command, attachment: Attachment, preserved: Vec<OwnedFd>) {
+    match attachment {
+        Attachment::Files(stdio) => {
+            command.stdin(stdio.stdin).stdout(stdio.stdout).stderr(stdio.stderr);
+        }
+        Attachment::Console(socket) => {
+            command.arg("--console-socket").arg(socket);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        }
+    }
+    if !preserved.is_empty() {
+        command.arg("--preserve-fds").arg(preserved.len().to_string());
+        pass_descriptors(command.as_std_mut(), preserved);
+    }
+    work_for_a_pod(command.as_std_mut(), libc::SIGKILL, OomScore::Ordinary);
 }
 
 /// Runs the client's commands: each is killed when nobody waits for it any more or its time is over, and has an OOM score
@@ -316,29 +330,4 @@ async fn text_of(stream: Option<impl AsyncRead + Unpin>) -> String {
 fn read_pid(path: &Path) -> Result<i32> {
     let text = fs::read_to_string(path).doing(|| format!("cannot read `{}`", path.display()))?;
     text.trim().parse().doing(|| format!("there is no pid in `{}`", path.display()))
-}
-
-/// Hands files over to one command of the runtime.
-struct Passed(Mutex<Option<ChildStdio>>);
-
-impl std::fmt::Debug for Passed {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("Passed")
-    }
-}
-
-fn passed(stdio: ChildStdio) -> std::sync::Arc<dyn Io> {
-    std::sync::Arc::new(Passed(Mutex::new(Some(stdio))))
-}
-
-#[async_trait]
-impl Io for Passed {
-    async fn set(&self, command: &mut Command) -> io::Result<()> {
-        let taken = self.0.lock().map_err(|_| io::Error::other("a lock is poisoned"))?.take();
-        let stdio = taken.ok_or_else(|| io::Error::other("the streams have already been used"))?;
-        command.stdin(stdio.stdin).stdout(Stdio::from(stdio.stdout)).stderr(Stdio::from(stdio.stderr));
-        Ok(())
-    }
-
-    async fn close_after_start(&self) {}
 }

@@ -15,6 +15,7 @@ use crate::events::{Events, Exit};
 use crate::pod::kind::Kind;
 use crate::pod::launched::{Created, LaunchedContainer};
 use crate::pod::native::Native;
+use crate::pod::places::Place;
 use crate::pod::process::Process;
 use crate::pod::sandbox::Sandbox;
 use crate::pod::state::State;
@@ -29,9 +30,10 @@ pub(crate) struct Container {
     /// The pod ends with it.
     pub(super) is_pods_sandbox: bool,
     execs: Mutex<HashMap<String, Arc<Process>>>,
-    /// Held while a change of state is made and its event published: the exit event waits for it.
+    /// Held while a change of state is made and its event published: the exit event of the first process waits for it. Further
+    /// processes are made and end side by side.
     // Invariant: start < exit of a process, because an exit is published only under this lock.
-    pub(super) changing: tokio::sync::Mutex<()>,
+    pub(super) changing: tokio::sync::RwLock<()>,
     pub(super) events: Arc<dyn Events>,
 }
 
@@ -56,7 +58,7 @@ impl Container {
             kind: created.kind,
             is_pods_sandbox,
             execs: Mutex::default(),
-            changing: tokio::sync::Mutex::new(()),
+            changing: tokio::sync::RwLock::new(()),
             events,
         }
     }
@@ -78,12 +80,12 @@ impl Container {
 
     /// Starts the first process.
     pub(crate) async fn start(self: &Arc<Self>) -> Result<i32> {
-        let _changing = self.changing.lock().await;
+        let _changing = self.changing.write().await;
         self.init.state().check_start()?;
         let is_supervised = self.init.child().is_some();
         self.kind.start(&self.init).await?;
         if !is_supervised {
-            self.supervise(self.init.clone());
+            self.supervise(self.init.clone(), None);
         }
         self.init.set_state(State::Running);
         let pid = self.init.pid();
@@ -91,24 +93,35 @@ impl Container {
         Ok(pid)
     }
 
-    /// Owns the waiting for `process`: publishes its exit, once. Does nothing for one that is not a child of the shim.
-    pub(super) fn supervise(self: &Arc<Self>, process: Arc<Process>) {
+    /// Owns the waiting for `process`: publishes its exit, once, and gives back its `place`. Does nothing for one that is not a
+    /// child of the shim.
+    pub(super) fn supervise(self: &Arc<Self>, process: Arc<Process>, place: Option<Place>) {
         if process.child().is_none() {
             return;
         }
         let container = self.clone();
         tokio::spawn(async move {
             let exit = process.reap().await;
-            let _changing = container.changing.lock().await;
-            container.ended(&process, exit).await;
+            drop(place);
+            if process.exec_id.is_empty() {
+                let _changing = container.changing.write().await;
+                container.ended(&process, exit).await;
+            } else {
+                let _changing = container.changing.read().await;
+                container.report_exit(&process, exit);
+            }
         });
     }
 
-    /// Notes the end of `process`; under the lock.
+    /// Notes the end of the first process, which is `process`; under the lock.
     async fn ended(&self, process: &Process, exit: Exit) {
-        if process.exec_id.is_empty() && self.kind.ended(process, exit).await {
+        if self.kind.ended(process, exit).await {
             self.events.out_of_memory(&self.id);
         }
+        self.report_exit(process, exit);
+    }
+
+    fn report_exit(&self, process: &Process, exit: Exit) {
         process.set_state(State::Stopped(exit));
         self.events.exited(&self.id, &process.exec_id, process.pid(), exit);
     }
@@ -133,7 +146,7 @@ impl Container {
     }
 
     async fn stop_sandbox(&self, signal: i32) -> Result<()> {
-        let _changing = self.changing.lock().await;
+        let _changing = self.changing.write().await;
         if self.init.state().exit().is_some() {
             return Err(Error::new(error::Kind::NotFound, "the process has already ended"));
         }
@@ -153,7 +166,7 @@ impl Container {
 
     /// Stops every process of the container where it is.
     pub(crate) async fn pause(&self) -> Result<()> {
-        let _changing = self.changing.lock().await;
+        let _changing = self.changing.write().await;
         self.init.state().check_pause()?;
         self.launched("pause")?.launcher.pause().await?;
         self.init.set_state(State::Paused);
@@ -163,7 +176,7 @@ impl Container {
 
     /// Lets them go on.
     pub(crate) async fn resume(&self) -> Result<()> {
-        let _changing = self.changing.lock().await;
+        let _changing = self.changing.write().await;
         self.init.state().check_resume()?;
         self.launched("resume")?.launcher.resume().await?;
         self.init.set_state(State::Running);
@@ -174,7 +187,7 @@ impl Container {
     /// Writes a checkpoint of a native container into the directory `image`.
     pub(crate) async fn checkpoint(&self, image: &Path, options: &CheckpointOptions) -> Result<()> {
         let native = self.native("checkpoint")?;
-        let _changing = self.changing.lock().await;
+        let _changing = self.changing.write().await;
         self.init.state().check_checkpoint()?;
         native.checkpoint(&self.init, image, options).await?;
         self.events.checkpointed(&self.id, image);
@@ -183,7 +196,7 @@ impl Container {
 
     /// Sets the size of a process's terminal, in characters.
     pub(crate) fn resize(&self, process: &Process, width: u16, height: u16) -> Result<()> {
-        self.native("resize of a terminal")?;
+        self.launched("resize of a terminal")?;
         process.resize(width, height)
     }
 
@@ -212,7 +225,7 @@ impl Container {
     pub(super) async fn delete(&self) -> Result<Deleted> {
         self.end_unstarted().await?;
         let exit = self.init.wait().await?;
-        let _changing = self.changing.lock().await;
+        let _changing = self.changing.write().await;
         self.kind.delete(&self.init).await?;
         Ok(Deleted { pid: self.init.pid(), exit })
     }
@@ -223,7 +236,7 @@ impl Container {
             return Ok(());
         }
         if self.init.pid() == 0 {
-            let _changing = self.changing.lock().await;
+            let _changing = self.changing.write().await;
             self.ended(&self.init, Exit { code: exit_code_of_signal(libc::SIGKILL), at: SystemTime::now() }).await;
             return Ok(());
         }
@@ -233,11 +246,11 @@ impl Container {
         }
     }
 
-    fn launched(&self, verb: &str) -> Result<&LaunchedContainer> {
+    pub(super) fn launched(&self, verb: &str) -> Result<&LaunchedContainer> {
         self.kind.launched().ok_or_else(|| self.unsupported(verb))
     }
 
-    pub(super) fn native(&self, verb: &str) -> Result<&Native> {
+    fn native(&self, verb: &str) -> Result<&Native> {
         self.kind.native().ok_or_else(|| self.unsupported(verb))
     }
 

@@ -41,7 +41,7 @@ impl Pod {
         let config = read(&request.bundle)?;
         let is_pods_sandbox = is_sandbox(&config);
         shim_log::name_pod(|| self.name_of(&request, &config));
-        let created = match launch::choose(&config) {
+        let created = match launch::choose(&config, &request.settings) {
             Choice::Shim(namespaces) => {
                 let record = self.record_of(&request, &config, None);
                 self.create_sandbox(&request, &record, namespaces).await?
@@ -70,7 +70,7 @@ impl Pod {
             drop(container);
             return Err(not_wanted(&request.id));
         }
-        container.supervise(container.init.clone());
+        container.supervise(container.init.clone(), None);
         Ok(pid)
     }
 
@@ -152,7 +152,7 @@ impl Pod {
                 Wasm::check(request, &module.name)?;
                 let function = module.function.clone();
                 let code = self.code_of(module, request, &config, record, unwanted).await?;
-                Wasm::create(parts, code, function).await.map(Created::of_wasm)
+                Wasm::create(parts, code, function, record.settings.clone()).await.map(Created::of_wasm)
             }
         }
     }

@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
 use skiff_linux::cgroup::Cgroup;
 
-use crate::error::Result;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Error, Kind as ErrorKind, Result};
 use crate::events::Exit;
-use crate::pod::launched::{Created, LaunchedContainer};
+use crate::pod::launched::{Connected, Created, LaunchedContainer};
 use crate::pod::native::Native;
 use crate::pod::process::Process;
 use crate::pod::sandbox::Sandbox;
-use crate::pod::wasm::Wasm;
+use crate::pod::wasm::{Further, Pending, Wasm};
 
 /// What a container is.
 pub(super) enum Kind {
@@ -21,6 +23,14 @@ pub(super) enum Kind {
     Native(Box<Native>),
     /// A container whose program the engine runs.
     Wasm(Box<Wasm>),
+}
+
+/// What a further process runs.
+pub(super) enum Found {
+    /// What the kernel makes of its arguments.
+    Native,
+    /// What the engine's process is for, or a native program beside a guest.
+    BesideAGuest(Box<Further>),
 }
 
 impl Kind {
@@ -42,7 +52,7 @@ impl Kind {
         }
     }
 
-    /// The native container, for what only that one does: further processes, checkpoints, terminals.
+    /// The native container, for what only that one does: checkpoints.
     pub(super) fn native(&self) -> Option<&Native> {
         match self {
             Kind::Native(native) => Some(native),
@@ -67,6 +77,36 @@ impl Kind {
             }
             Kind::Native(native) => native.start(first).await,
             Kind::Wasm(wasm) => wasm.start(first).await,
+        }
+    }
+
+    /// Finds what a further process of `spec` runs, beside the `first` process, and compiles it. May take long.
+    pub(super) async fn find(
+        &self,
+        first: &Process,
+        spec: &ProcessSpec,
+        unwanted: &CancellationToken,
+    ) -> Result<Found> {
+        match self {
+            Kind::Sandbox(_) => Err(Error::new(ErrorKind::Unsupported, "exec is not implemented for a sandbox")),
+            Kind::Native(_) => Ok(Found::Native),
+            Kind::Wasm(wasm) => Ok(Found::BesideAGuest(Box::new(wasm.find(first, spec, unwanted).await?))),
+        }
+    }
+
+    /// Makes a further `process` of `spec`, which runs what was `found`, maybe only after something that is pending.
+    pub(super) async fn exec(
+        &self,
+        process: &Process,
+        spec: &ProcessSpec,
+        found: Found,
+    ) -> Result<(Connected, Option<Pending>)> {
+        match (self, found) {
+            (Kind::Wasm(wasm), Found::BesideAGuest(further)) => wasm.exec(process, spec, *further).await,
+            (Kind::Native(native), Found::Native) => Ok((native.launched.exec(process, spec, Vec::new()).await?, None)),
+            (Kind::Sandbox(_) | Kind::Native(_) | Kind::Wasm(_), Found::Native | Found::BesideAGuest(_)) => {
+                Err(Error::new(ErrorKind::Host, "a process was found for a container of another kind"))
+            }
         }
     }
 

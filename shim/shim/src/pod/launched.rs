@@ -1,16 +1,21 @@
 //! What native and wasm containers have in common: processes that a launcher made, in a cgroup, on a root file system.
 
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use oci_spec::runtime::Process as ProcessSpec;
 use skiff_linux::cgroup::Cgroup;
 use skiff_protocol::exit_code_of_signal;
 
 use crate::error::{Context, Result, chain};
 use crate::events::Exit;
 use crate::host::logging_program::Owner;
+use crate::host::process::Child;
 use crate::host::rootfs::Rootfs;
 use crate::launch::Launcher;
+use crate::pod::places::Place;
 use crate::pod::process::Process;
+use crate::pod::streams::{Attached, attachment_for};
 use crate::request::CreateRequest;
 use crate::spec::config::Config;
 use crate::spec::sandbox::has_own_pids;
@@ -28,6 +33,14 @@ pub(super) struct Parts<'a> {
 pub(super) struct Created<K> {
     pub(super) first: Process,
     pub(super) kind: K,
+}
+
+/// A further process with the shim's ends of its streams.
+pub(super) struct Connected {
+    pub(super) child: Child,
+    pub(super) attached: Attached,
+    /// What is kept for it until it has ended.
+    pub(super) place: Option<Place>,
 }
 
 /// A container that a launcher made.
@@ -54,6 +67,25 @@ impl LaunchedContainer {
             oom_kills_before: cgroup.oom_kills_above(),
             cgroup,
             own_pids: has_own_pids(&parts.config),
+        }
+    }
+
+    /// Starts a further process, which gets `preserved` as descriptors 3, 4, ….
+    pub(super) async fn exec(
+        &self,
+        process: &Process,
+        spec: &ProcessSpec,
+        preserved: Vec<OwnedFd>,
+    ) -> Result<Connected> {
+        let (attachment, pending) = attachment_for(&process.stdio, &self.owner).await?;
+        let child = self.launcher.exec(spec, attachment, &process.exec_id, preserved).await?;
+        match pending.complete(&process.stdio).await {
+            Ok(attached) => Ok(Connected { child, attached, place: None }),
+            Err(error) => {
+                // It runs, but nobody would wait for it.
+                child.end().await;
+                Err(error)
+            }
         }
     }
 

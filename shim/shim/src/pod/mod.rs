@@ -6,6 +6,7 @@ mod exec;
 mod kind;
 mod launched;
 mod native;
+mod places;
 mod process;
 mod sandbox;
 mod shared_pids;

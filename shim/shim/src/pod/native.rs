@@ -3,14 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use oci_spec::runtime::Process as ProcessSpec;
-
 use crate::error::Result;
-use crate::host::process::Child;
 use crate::launch::Launched;
 use crate::pod::launched::{Created, LaunchedContainer, Parts};
 use crate::pod::process::Process;
-use crate::pod::streams::{Attached, attachment_for};
+use crate::pod::streams::attachment_for;
 use crate::request::CheckpointOptions;
 use crate::spec::config::Config;
 
@@ -26,12 +23,6 @@ struct Checkpoint {
     /// Its directory.
     image: PathBuf,
     config: Arc<Config>,
-}
-
-/// A process with the shim's ends of its streams.
-pub(super) struct Connected {
-    pub(super) child: Child,
-    pub(super) attached: Attached,
 }
 
 impl Native {
@@ -62,20 +53,6 @@ impl Native {
         let child = launcher.restore(config, attachment, image).await?;
         first.attach(child, pending.complete(&first.stdio).await?);
         Ok(())
-    }
-
-    /// Starts a further process.
-    pub(super) async fn exec(&self, process: &Process, spec: &ProcessSpec) -> Result<Connected> {
-        let (attachment, pending) = attachment_for(&process.stdio, &self.launched.owner).await?;
-        let child = self.launched.launcher.exec(spec, attachment, &process.exec_id).await?;
-        match pending.complete(&process.stdio).await {
-            Ok(attached) => Ok(Connected { child, attached }),
-            Err(error) => {
-                // It runs, but nobody would wait for it.
-                child.end().await;
-                Err(error)
-            }
-        }
     }
 
     /// Writes a checkpoint of the container, whose `first` process runs, into the directory `image`.

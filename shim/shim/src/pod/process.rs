@@ -3,10 +3,11 @@
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use oci_spec::runtime::Process as ProcessSpec;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::Exit;
@@ -24,6 +25,8 @@ pub(crate) struct Process {
     /// Set once, and held until the process is deleted: its pidfd keeps the pid from being taken for another's.
     child: OnceLock<Child>,
     attached: Mutex<Attached>,
+    /// Cancelled when it is to end before it was made.
+    pub(crate) unwanted: CancellationToken,
     /// Somebody asked the shim to kill it.
     is_killed: AtomicBool,
     /// The pid to show for a sandbox, which has no process of its own: the shim's.
@@ -55,6 +58,7 @@ impl Process {
             state: watch::Sender::new(State::Added),
             child: OnceLock::new(),
             attached: Mutex::new(Attached::Detached),
+            unwanted: CancellationToken::new(),
             is_killed: AtomicBool::new(false),
             shown_pid: None,
             spec: None,
@@ -69,6 +73,18 @@ impl Process {
     /// The description of a further process.
     pub(crate) fn spec(&self) -> Option<&ProcessSpec> {
         self.spec.as_ref()
+    }
+
+    /// Claims the start of a described process, which only one caller gets.
+    pub(crate) fn begin(&self) -> Result<()> {
+        let mut before = State::Added;
+        self.state.send_modify(|state| {
+            before = *state;
+            if before == State::Added {
+                *state = State::Starting;
+            }
+        });
+        before.check_start()
     }
 
     /// The sandbox, whose place the shim itself takes.
@@ -114,6 +130,13 @@ impl Process {
         state.exit().ok_or_else(|| Error::new(Kind::Host, "a process that has ended has no exit status"))
     }
 
+    /// Waits until the process is no longer being started.
+    pub(crate) async fn wait_until_made(&self) -> Result<()> {
+        let mut states = self.state.subscribe();
+        let made = states.wait_for(|state| *state != State::Starting).await;
+        made.map(drop).doing(|| "cannot wait for the process to be made".into())
+    }
+
     /// Waits for the process itself and returns its exit; to be called once, by its owner.
     pub(crate) async fn reap(&self) -> Exit {
         let code = match self.child.get() {
@@ -131,6 +154,10 @@ impl Process {
         let gone = || Error::new(Kind::NotFound, "the process has already ended");
         if self.state().exit().is_some() {
             return Err(gone());
+        }
+        if signal == libc::SIGKILL && self.state() == State::Starting {
+            self.unwanted.cancel();
+            return Ok(());
         }
         let Some(child) = self.child.get() else {
             return Err(Error::new(Kind::Conflict, "the process has not been started"));
@@ -162,6 +189,18 @@ impl Process {
                 console::resize(terminal.as_fd(), width, height).doing(|| "cannot resize the terminal".into())
             }
             Attached::Files(_) | Attached::Detached => Err(Error::new(Kind::Conflict, "the process has no terminal")),
+        }
+    }
+
+    /// Waits until what it wrote to its terminal has been delivered, but no longer than `limit`. Once it has ended only: what is
+    /// typed afterwards is not copied.
+    pub(crate) async fn delivered(&self, limit: Duration) {
+        let copies = match &*self.attached() {
+            Attached::Terminal(terminal) => terminal.copies(),
+            Attached::Files(_) | Attached::Detached => return,
+        };
+        if tokio::time::timeout(limit, copies.shutdown()).await.is_err() {
+            log::debug!("nobody takes the output of a terminal");
         }
     }
 

@@ -8,6 +8,8 @@ use crate::events::Exit;
 pub(crate) enum State {
     /// A further process that is described, not made.
     Added,
+    /// A further process that is being made.
+    Starting,
     /// Made, and waiting to be started.
     Created,
     Running,
@@ -19,6 +21,7 @@ impl State {
     pub(crate) fn name(self) -> &'static str {
         match self {
             State::Added => "added",
+            State::Starting => "starting",
             State::Created => "created",
             State::Running => "running",
             State::Paused => "paused",
@@ -30,7 +33,7 @@ impl State {
     pub(crate) fn exit(self) -> Option<Exit> {
         match self {
             State::Stopped(exit) => Some(exit),
-            State::Added | State::Created | State::Running | State::Paused => None,
+            State::Added | State::Starting | State::Created | State::Running | State::Paused => None,
         }
     }
 
@@ -54,9 +57,9 @@ impl State {
         self.allow("checkpoint", matches!(self, State::Running | State::Paused))
     }
 
-    /// May it be deleted? What was made and never started is ended first.
+    /// May it be deleted? What was made and never started is ended first, and what is being made is undone.
     pub(crate) fn check_delete(self) -> Result<()> {
-        self.allow("delete", matches!(self, State::Added | State::Created | State::Stopped(_)))
+        self.allow("delete", matches!(self, State::Added | State::Starting | State::Created | State::Stopped(_)))
     }
 
     /// May further processes be started beside it?
@@ -89,6 +92,7 @@ mod tests {
         //                       start  pause  resume checkpoint delete exec pids
         for (state, expected) in [
             (State::Added, [true, false, false, false, true, false, true]),
+            (State::Starting, [false, false, false, false, true, false, true]),
             (State::Created, [true, false, false, false, true, false, true]),
             (State::Running, [false, true, false, true, false, true, true]),
             (State::Paused, [false, false, true, true, false, false, true]),

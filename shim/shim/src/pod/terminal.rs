@@ -1,6 +1,7 @@
 //! A process's terminal: the only stream that is copied.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use containerd_shim::asynchronous::io::{IoTasks, Pty};
@@ -9,7 +10,7 @@ use crate::error::{Context, Result};
 use crate::host::console::ConsoleSocket;
 use crate::request::StdioPaths;
 
-/// A terminal with its copies to and from containerd's fifos.
+/// A terminal with its copies to and from containerd's fifos, or to a logging program.
 pub(crate) struct Terminal {
     master: Pty,
     copies: IoTasks,
@@ -23,22 +24,29 @@ pub(crate) fn listen() -> Result<ConsoleSocket> {
 }
 
 impl Terminal {
-    /// Receives the terminal that the OCI runtime has made and starts to copy.
-    pub(crate) async fn receive(socket: ConsoleSocket, paths: &StdioPaths) -> Result<Self> {
+    /// Receives the terminal that the OCI runtime has made and starts to copy; its output to the pipe of a `program`, if there is one.
+    pub(crate) async fn receive(socket: ConsoleSocket, paths: &StdioPaths, program: Option<&File>) -> Result<Self> {
         let master = socket.receive().await.doing(|| "cannot receive the terminal".into())?;
         let master = Pty::new(master).doing(|| "cannot use the terminal".into())?;
         let copies = IoTasks::default();
         if !paths.stdin.is_empty() {
             copies.copy_from_fifo(&paths.stdin, master.clone()).doing(|| "cannot copy to the terminal".into())?;
         }
-        if !paths.stdout.is_empty() {
-            copies.copy_to_fifo(master.clone(), &paths.stdout).doing(|| "cannot copy from the terminal".into())?;
+        let pipe = program.map(|pipe| format!("/proc/self/fd/{}", pipe.as_raw_fd()));
+        let output = pipe.as_ref().unwrap_or(&paths.stdout);
+        if !output.is_empty() {
+            copies.copy_to_fifo(master.clone(), output).doing(|| "cannot copy from the terminal".into())?;
         }
         Ok(Self { master, copies })
     }
 
     pub(crate) fn close_stdin(&self) {
         self.copies.close_input();
+    }
+
+    /// The copies, for whoever waits for them.
+    pub(crate) fn copies(&self) -> IoTasks {
+        self.copies.clone()
     }
 
     /// Waits until what the process wrote has been delivered, for as long as containerd's own shim does.

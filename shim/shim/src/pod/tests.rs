@@ -123,7 +123,13 @@ impl Launcher for FakeLauncher {
         self.note("update")
     }
 
-    async fn exec(&self, _process: &ProcessSpec, _attachment: Attachment, _exec_id: &str) -> Result<Child> {
+    async fn exec(
+        &self,
+        _process: &ProcessSpec,
+        _attachment: Attachment,
+        _exec_id: &str,
+        _preserved: Vec<OwnedFd>,
+    ) -> Result<Child> {
         self.make()
     }
 

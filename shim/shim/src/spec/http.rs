@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use skiff_protocol::names::HTTP_DOMAIN;
 
-use super::limits::CONTAINER_NAME;
-use crate::error::{Error, Result};
+use super::annotations::of_domain;
+use crate::error::Result;
 
 /// The most authorities of one annotation.
 const AUTHORITIES_MAX: usize = 256;
@@ -17,18 +17,12 @@ const AUTHORITY_BYTES_MAX: usize = 262;
 /// # Errors
 /// `Invalid` with the annotation's key when its name or its value is not understood.
 pub(crate) fn http2_authorities(annotations: &BTreeMap<String, String>) -> Result<Vec<String>> {
-    let own_prefix = annotations.get(CONTAINER_NAME).map(|name| format!("{name}.{HTTP_DOMAIN}"));
     let mut authorities = Vec::new();
-    for prefix in [Some(HTTP_DOMAIN.to_owned()), own_prefix].into_iter().flatten() {
-        for (key, value) in annotations {
-            let Some(name) = key.strip_prefix(&prefix).and_then(|rest| rest.strip_prefix('/')) else { continue };
-            let read = match name {
-                "h2c" => parse(value),
-                _ => Err(format!("there is no setting `{name}`")),
-            };
-            authorities =
-                read.map_err(|wrong| Error::invalid(format!("the annotation `{key}` is `{value}`, but {wrong}")))?;
-        }
+    for annotation in of_domain(annotations, HTTP_DOMAIN) {
+        authorities = match annotation.name {
+            "h2c" => parse(annotation.value).map_err(|wrong| annotation.refused(&wrong))?,
+            _ => return Err(annotation.unknown(&["h2c"])),
+        };
     }
     Ok(authorities)
 }

@@ -6,10 +6,9 @@ use std::time::Duration;
 use skiff_protocol::Limits;
 use skiff_protocol::names::LIMITS_DOMAIN;
 
-use crate::error::{Error, Result};
+use super::annotations::of_domain;
+use crate::error::Result;
 
-/// What the annotations are called: `LIMITS_DOMAIN/NAME` for all containers of the pod, `CONTAINER.LIMITS_DOMAIN/NAME` for one.
-pub(super) const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
 /// The longest time, a year: no sum of times can overflow.
 const TIME_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 /// More than this no stack needs; it is set up for each instance.
@@ -17,42 +16,37 @@ const STACK_BYTES_MAX: u64 = 64 << 20;
 /// Less than this no guest comes far with.
 const STACK_BYTES_MIN: u64 = 16 << 10;
 
+/// Sets a limit; an error says what is wrong with its value.
+type Set = fn(&mut Limits, &str) -> Result<(), String>;
+/// What can be set, by name.
+const LIMITS: [(&str, Set); 13] = [
+    ("run-time", |limits, value| duration(value).map(|time| limits.run_time = Some(time))),
+    ("request-time", |limits, value| duration_or_none(value).map(|time| limits.request_time = time)),
+    ("call-time", |limits, value| duration_or_none(value).map(|time| limits.call_time = time)),
+    ("header-time", |limits, value| duration(value).map(|time| limits.header_time = time)),
+    ("idle-time", |limits, value| duration(value).map(|time| limits.idle_time = time)),
+    ("memory-pages", |limits, value| number(value).map(|pages| limits.memory_pages = Some(pages))),
+    ("instances", |limits, value| number(value).map(|count| limits.instances = count)),
+    ("memories", |limits, value| number(value).map(|count| limits.memories = count)),
+    ("tables", |limits, value| number(value).map(|count| limits.tables = count)),
+    ("table-elements", |limits, value| number(value).map(|count| limits.table_elements = count)),
+    ("concurrent-requests", |limits, value| number(value).map(|count| limits.concurrent_requests = count)),
+    ("stack", |limits, value| stack(value).map(|bytes| limits.stack_bytes = bytes)),
+    ("output-per-second", |limits, value| bytes(value).map(|bytes| limits.output_bytes_per_second = Some(bytes))),
+];
+
 /// The limits that the annotations of a specification set. A container's own value wins over its pod's.
 ///
 /// # Errors
 /// `Invalid` with the annotation's key when its name or its value is not understood.
 pub(crate) fn from_annotations(annotations: &BTreeMap<String, String>) -> Result<Limits> {
-    let own_prefix = annotations.get(CONTAINER_NAME).map(|name| format!("{name}.{LIMITS_DOMAIN}"));
     let mut limits = Limits::default();
-    for prefix in [Some(LIMITS_DOMAIN.to_owned()), own_prefix].into_iter().flatten() {
-        for (key, value) in annotations {
-            let Some(name) = key.strip_prefix(&prefix).and_then(|rest| rest.strip_prefix('/')) else { continue };
-            set(&mut limits, name, value)
-                .map_err(|wrong| Error::invalid(format!("the annotation `{key}` is `{value}`, but {wrong}")))?;
-        }
+    for annotation in of_domain(annotations, LIMITS_DOMAIN) {
+        let found = LIMITS.iter().find(|(name, _)| *name == annotation.name);
+        let (_, set) = found.ok_or_else(|| annotation.unknown(&LIMITS.map(|(name, _)| name)))?;
+        set(&mut limits, annotation.value).map_err(|wrong| annotation.refused(&wrong))?;
     }
     Ok(limits)
-}
-
-/// Sets one limit; an error says what is wrong with its name or value.
-fn set(limits: &mut Limits, name: &str, value: &str) -> Result<(), String> {
-    match name {
-        "run-time" => limits.run_time = Some(duration(value)?),
-        "request-time" if value == "none" => limits.request_time = None,
-        "request-time" => limits.request_time = Some(duration(value)?),
-        "header-time" => limits.header_time = duration(value)?,
-        "idle-time" => limits.idle_time = duration(value)?,
-        "memory-pages" => limits.memory_pages = Some(number(value)?),
-        "instances" => limits.instances = number(value)?,
-        "memories" => limits.memories = number(value)?,
-        "tables" => limits.tables = number(value)?,
-        "table-elements" => limits.table_elements = number(value)?,
-        "concurrent-requests" => limits.concurrent_requests = number(value)?,
-        "stack" => limits.stack_bytes = stack(value)?,
-        "output-per-second" => limits.output_bytes_per_second = Some(bytes(value)?),
-        _ => return Err(format!("there is no limit `{name}`")),
-    }
-    Ok(())
 }
 
 fn duration(value: &str) -> Result<Duration, String> {
@@ -60,6 +54,10 @@ fn duration(value: &str) -> Result<Duration, String> {
         .ok()
         .filter(|duration| !duration.is_zero() && *duration <= TIME_MAX)
         .ok_or_else(|| "must be a time such as `500ms`, `30s` or `1h30m`, at most a year".into())
+}
+
+fn duration_or_none(value: &str) -> Result<Option<Duration>, String> {
+    if value == "none" { Ok(None) } else { duration(value).map(Some) }
 }
 
 fn number<T: TryFrom<u64>>(value: &str) -> Result<T, String> {
@@ -119,6 +117,7 @@ mod tests {
         let all = limits([
             ("limits.skiff.dev/run-time", "1h30m"),
             ("limits.skiff.dev/request-time", "500ms"),
+            ("limits.skiff.dev/call-time", "7s"),
             ("limits.skiff.dev/header-time", "5s"),
             ("limits.skiff.dev/idle-time", "2m"),
             ("limits.skiff.dev/memory-pages", "16"),
@@ -134,6 +133,7 @@ mod tests {
         let expected = Limits {
             run_time: Some(Duration::from_secs(5400)),
             request_time: Some(Duration::from_millis(500)),
+            call_time: Some(Duration::from_secs(7)),
             header_time: Duration::from_secs(5),
             idle_time: Duration::from_secs(120),
             memory_pages: Some(16),
@@ -148,6 +148,7 @@ mod tests {
         assert_eq!(all, expected);
         assert_eq!(limits([]), Limits::default());
         assert_eq!(limits([("limits.skiff.dev/request-time", "none")]).request_time, None);
+        assert_eq!(limits([("limits.skiff.dev/call-time", "none")]).call_time, None);
     }
 
     #[test]
@@ -166,8 +167,9 @@ mod tests {
     #[test]
     fn what_is_not_understood_is_named() {
         for (key, value, part) in [
-            ("limits.skiff.dev/runtime", "1s", "no limit `runtime`"),
-            ("limits.skiff.dev/", "1s", "no limit ``"),
+            ("limits.skiff.dev/runtime", "1s", "there is no setting `runtime`, only `run-time`, `request-time`, "),
+            ("limits.skiff.dev/", "1s", "there is no setting ``, only "),
+            ("web.limits.skiff.dev/stacks", "1s", ", `stack` and `output-per-second`"),
             ("limits.skiff.dev/run-time", "30", "a time such as"),
             ("limits.skiff.dev/run-time", "0s", "a time such as"),
             ("limits.skiff.dev/request-time", "-1s", "a time such as"),
@@ -195,12 +197,12 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 10_000, max_shrink_iters: 200, ..ProptestConfig::default() })]
         #[test]
         fn whatever_an_annotation_says_it_is_a_limit_or_refused(
-            name in "(run-time|request-time|header-time|idle-time|memory-pages|instances|tables|stack|output-per-second|[a-z-]{0,9})",
+            name in "(run-time|request-time|call-time|header-time|idle-time|memory-pages|instances|tables|stack|output-per-second|[a-z-]{0,9})",
             value in prop_oneof!["[0-9]{1,22}(ns|ms|s|m|h|d|w|y|Ki|Mi|Gi|k|M|G)?", ".{0,40}", "[0-9 .a-zA-Z-]{0,30}"],
         ) {
             match from_annotations(&annotations([(&format!("{LIMITS_DOMAIN}/{name}"), &value)])) {
                 Ok(limits) => {
-                    prop_assert!(limits.run_time.into_iter().chain(limits.request_time).all(|time| time <= TIME_MAX));
+                    prop_assert!(limits.run_time.into_iter().chain(limits.request_time).chain(limits.call_time).all(|time| time <= TIME_MAX));
                     prop_assert!(limits.header_time <= TIME_MAX && limits.idle_time <= TIME_MAX);
                     prop_assert!(limits.stack_bytes <= 64 << 20);
                 }
@@ -209,15 +211,17 @@ mod tests {
         }
     }
 
-    /// The table of the documentation has a line for each limit, with its default.
+    /// The table of the documentation has a line for each limit, with its default, and the chart's policy knows it.
     #[test]
     fn the_documentation_has_the_defaults() {
         let text = include_str!("../../../../docs/limits-and-exit-codes.md");
+        let policy = include_str!("../../../../charts/skiff/templates/annotation-policy.yaml");
         let defaults = Limits::default();
         let none = |limit: Option<String>| limit.unwrap_or_else(|| "none".into());
         for (name, default) in [
             ("run-time", none(defaults.run_time.map(|time| format!("{time:?}")))),
             ("request-time", none(defaults.request_time.map(|time| format!("{time:?}")))),
+            ("call-time", none(defaults.call_time.map(|time| format!("{time:?}")))),
             ("header-time", format!("{:?}", defaults.header_time)),
             ("idle-time", format!("{:?}", defaults.idle_time)),
             ("memory-pages", none(defaults.memory_pages.map(|pages| pages.to_string()))),
@@ -232,8 +236,9 @@ mod tests {
             let line = text.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
             let line = line.unwrap_or_else(|| panic!("no line for `{name}`"));
             assert!(line.ends_with(&format!("| {default} |")), "the default of `{name}` is {default}: {line}");
+            assert!(policy.contains(&format!("\"{name}\"")), "{name}");
         }
         let rows = text.lines().filter(|line| line.starts_with("| `")).count();
-        assert_eq!(rows, 12, "a row for each limit and no other");
+        assert_eq!(rows, LIMITS.len(), "a row for each limit and no other");
     }
 }

@@ -8,17 +8,18 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxNamespaceType;
-use skiff_protocol::{ENGINE_FD, EnginePlan, KERNEL_FILE_SYSTEMS, Preopen};
+use skiff_protocol::{ENGINE_FD, EnginePlan, KERNEL_FILE_SYSTEMS, Preopen, Task};
 
 use crate::error::{Error, Result};
 use crate::spec::config::{Config, Device, Mount, TMPFS};
-use crate::spec::{http, limits};
+use crate::spec::debug::Debug;
+use crate::spec::{calls, http, limits, termination};
 
 /// Where the guest's files are bound in the container: on the container's own `/dev`, which belongs to neither an image nor a
 /// volume.
 const VIEW: &str = "/dev/.skiff";
 /// The guest's root.
-const VIEW_ROOT: &str = "/dev/.skiff/root";
+pub(crate) const VIEW_ROOT: &str = "/dev/.skiff/root";
 const DEV: &str = "/dev";
 /// The devices that a guest finds in its `/dev`: name and minor number of the memory devices (major 1).
 const MEMORY_DEVICE_NODES: [(&str, i64); 5] = [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)];
@@ -67,7 +68,10 @@ pub(crate) fn for_engine(
     check_mounts(&config.mounts)?;
     let (mut view, root) = view_of(&config, node)?;
     let limits = limits::from_annotations(&config.annotations)?;
+    let termination_log = termination::termination_log(&config, node.resolve);
+    let on_trap = calls::on_trap(&config.annotations)?;
     let http2_authorities = http::http2_authorities(&config.annotations)?;
+    let Debug { looks_are_off, core_dump } = Debug::from_annotations(&config.annotations)?;
     let mut devices = devices_of(&config.linux.devices);
     if config.namespace(LinuxNamespaceType::User).is_some() {
         // Nobody makes devices in a user namespace: the OCI runtime binds the node's, which it looks for at the same path.
@@ -84,6 +88,8 @@ pub(crate) fn for_engine(
     let mut engine_args = vec![format!("/proc/self/fd/{ENGINE_FD}")];
     engine_args.extend(process.args.iter().cloned());
     let plan = EnginePlan {
+        task: Task::Run,
+        place: 0,
         module: entrypoint.module.into(),
         function: entrypoint.function.map(str::to_string),
         args: std::mem::replace(&mut process.args, engine_args),
@@ -92,10 +98,14 @@ pub(crate) fn for_engine(
         cwd: process.cwd.to_str().filter(|cwd| cwd.starts_with('/')).unwrap_or("/").to_string(),
         preopens: vec![root],
         limits,
+        termination_log,
+        core_dump,
         http2_authorities,
         memory_limit_bytes,
         processors: None,
+        on_trap,
         each_signal_stops,
+        looks_are_off,
     };
     Ok((config, plan))
 }

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::common::{file_with, hello, is_root, large, run, sentence, skiff, wait_until};
 use nix::mount::{MsFlags, mount};
@@ -196,9 +197,11 @@ struct Outermost {
 
 impl Outermost {
     fn new(memory_bytes: u64) -> Self {
+        static SERIAL: AtomicU32 = AtomicU32::new(0);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let is_v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
         let mount = Path::new(if is_v2 { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/memory" });
-        let directory = mount.join(format!("skiff-test-{}", std::process::id()));
+        let directory = mount.join(format!("skiff-test-{}-{serial}", std::process::id()));
         if is_v2 {
             fs::write(mount.join("cgroup.subtree_control"), "+memory +cpu +pids").unwrap();
         }

@@ -277,12 +277,8 @@ fn inspect_ends_with_a_code_that_says_whether_skiff_runs_the_file() {
     fs::write(directory.path().join("broken.wasm"), b"\0asm\x01\0\0\0\xff").unwrap();
     for (file, code, expected) in [
         ("app.wasm", 0, "runs      yes\n"),
-        (&library, 0, "kind      module, library (name a function in the container's command: `FILE.wasm#work`)\n"),
-        (
-            &nothing,
-            1,
-            "runs      no: it is neither a command nor an HTTP server, and exports no function without parameters\n",
-        ),
+        (&library, 0, "kind      module, service (one function alone runs as `FILE.wasm#work`)\n"),
+        (&nothing, 1, "runs      no: it is neither a command nor an HTTP server, and exports no function\n"),
         (&browser, 1, "runs      no: it was built for JavaScript with wasm-bindgen: build it for `wasm32-wasip1`"),
         (&hostile, 1, "runs      no: unknown import `env::\\u{1b}[2J\\n`\n"),
     ] {

@@ -6,7 +6,7 @@ use wasmtime_wasi::{WasiView, p2, p3};
 
 mod code;
 mod opening;
-mod p1_directory;
+pub(super) mod p1_directory;
 pub(super) mod p1_listings;
 pub(super) mod p1_paths;
 mod p2_paths;
@@ -14,6 +14,7 @@ mod p3_paths;
 
 use super::add::Add;
 use crate::files::directories::Directories;
+use crate::role::Role;
 use crate::store::State;
 
 /// The interfaces of 0.2.
@@ -34,7 +35,7 @@ pub(crate) const P3: &[Add] = &[
     },
 ];
 
-/// Grants the open directories.
-pub(crate) fn grant(wasi: &mut WasiP1Ctx, directories: &Directories) {
-    *wasi.ctx().ctx.filesystem() = directories.filesystem();
+/// Grants the open directories to an instance of this role.
+pub(crate) fn grant(wasi: &mut WasiP1Ctx, directories: &Directories, role: Role) {
+    *wasi.ctx().ctx.filesystem() = directories.filesystem(role);
 }

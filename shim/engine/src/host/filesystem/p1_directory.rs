@@ -17,7 +17,7 @@ use wiggle::GuestMemory;
 use crate::store::State;
 
 /// What the functions of 0.1 return if they did what they should.
-pub(super) const SUCCESS: i32 = 0;
+pub(in crate::host) const SUCCESS: i32 = 0;
 /// Of `fdflags`: whether writes are to reach the disk before they return.
 pub(super) const SYNC_FLAGS: i32 = 0b1_1010;
 
@@ -27,7 +27,7 @@ const READ_RIGHT: i64 = 0b10;
 const SOME_FILE: (&str, &str) = ("/dev", "urandom");
 
 /// The guest's memory, and the state of its store.
-pub(super) fn parts<'a>(caller: &'a mut Caller<'_, State>) -> Result<(&'a mut [u8], &'a mut State)> {
+pub(in crate::host) fn parts<'a>(caller: &'a mut Caller<'_, State>) -> Result<(&'a mut [u8], &'a mut State)> {
     let fuel = caller.as_context_mut().hostcall_fuel();
     let Some(Extern::Memory(memory)) = caller.get_export("memory") else { bail!("missing required memory export") };
     let (bytes, state) = memory.data_and_store_mut(caller);
@@ -51,7 +51,7 @@ pub(super) fn text(memory: &[u8], begin: i32, length: i32) -> Option<String> {
 }
 
 /// Writes into the guest's memory. What is outside of it is a trap, as wasmtime has it.
-pub(super) fn write(memory: &mut [u8], begin: usize, bytes: &[u8]) -> Result<()> {
+pub(in crate::host) fn write(memory: &mut [u8], begin: usize, bytes: &[u8]) -> Result<()> {
     let end = begin.checked_add(bytes.len());
     match end.and_then(|end| memory.get_mut(begin..end)) {
         Some(there) => there.copy_from_slice(bytes),
@@ -61,7 +61,7 @@ pub(super) fn write(memory: &mut [u8], begin: usize, bytes: &[u8]) -> Result<()>
 }
 
 /// An address or length of the guest.
-pub(super) fn place(number: i32) -> usize {
+pub(in crate::host) fn place(number: i32) -> usize {
     number.cast_unsigned() as usize
 }
 

@@ -197,7 +197,11 @@ impl Cache {
         let output = File::from(memfd_create(c"skiff-code", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?);
         let begun = Instant::now();
         let compiled = compile(&output);
-        let failures = u64::from(matches!(&compiled, Err(failure) if failure.lasting.is_some()));
+        let is_failure = match &compiled {
+            Ok(digest) => digest != wanted.digest,
+            Err(failure) => failure.lasting.is_some(),
+        };
+        let failures = u64::from(is_failure);
         let compile_time = begun.elapsed();
         self.count(&Counters { compilations: 1, failures, compile_time, ..Counters::default() });
         match compiled {

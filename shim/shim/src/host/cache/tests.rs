@@ -491,9 +491,10 @@ fn hits_misses_compilations_and_evictions_are_counted() {
     let lasting = Lasting { digest: key(3), sentence: "corrupt".into(), memory_bytes: None };
     let corrupt = Failure { error: (), lasting: Some(lasting) };
     assert!(cache.get_or_compile(wanted(&key(3)), |_| Err(corrupt)).is_err());
+    assert!(cache.get_or_compile(wanted(&key(5)), writes(6, b"of another guest")).is_err());
     let counted = Counters::read(&cache.dir).unwrap();
     assert!(counted.compile_time > Duration::ZERO, "{counted:?}");
-    let expected = Counters { hits: 2, misses: 4, compilations: 4, failures: 1, evictions: 1, ..counted };
+    let expected = Counters { hits: 2, misses: 5, compilations: 5, failures: 2, evictions: 1, ..counted };
     assert_eq!(counted, expected);
     // A cache that cannot count is still useful.
     fs::remove_file(cache.dir.join(COUNTERS_FILE)).unwrap();

@@ -1,4 +1,4 @@
-//! A guest on its way into the engine: handed over, and reported ready or refused.
+//! What an engine is to do, on its way into it: handed over, and reported ready or refused.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, pipe};
@@ -21,12 +21,20 @@ const START_FUNCTION_LIMIT: Duration = Duration::from_secs(1);
 /// How long a reply may take to arrive once it has begun.
 const REPLY_LIMIT: Duration = Duration::from_secs(1);
 
-/// A guest whose engine waits to be started.
+/// What an engine is given.
+pub(super) struct Given {
+    /// The code of its guest, unless it is to run none.
+    pub(super) code: Option<Compiled>,
+    pub(super) plan: EnginePlan,
+    pub(super) account: Arc<File>,
+    pub(super) memory_limits: Vec<MemoryLimit>,
+    /// The call socket, or a connection to it.
+    pub(super) calls: Option<File>,
+}
+
+/// What was given to an engine that waits to be started.
 pub(super) struct Handover {
-    code: Compiled,
-    plan: EnginePlan,
-    account: Arc<File>,
-    memory_limits: Vec<MemoryLimit>,
+    given: Given,
     control: UnixStream,
     replies: Replies<BufReader<Receiver>>,
 }
@@ -38,42 +46,37 @@ pub(super) fn control_socket() -> Result<(UnixStream, OwnedFd)> {
 }
 
 impl Handover {
-    /// Hands the guest over; the engine reads it once it is started.
-    pub(super) fn send(
-        code: Compiled,
-        plan: EnginePlan,
-        account: Arc<File>,
-        memory_limits: Vec<MemoryLimit>,
-        control: UnixStream,
-    ) -> Result<Self> {
-        let replies = send(&code, &plan, &account, &memory_limits, &control)?;
-        Ok(Self { code, plan, account, memory_limits, control, replies })
+    /// Hands over what is `given`; the engine reads it once it is started.
+    pub(super) fn send(given: Given, control: UnixStream) -> Result<Self> {
+        let replies = send(&given, &control)?;
+        Ok(Self { given, control, replies })
     }
 
-    /// Waits until the engine, which is `process`, says that the guest is about to run, or has run it to its end.
+    /// Waits until the engine, which is `process`, says that the guest is about to run, or has run it to its end. It may take up
+    /// to `limit` for its first answer.
     ///
     /// # Errors
-    /// `Invalid` with the engine's sentence when it refuses the guest.
-    pub(super) async fn wait_until_ready(self, process: &Child) -> Result<()> {
+    /// `Invalid` with the engine's sentence when it refuses the guest; the host's if it does not answer.
+    pub(super) async fn wait_until_ready(self, process: &Child, limit: Duration) -> Result<()> {
         // Its end closes the pipe, unless somebody else has got hold of it.
         let gone = async {
             process.ended().await;
             tokio::time::sleep(REPLY_LIMIT).await;
         };
         let (reply, mut replies) = tokio::select! {
-            first = self.first_reply(process) => first?,
+            first = self.first_reply(process, limit) => first?,
             () = gone => return Err(Error::new(Kind::Host, ENDED)),
         };
         replies.outcome(reply, START_FUNCTION_LIMIT).await
     }
 
     /// The engine's first reply to code that it can load, and what its further ones come through.
-    async fn first_reply(mut self, process: &Child) -> Result<(Reply, Replies<BufReader<Receiver>>)> {
-        let mut reply = self.replies.next().await?;
+    async fn first_reply(mut self, process: &Child, limit: Duration) -> Result<(Reply, Replies<BufReader<Receiver>>)> {
+        let mut reply = self.replies.next_within(limit).await?;
         if let Some(Reply::Refused(Refusal::Incompatible(why))) = reply {
-            log::info!("compiling `{}` again: {why}", self.code.name());
+            log::info!("compiling `{}` again: {why}", self.given.plan.module);
             self = self.recompiled(process).await?;
-            reply = self.replies.next().await?;
+            reply = self.replies.next_within(limit).await?;
         }
         let reply = reply.ok_or_else(|| Error::new(Kind::Host, ENDED))?;
         Ok((reply, self.replies))
@@ -83,35 +86,33 @@ impl Handover {
     async fn recompiled(mut self, process: &Child) -> Result<Self> {
         let unwanted = CancellationToken::new();
         let _unwanted_when_dropped = unwanted.clone().drop_guard();
-        let again = tokio::task::spawn_blocking(move || self.code.recompile(&unwanted).map(|()| self));
+        let again = tokio::task::spawn_blocking(move || match &mut self.given.code {
+            Some(code) => code.recompile(&unwanted).map(|()| self),
+            None => Err(Error::new(Kind::Host, "the engine refused code that it was not given")),
+        });
         self = tokio::select! {
             again = again => again.doing(|| "cannot compile".into())??,
             () = process.ended() => return Err(Error::new(Kind::Host, ENDED)),
         };
         // From here on the engine may well end: it runs the guest.
-        self.replies = send(&self.code, &self.plan, &self.account, &self.memory_limits, &self.control)?;
+        self.replies = send(&self.given, &self.control)?;
         Ok(self)
     }
 }
 
 /// Sends what the engine needs, with the way for its replies.
-fn send(
-    code: &Compiled,
-    plan: &EnginePlan,
-    account: &File,
-    memory_limits: &[MemoryLimit],
-    control: &UnixStream,
-) -> Result<Replies<BufReader<Receiver>>> {
+fn send(given: &Given, control: &UnixStream) -> Result<Replies<BufReader<Receiver>>> {
     let passed = |file: &File| file.try_clone().doing(|| "cannot pass a file to the engine".into());
     let passed_limit =
         |known: &MemoryLimit| Ok(MemoryLimit { limit: passed(&known.limit)?, stat: passed(&known.stat)? });
     let (ours, theirs) = pipe().doing(|| "cannot make a pipe for the engine".into())?;
     let message = Message {
-        plan: plan.clone(),
-        code: passed(code.file())?,
-        account: passed(account)?,
+        plan: given.plan.clone(),
+        code: given.code.as_ref().map(|code| passed(code.file())).transpose()?,
+        calls: given.calls.as_ref().map(passed).transpose()?,
+        account: passed(&given.account)?,
         replies: OwnedFd::from(theirs).into(),
-        memory_limits: memory_limits.iter().map(passed_limit).collect::<Result<_>>()?,
+        memory_limits: given.memory_limits.iter().map(passed_limit).collect::<Result<_>>()?,
     };
     send_message(control, &message).doing(|| "cannot send the plan to the engine".into())?;
     let ours = Receiver::from_owned_fd(ours.into()).doing(|| "cannot read from the engine".into())?;
@@ -138,6 +139,13 @@ impl<R: AsyncBufReadExt + AsyncRead + Unpin> Replies<R> {
         read.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())).map_err(failed)?;
         let text = str::from_utf8(&line).map_err(io::Error::other);
         text.and_then(Reply::parse).map(Some).doing(|| "cannot parse the engine's reply".into())
+    }
+
+    /// The same, but for no longer than `limit`.
+    async fn next_within(&mut self, limit: Duration) -> Result<Option<Reply>> {
+        let silent = || format!("the engine has not answered within {} s", limit.as_secs());
+        let next = tokio::time::timeout(limit, self.next()).await;
+        next.unwrap_or_else(|_| Err(Error::new(Kind::Host, silent())))
     }
 
     /// What became of the guest after `reply`: it is started, or still in its start function after `limit`, or ended there, or
@@ -242,6 +250,15 @@ mod tests {
     #[test]
     fn an_engine_that_dies_says_nothing() {
         assert_eq!(next(b"", false), Ok(None));
+    }
+
+    #[test]
+    fn an_engine_that_is_stopped_is_waited_for_as_long_as_it_may_take() {
+        runtime().block_on(async {
+            let (_engine, mut read) = replies();
+            let error = read.next_within(Duration::from_millis(1)).await.unwrap_err();
+            assert_eq!(error.to_string(), "the engine has not answered within 0 s");
+        });
     }
 
     #[test]

@@ -90,6 +90,11 @@ fn answer(path: &str, query: &str, request: &IncomingRequest) -> (u16, String) {
         "/status" => (u16::try_from(number(query, "code")).unwrap_or(500), String::new()),
         "/exit" => std::process::exit(i32::try_from(number(query, "code")).unwrap_or(1)),
         "/trap" => panic!("on purpose"),
+        "/raise" => {
+            // As componentize-py's runtime does.
+            eprintln!("Traceback (most recent call last):\nValueError: on purpose");
+            panic!("Python function threw an unexpected exception")
+        }
         "/spin" => loop {
             std::hint::black_box(0);
         },
@@ -108,7 +113,7 @@ fn headers(request: &IncomingRequest) -> String {
     lines.concat()
 }
 
-/// Grows the memory in steps of 1 MiB and writes to each page.
+/// Grows the memory in steps of 1 MiB and writes to each page, which must be empty: another instance may have had it.
 fn grow(mib: u64) -> String {
     const PAGES: usize = 16;
     for grown in 0..mib {
@@ -117,8 +122,10 @@ fn grow(mib: u64) -> String {
             return format!("refused after {grown} MiB\n");
         }
         for offset in (0..PAGES * 65536).step_by(4096) {
+            let byte = (first * 65536 + offset) as *mut u8;
             // SAFETY: the pages were made by the call above and belong to nothing else.
-            unsafe { ((first * 65536 + offset) as *mut u8).write_volatile(1) };
+            let before = unsafe { byte.replace(1) };
+            assert_eq!(before, 0, "a page of another instance");
         }
     }
     format!("grew {mib} MiB\n")

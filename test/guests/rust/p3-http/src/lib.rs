@@ -10,7 +10,7 @@ wasip3::http::service::export!(Service);
 
 struct Service;
 
-/// How long `/hold` keeps its memory before it answers, and `/break` goes on with its response.
+/// How long `/hold` keeps its memory before it answers, `/break` goes on with its response, and `/later` awaits its work.
 const HOLD_NS: u64 = 300_000_000;
 
 impl wasip3::exports::http::handler::Guest for Service {
@@ -54,9 +54,16 @@ async fn answer(path: &str, query: &str) -> (u16, String) {
         "/fetch" => fetched(fetch::get(url(query)).await),
         "/call" => fetched(fetch::call(url(query)).await),
         "/trap" => panic!("on purpose"),
-        "/spin" => loop {
-            std::hint::black_box(0);
-        },
+        "/raise" => {
+            // As componentize-py's runtime does.
+            eprintln!("Traceback (most recent call last):\nValueError: on purpose");
+            panic!("Python function threw an unexpected exception")
+        }
+        "/spin" => spin(),
+        "/later" => {
+            wasip3::clocks::monotonic_clock::wait_for(HOLD_NS).await;
+            spin()
+        }
         _ => (404, "no such route\n".into()),
     }
 }
@@ -75,6 +82,12 @@ fn grow(mib: u64) -> String {
         }
     }
     format!("grew {mib} MiB\n")
+}
+
+fn spin() -> ! {
+    loop {
+        std::hint::black_box(0);
+    }
 }
 
 /// Keeps what it allocates until the allocator gives up, which aborts.

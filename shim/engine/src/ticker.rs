@@ -13,7 +13,7 @@ use wasmtime::Engine;
 const TICK: Duration = Duration::from_millis(10);
 
 /// The ticking thread, and how many instances want it to tick.
-pub(super) struct Ticker {
+pub(crate) struct Ticker {
     thread: Thread,
     wanted: Arc<Wanted>,
 }
@@ -25,14 +25,14 @@ struct Wanted {
 }
 
 /// Keeps the epoch advancing while it lives.
-pub(super) struct Ticking(Arc<Wanted>);
+pub(crate) struct Ticking(Arc<Wanted>);
 
 impl Ticker {
     /// Starts the thread.
     ///
     /// # Errors
     /// If there is no room for a thread.
-    pub(super) fn start(engine: Engine) -> io::Result<Self> {
+    pub(crate) fn start(engine: Engine) -> io::Result<Self> {
         let wanted = Arc::new(Wanted::default());
         let watched = Arc::clone(&wanted);
         let thread = Builder::new().name("epoch".to_owned()).spawn(move || tick(&engine, &watched))?.thread().clone();
@@ -40,7 +40,7 @@ impl Ticker {
     }
 
     /// Makes the epoch advance until the returned value is dropped.
-    pub(super) fn tick(&self) -> Ticking {
+    pub(crate) fn tick(&self) -> Ticking {
         self.wanted.count.fetch_add(1, Ordering::SeqCst);
         if self.wanted.asleep.swap(false, Ordering::SeqCst) {
             self.thread.unpark();

@@ -1,0 +1,291 @@
+//! Skiff's own launcher, for wasm containers whose specification it understands completely. It leaves all others to the OCI runtime,
+//! and says why in the log.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use async_trait::async_trait;
+use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
+use skiff_linux::cgroup::Cgroup;
+use skiff_linux::pidfd;
+
+use crate::error::{Context, Error, Kind, Result};
+use crate::host::engine::open_engine;
+use crate::host::process::Child;
+use crate::host::reader::blocking;
+use crate::host::record::Record;
+use crate::launch::launcher::{Attachment, Launched, Launcher};
+use crate::launch::runc::{OciRuntime, PID_FILE};
+use crate::launch::stage::{Start, Started};
+use crate::request::{CheckpointOptions, StdioPaths};
+use crate::spec::config::Config;
+use crate::spec::launch::{self, CgroupDir, Further, Given, Plan, Reason, Setting, Tolerated};
+
+/// A container of skiff's own launcher, or one that it has left to the OCI runtime.
+pub(super) struct Own {
+    runtime: OciRuntime,
+    record: Record,
+    id: String,
+    directory: PathBuf,
+    cgroup: Arc<Mutex<CgroupState>>,
+    made: OnceLock<Made>,
+}
+
+/// What has become of the container's cgroup.
+#[derive(Debug, PartialEq, Eq)]
+enum CgroupState {
+    NotMade,
+    Made,
+    /// The container is deleted, so nothing more is made; what was made may be there still.
+    Removed,
+    /// The container was deleted before anything was made.
+    Unwanted,
+}
+
+/// A container that this launcher has made.
+struct Made {
+    process: OwnedFd,
+    /// Until it is started.
+    stage: tokio::sync::Mutex<Option<Started>>,
+    further: Further,
+}
+
+impl Own {
+    /// The container `id`, as `record` describes it, in `bundle`.
+    pub(super) fn new(record: &Record, id: &str, bundle: &Path) -> Result<Self> {
+        Ok(Self {
+            runtime: OciRuntime::new(record, id, bundle)?,
+            record: record.clone(),
+            id: id.into(),
+            directory: bundle.into(),
+            cgroup: Arc::new(Mutex::new(CgroupState::NotMade)),
+            made: OnceLock::new(),
+        })
+    }
+
+    /// How the container of `config` is made.
+    fn understand(&self, config: &Config) -> Result<Plan, Reason> {
+        let settings = &self.record.settings;
+        if settings.no_pivot_root || settings.systemd_cgroup {
+            return Err(Reason("the option `NoPivotRoot`, or cgroups of systemd".into()));
+        }
+        let cgroup = self.cgroup().map_err(|error| Reason(error.to_string()))?;
+        let dirs = cgroup.v1_dirs().map(|(controllers, mountpoint, path)| CgroupDir {
+            controllers: controllers.into(),
+            mountpoint: mountpoint.into(),
+            path: path.into(),
+        });
+        let dirs: Vec<_> = dirs.collect();
+        let has_kcore = Path::new("/proc/kcore").exists();
+        let given = Given { id: &self.id, cgroups: &dirs, has_keyring: !settings.no_new_keyring, has_kcore };
+        launch::understand(config, given)
+    }
+
+    /// Makes the container's cgroups, with these settings.
+    async fn make_cgroup(&self, settings: Vec<Setting>) -> Result<()> {
+        let (cgroup, state) = (self.cgroup()?, self.cgroup.clone());
+        let made = move || {
+            let mut state = locked(&state);
+            if matches!(*state, CgroupState::Removed | CgroupState::Unwanted) {
+                return Err(io::Error::other("the container is deleted"));
+            }
+            if !cgroup.is_empty() {
+                return Err(io::Error::new(ErrorKind::ResourceBusy, "somebody else's processes are there"));
+            }
+            *state = CgroupState::Made;
+            cgroup.create_empty()?;
+            apply(&cgroup, &settings)
+        };
+        blocking(move || made().doing(|| "cannot make the container's cgroup".into())).await
+    }
+
+    async fn make(&self, plan: Plan, attachment: Attachment, preserved: Vec<OwnedFd>) -> Result<Launched> {
+        let Plan { settings, stage, further } = plan;
+        self.make_cgroup(settings).await?;
+        let program = open_engine().doing(|| "cannot open the engine".into())?;
+        let start = Start { program, attachment, preserved, cgroup: self.unified()?, joined: None };
+        let mut started = start.start().await?;
+        let made = async {
+            started.tell(&stage).await?;
+            started.made().await
+        };
+        if let Err(error) = made.await {
+            started.end().await;
+            return Err(error);
+        }
+        let child = started.take_child().ok_or_else(|| Error::new(Kind::Host, "the first stage has no process"))?;
+        let kept = self.keep(&child, started, further).and_then(|()| self.cgroup());
+        match kept {
+            Ok(cgroup) => Ok(Launched { child, cgroup }),
+            Err(error) => {
+                child.end().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Keeps what later requests need of a container that is made.
+    fn keep(&self, child: &Child, started: Started, further: Further) -> Result<()> {
+        let process = pidfd::open(child.pid()).doing(|| "cannot watch the container's process".into())?;
+        let recorded = fs::write(self.directory.join(PID_FILE), child.pid().to_string());
+        recorded.doing(|| "cannot write down the container's process".into())?;
+        let made = Made { process, stage: tokio::sync::Mutex::new(Some(started)), further };
+        self.made.set(made).map_err(|_| Error::new(Kind::Conflict, "the container has already been made"))
+    }
+
+    /// The container's cgroup in the unified tree, if the node has one beside its hierarchies: nothing but a birth gets a process
+    /// there without a wait.
+    fn unified(&self) -> Result<Option<File>> {
+        let cgroup = self.cgroup()?;
+        cgroup.unified_dir().map(File::open).transpose().doing(|| "cannot open the container's cgroup".into())
+    }
+
+    /// Does something with the container's cgroup, which may take long.
+    async fn change(
+        &self,
+        doing: &'static str,
+        change: impl FnOnce(&Cgroup) -> io::Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let cgroup = self.cgroup()?;
+        blocking(move || change(&cgroup).doing(|| format!("cannot {doing} the container"))).await
+    }
+}
+
+#[async_trait]
+impl Launcher for Own {
+    async fn create(&self, config: &Config, attachment: Attachment, preserved: Vec<OwnedFd>) -> Result<Launched> {
+        match self.understand(config) {
+            Ok(_) if matches!(attachment, Attachment::Console(_)) => {
+                Err(Error::new(Kind::Invalid, "the specification describes no terminal"))
+            }
+            Ok(plan) => self.make(plan, attachment, preserved).await,
+            Err(reason) => {
+                log::info!("container `{}` is left to the OCI runtime: {reason}", self.id);
+                self.runtime.create(config, attachment, preserved).await
+            }
+        }
+    }
+
+    fn cgroup(&self) -> Result<Cgroup> {
+        self.runtime.cgroup()
+    }
+
+    async fn restore(&self, config: &Config, attachment: Attachment, image: &Path) -> Result<Child> {
+        self.runtime.restore(config, attachment, image).await
+    }
+
+    async fn checkpoint(&self, image: &Path, stdio: &StdioPaths, options: &CheckpointOptions) -> Result<()> {
+        self.runtime.checkpoint(image, stdio, options).await
+    }
+
+    async fn start(&self) -> Result<()> {
+        let Some(made) = self.made.get() else { return self.runtime.start().await };
+        let started = made.stage.lock().await.take();
+        let mut started =
+            started.ok_or_else(|| Error::new(Kind::Conflict, "the container has already been started"))?;
+        started.go_on().await?;
+        started.executed().await
+    }
+
+    async fn delete(&self) -> Result<()> {
+        self.runtime.delete().await?;
+        let (cgroup, state) = (self.cgroup(), self.cgroup.clone());
+        let remove = move || {
+            // A cgroup that is being made is there before it is removed, and one that could not be removed is removed by the next try.
+            let mut state = locked(&state);
+            if matches!(*state, CgroupState::NotMade | CgroupState::Unwanted) {
+                *state = CgroupState::Unwanted;
+                return Ok(());
+            }
+            *state = CgroupState::Removed;
+            let cgroup = cgroup?;
+            cgroup.kill_all().and_then(|()| cgroup.remove()).doing(|| "cannot remove the container's cgroup".into())
+        };
+        blocking(remove).await
+    }
+
+    async fn end_interrupted(&self) -> Result<()> {
+        self.runtime.end_interrupted().await
+    }
+
+    async fn pause(&self) -> Result<()> {
+        match self.made.get() {
+            Some(_) => self.change("pause", Cgroup::freeze).await,
+            None => self.runtime.pause().await,
+        }
+    }
+
+    async fn resume(&self) -> Result<()> {
+        match self.made.get() {
+            Some(_) => self.change("resume", Cgroup::thaw).await,
+            None => self.runtime.resume().await,
+        }
+    }
+
+    async fn update(&self, resources: &LinuxResources) -> Result<()> {
+        if self.made.get().is_none() {
+            return self.runtime.update(resources).await;
+        }
+        let resources = serde_json::to_value(resources).doing(|| "cannot read the resources".into())?;
+        let current_bytes = self.cgroup()?.memory_limit_bytes();
+        let settings = launch::update(resources, current_bytes).map_err(not_understood)?;
+        self.change("update", move |cgroup| apply(cgroup, &settings)).await
+    }
+
+    async fn exec(
+        &self,
+        process: &ProcessSpec,
+        attachment: Attachment,
+        exec_id: &str,
+        preserved: Vec<OwnedFd>,
+    ) -> Result<Child> {
+        let Some(made) = self.made.get() else {
+            return self.runtime.exec(process, attachment, exec_id, preserved).await;
+        };
+        let stage = made.further.stage(process).map_err(not_understood)?;
+        if matches!(attachment, Attachment::Console(_)) != process.terminal().unwrap_or(false) {
+            return Err(Error::new(Kind::Invalid, "the request and the process differ about a terminal"));
+        }
+        let first = made.process.try_clone().doing(|| "cannot pass on the container's process".into())?;
+        let program = open_engine().doing(|| "cannot open the engine".into())?;
+        let start = Start { program, attachment, preserved, cgroup: self.unified()?, joined: Some(first) };
+        let mut started = start.start().await?;
+        let executed = async {
+            started.tell(&stage).await?;
+            started.executed().await
+        };
+        if let Err(error) = executed.await {
+            started.end().await;
+            return Err(error);
+        }
+        started.take_child().ok_or_else(|| Error::new(Kind::Host, "the first stage has no process"))
+    }
+
+    fn recorded_pid(&self) -> Option<i32> {
+        self.runtime.recorded_pid()
+    }
+}
+
+fn locked(state: &Mutex<CgroupState>) -> MutexGuard<'_, CgroupState> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn not_understood(reason: Reason) -> Error {
+    Error::new(Kind::Unsupported, format!("skiff's own launcher does not understand {reason}"))
+}
+
+fn apply(cgroup: &Cgroup, settings: &[Setting]) -> io::Result<()> {
+    settings.iter().try_for_each(|Setting { controller, file, value, tolerates }| {
+        match (cgroup.set(controller, file, value), tolerates) {
+            (Err(error), Some(Tolerated::Missing)) if error.kind() == ErrorKind::NotFound => Ok(()),
+            (Err(error), Some(Tolerated::Early)) if error.kind() == ErrorKind::InvalidInput => Ok(()),
+            (Err(error), _) => {
+                Err(io::Error::new(error.kind(), format!("cannot write `{value}` to `{file}`: {error}")))
+            }
+            (Ok(()), _) => Ok(()),
+        }
+    })
+}

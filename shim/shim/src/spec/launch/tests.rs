@@ -1,0 +1,499 @@
+use serde_json::json;
+use skiff_protocol::launch::{BIND, Capabilities, Identity, Limit, Mount, Resource};
+
+use super::*;
+
+/// What the CRI plugin and the rewriting for the engine make of a small container.
+fn spec() -> Value {
+    json!({
+        "ociVersion": "1.2.1",
+        "process": {"args": ["/proc/self/fd/3", "/app.wasm"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
+        "root": {"path": "/b/rootfs"},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+        ],
+        "linux": {"cgroupsPath": "/c", "namespaces": [{"type": "mount"}, {"type": "pid"}]},
+        "annotations": {"io.kubernetes.cri.sandbox-id": "x"},
+    })
+}
+
+fn cgroups() -> Vec<CgroupDir> {
+    let dir = |name: &str| CgroupDir {
+        controllers: name.split(',').map(str::to_owned).collect(),
+        mountpoint: Path::new("/cg").join(name),
+        path: Path::new("/cg").join(name).join("c"),
+    };
+    vec![dir("memory"), dir("cpu,cpuacct")]
+}
+
+fn plan_of(spec: &Value) -> Result<Plan, Reason> {
+    let config = Config::parse(spec.to_string().as_bytes(), Path::new("/b")).unwrap();
+    understand(&config, Given { id: "i", cgroups: &cgroups(), has_keyring: true, has_kcore: true })
+}
+
+/// The specification with `value` at `pointer`, whose last part may be new.
+fn with(pointer: &str, value: Value) -> Value {
+    let mut spec = spec();
+    let (parent, name) = pointer.rsplit_once('/').unwrap();
+    let parent = parent.split('/').skip(1).fold(&mut spec, |value, name| match name.parse::<usize>() {
+        Ok(index) => &mut value[index],
+        Err(_) => &mut value[name],
+    });
+    match parent {
+        Value::Array(values) => values.push(value),
+        other => other[name] = value,
+    }
+    spec
+}
+
+fn plan(pointer: &str, value: Value) -> Plan {
+    plan_of(&with(pointer, value)).unwrap()
+}
+
+fn steps(pointer: &str, value: Value) -> Vec<Step> {
+    plan(pointer, value).stage.steps
+}
+
+/// Where the step is, which must be there once.
+fn place(steps: &[Step], wanted: impl Fn(&Step) -> bool) -> usize {
+    let found: Vec<_> = steps.iter().enumerate().filter(|(_, step)| wanted(step)).map(|(index, _)| index).collect();
+    assert_eq!(found.len(), 1, "{steps:#?}");
+    found[0]
+}
+
+fn written(resources: Value) -> Vec<String> {
+    let settings = plan("/linux/resources", resources).settings;
+    let text = |setting: Setting| format!("{}/{} {}", setting.controller, setting.file, setting.value);
+    settings.into_iter().filter(|setting| setting.controller != "devices").map(text).collect()
+}
+
+#[test]
+fn a_small_container_is_made_in_this_order() {
+    let plan = plan_of(&spec()).unwrap();
+    let names: Vec<String> = plan.stage.steps.iter().map(|step| format!("{step:?}")).collect();
+    let names: Vec<&str> =
+        names.iter().map(|name| name.split(|character| " ({".contains(character)).next().unwrap()).collect();
+    let expected = "Keyring OomScore Session Cgroups Root Mount Mount Device Device Device Device Device Device Link Link Link \
+                    Link Link Link NullStreams Directory Mask Pivot Umask Become Cgroups Wait";
+    assert_eq!(names.join(" "), expected);
+    assert_eq!(plan.stage.args, ["/proc/self/fd/3", "/app.wasm"]);
+    assert_eq!(plan.stage.steps[3], Step::Cgroups(vec!["/cg/memory/c/tasks".into()]));
+    assert!(
+        plan.stage.steps.contains(&Step::Cgroups(vec!["/cg/cpu,cpuacct/c/tasks".into()])),
+        "the weight counts last"
+    );
+    assert!(plan.stage.steps.contains(&Step::OomScore(0)), "what is not said is not inherited from the shim");
+}
+
+#[test]
+fn what_is_not_understood_is_refused_by_name() {
+    let mut rows = 0;
+    let mut check = |pointer: &str, value: Value, named: &str| {
+        rows += 1;
+        let refused = plan_of(&with(pointer, value.clone())).unwrap_err();
+        assert!(refused.0.contains(named), "{pointer} {value}: {refused}");
+    };
+    check("/ociVersion", json!("2.0.0"), "`ociVersion`");
+    for field in ["hooks", "vm", "windows", "solaris", "zos", "freebsd", "future"] {
+        check(&format!("/{field}"), json!({"a": [1]}), &format!("`{field}`"));
+    }
+    check("/root/future", json!(1), "`root`");
+    check("/process/user/username", json!("a"), "`username`");
+    for field in ["scheduler", "ioPriority", "execCPUAffinity", "selinuxLabel", "commandLine"] {
+        check(&format!("/process/{field}"), json!("a"), &format!("`{field}`"));
+    }
+    check("/process/apparmorProfile", json!("cri"), "`process.apparmorProfile`: `cri`");
+    check("/process/terminal", json!(true), "`process.terminal`");
+    check("/process/args", json!(["/bin/sh"]), "`process.args`");
+    check("/process/cwd", json!("a"), "working directory");
+    check("/process/capabilities", json!({"bounding": ["CAP_NEW"]}), "`CAP_NEW`");
+    check("/process/capabilities", json!({"ambient": ["CAP_KILL"], "permitted": ["CAP_KILL"]}), "ambient");
+    check("/process/capabilities", json!({"future": ["CAP_KILL"]}), "`process.capabilities`");
+    check("/process/rlimits", json!([{"type": "RLIMIT_NEW", "soft": 1, "hard": 1}]), "`RLIMIT_NEW`");
+    check("/hostname", json!("h"), "`uts`");
+    check("/domainname", json!("h"), "`uts`");
+    for kind in ["user", "time", "pid"] {
+        check("/linux/namespaces/-", json!({"type": kind, "path": "/n"}), &format!("`{kind}`"));
+    }
+    check("/linux/namespaces/-", json!({"type": "cgroup", "path": "/n"}), "`cgroup`");
+    check("/linux/namespaces", json!([{"type": "pid"}]), "no `mount`");
+    check("/linux/namespaces", json!([{"type": "mount"}]), "could read a first stage");
+    check("/linux/namespaces", json!([{"type": "mount"}, {"type": "pid", "path": "/p"}]), "could read a first stage");
+    check("/process/capabilities", json!({"bounding": ["CAP_SYS_PTRACE"]}), "could read a first stage");
+    check("/linux/namespaces", json!([{"type": "mount", "path": "/n"}]), "`mount`");
+    check("/linux/devices", json!([{"path": "/dev/p", "type": "p"}]), "`p`");
+    check("/linux/devices", json!([{"path": "p", "type": "c"}]), "path `p`");
+    check("/linux/cgroupsPath", json!("a.slice:b:c"), "`a.slice:b:c`");
+    check("/linux/cgroupsPath", json!(""), "`linux.cgroupsPath`");
+    check("/linux/rootfsPropagation", json!("shared"), "`shared`");
+    check("/linux/rootfsPropagation", json!("rshared"), "`rshared`");
+    for field in [
+        "uidMappings",
+        "gidMappings",
+        "timeOffsets",
+        "intelRdt",
+        "personality",
+        "memoryPolicy",
+        "netDevices",
+        "seccomp",
+        "mountLabel",
+        "future",
+    ] {
+        check(&format!("/linux/{field}"), json!({"a": 1}), &format!("`{field}`"));
+    }
+    for field in ["blockIO", "network", "rdma", "unified", "future"] {
+        check("/linux/resources", json!({field: {"a": 1}}), &format!("`{field}`"));
+    }
+    for field in ["kernel", "kernelTCP", "swappiness", "disableOOMKiller", "useHierarchy"] {
+        let value = if field.ends_with('y') || field.ends_with("ller") { json!(true) } else { json!(1) };
+        check("/linux/resources", json!({"memory": {field: value}}), &format!("`{field}`"));
+    }
+    for field in ["realtimePeriod", "realtimeRuntime"] {
+        check("/linux/resources", json!({"cpu": {field: 1}}), &format!("`{field}`"));
+    }
+    for rule in [
+        json!({"allow": false, "type": "c", "major": 1, "access": "w"}),
+        json!({"allow": true, "type": "x", "access": "w"}),
+        json!({"allow": true, "type": "c", "access": "z"}),
+    ] {
+        check("/linux/resources", json!({"devices": [{"allow": false, "access": "rwm"}, rule]}), "devices`");
+    }
+    for name in ["kernel.msgmax", "kernel.domainname", "net.ipv4.ip_forward", "kernel.panic", "vm.swappiness"] {
+        check("/linux/sysctl", json!({name: "1"}), &format!("`{name}`"));
+    }
+    for (mount, named) in [
+        (json!({"destination": "d", "type": "tmpfs"}), "below the root"),
+        (json!({"destination": "/", "type": "tmpfs"}), "below the root"),
+        (json!({"destination": "/a/../b", "type": "tmpfs"}), "below the root"),
+        (json!({"destination": "/d", "type": "overlay"}), "type `overlay`"),
+        (json!({"destination": "/d", "type": "bind", "source": "/s"}), "type `bind`"),
+        (json!({"destination": "/d", "source": "s", "options": ["rbind"]}), "source"),
+        (json!({"destination": "/d", "source": "/s", "options": ["bind", "size=1"]}), "option"),
+        (json!({"destination": "/d", "type": "devpts", "options": ["size=1"]}), "option"),
+        (json!({"destination": "/d", "type": "tmpfs", "options": ["tmpcopyup"]}), "`tmpcopyup`"),
+        (json!({"destination": "/d", "source": "/s", "options": ["rbind", "idmap"]}), "`idmap`"),
+        (json!({"destination": "/d", "source": "/s", "options": ["rbind", "rro"]}), "`rro`"),
+        (json!({"destination": "/d", "source": "/s", "options": ["rbind", "remount"]}), "`remount`"),
+        (json!({"destination": "/d", "type": "tmpfs", "uidMappings": [{"hostID": 1}]}), "`uidMappings`"),
+        (json!({"destination": "/d", "type": "tmpfs", "gidMappings": [{"hostID": 1}]}), "`gidMappings`"),
+        (json!({"destination": "/proc/self", "source": "/s", "options": ["rbind"]}), "`proc`"),
+        (json!({"destination": "/proc", "source": "/s", "options": ["rbind"]}), "`proc`"),
+        (json!({"destination": "/dev", "type": "bind", "source": "/dev", "options": ["rbind"]}), "`/dev`"),
+        (json!({"destination": "/dev/", "type": "bind", "source": "/dev", "options": ["rbind"]}), "`/dev`"),
+        (json!({"destination": "/dev", "type": "tmpfs", "source": "/dev", "options": ["rbind"]}), "`/dev`"),
+    ] {
+        check("/mounts/-", mount, named);
+    }
+    assert_eq!(rows, 89);
+}
+
+#[test]
+fn what_is_empty_counts_as_absent() {
+    let expected = plan_of(&spec()).unwrap();
+    for (pointer, value) in [
+        ("/hooks", json!({"prestart": []})),
+        ("/hostname", json!("")),
+        ("/process/selinuxLabel", json!("")),
+        ("/process/apparmorProfile", json!("unconfined")),
+        ("/process/terminal", json!(false)),
+        ("/process/capabilities", json!({"bounding": []})),
+        ("/root/readonly", json!(false)),
+        ("/linux/seccomp", json!(null)),
+        ("/linux/intelRdt", json!({})),
+        (
+            "/linux/resources",
+            json!({"memory": {"limit": 0, "swap": 0, "disableOOMKiller": false}, "cpu": {"shares": 0}}),
+        ),
+        ("/linux/rootfsPropagation", json!("rslave")),
+    ] {
+        assert_eq!(plan(pointer, value.clone()), expected, "{pointer} {value}");
+    }
+}
+
+#[test]
+fn the_process_is_what_it_is_said_to_be() {
+    let process = json!({
+        "args": ["/proc/self/fd/3"], "cwd": "/w", "noNewPrivileges": true, "oomScoreAdj": 999,
+        "user": {"uid": 7, "gid": 8, "umask": 63, "additionalGids": [9, 10]},
+        "capabilities": {"bounding": ["CAP_CHOWN", "CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"],
+                         "inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL"]},
+        "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 10, "hard": 20}],
+    });
+    let steps = steps("/process", process);
+    let kill = 1 << 5;
+    let capabilities =
+        Capabilities { bounding: 1 | kill, effective: kill, permitted: kill, inheritable: kill, ambient: kill };
+    let identity = Identity { user: 7, group: 8, groups: vec![9, 10], capabilities, directory: "/w".into() };
+    for expected in [
+        Step::Become(identity),
+        Step::Limit(Limit { resource: Resource::Nofile, soft: 10, hard: 20 }),
+        Step::OomScore(999),
+        Step::Umask(63),
+        Step::Directory("/w".into()),
+    ] {
+        assert!(steps.contains(&expected), "{expected:?}");
+    }
+    let privileges = place(&steps, |step| *step == Step::NoNewPrivileges);
+    assert!(place(&steps, |step| matches!(step, Step::Pivot)) < privileges);
+    assert!(privileges < place(&steps, |step| matches!(step, Step::Become(_))));
+}
+
+#[test]
+fn namespaces_are_joined_before_new_ones_are_made() {
+    let namespaces = json!([{"type": "cgroup"}, {"type": "network"}, {"type": "ipc", "path": "/i"}, {"type": "mount"},
+                            {"type": "pid"}, {"type": "uts"}]);
+    let mut spec = with("/linux/namespaces", namespaces);
+    spec["hostname"] = json!("h");
+    spec["domainname"] = json!("d");
+    spec["linux"]["sysctl"] = json!({"net.core.somaxconn": "9", "kernel.domainname": ""});
+    let plan = plan_of(&spec).unwrap();
+    let steps = &plan.stage.steps;
+    let wanted = [
+        Step::Cgroups(vec!["/cg/memory/c/tasks".into(), "/cg/cpu,cpuacct/c/tasks".into()]),
+        Step::Join(Namespace::Ipc, "/i".into()),
+        Step::New(Namespace::Uts),
+        Step::New(Namespace::Network),
+        Step::New(Namespace::Cgroup),
+        Step::Loopback,
+    ];
+    assert_eq!(steps[3..9], wanted);
+    let sysctl = Step::Sysctl("net/core/somaxconn".into(), "9".into());
+    assert!(place(steps, |step| *step == sysctl) < place(steps, |step| matches!(step, Step::Mask(_))));
+    let pivot = place(steps, |step| *step == Step::Pivot);
+    assert_eq!(steps[pivot + 1..pivot + 3], [Step::HostName("h".into()), Step::DomainName("d".into())]);
+    let ipc = json!([{"type": "ipc"}, {"type": "mount"}, {"type": "pid"}]);
+    let mut spec = with("/linux/namespaces", ipc);
+    spec["linux"]["sysctl"] = json!({"kernel.shm_rmid_forced": "1", "fs.mqueue.msg_max": "3"});
+    let plan = plan_of(&spec).unwrap();
+    assert!(plan.stage.steps.contains(&Step::Sysctl("fs/mqueue/msg_max".into(), "3".into())));
+}
+
+#[test]
+fn a_mount_has_the_flags_that_its_options_name() {
+    let check = |kind: &str, options: &[&str], flags: MountFlags, data: &str, propagation: &[MountFlags]| {
+        let mount = json!({"destination": "/d", "type": kind, "source": "/s", "options": options});
+        let steps = steps("/mounts/-", mount);
+        let made = steps.iter().find_map(|step| match step {
+            Step::Mount(mount) if mount.target == Path::new("/d") => Some(mount.clone()),
+            _ => None,
+        });
+        let is_bind = flags.contains(MountFlags::MS_BIND);
+        let changes = !(flags - MountFlags::MS_BIND - MountFlags::MS_REC).is_empty() || options.contains(&"rw");
+        let expected = Mount {
+            kind: if is_bind { BIND.into() } else { kind.into() },
+            source: "/s".into(),
+            target: "/d".into(),
+            flags: flags.bits(),
+            data: data.into(),
+            propagation: propagation.iter().map(|flags| flags.bits()).collect(),
+            then: (is_bind && changes).then(|| (flags | MountFlags::MS_REMOUNT).bits()),
+        };
+        assert_eq!(made, Some(expected), "{options:?}");
+    };
+    use MountFlags as F;
+    let narrow = F::MS_NOSUID | F::MS_NODEV | F::MS_NOEXEC;
+    check("bind", &["bind"], F::MS_BIND, "", &[]);
+    check("none", &["rbind", "rprivate", "rw"], F::MS_BIND | F::MS_REC, "", &[F::MS_PRIVATE | F::MS_REC]);
+    check(
+        "bind",
+        &["rbind", "ro", "rslave", "slave"],
+        F::MS_BIND | F::MS_REC | F::MS_RDONLY,
+        "",
+        &[F::MS_SLAVE | F::MS_REC, F::MS_SLAVE],
+    );
+    check(
+        "bind",
+        &["bind", "shared", "rshared", "private"],
+        F::MS_BIND,
+        "",
+        &[F::MS_SHARED, F::MS_SHARED | F::MS_REC, F::MS_PRIVATE],
+    );
+    check("sysfs", &["nosuid", "nodev", "noexec", "ro"], narrow | F::MS_RDONLY, "", &[]);
+    check("mqueue", &["nosuid", "suid", "nodev", "dev", "noexec", "exec"], F::empty(), "", &[]);
+    check("mqueue", &["noatime", "atime", "relatime", "nodiratime"], F::MS_RELATIME | F::MS_NODIRATIME, "", &[]);
+    check(
+        "devpts",
+        &["newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        F::empty(),
+        "newinstance,ptmxmode=0666,mode=0620,gid=5",
+        &[],
+    );
+    check(
+        "tmpfs",
+        &["strictatime", "size=1k", "mode=1", "uid=1", "gid=2", "nr_inodes=3"],
+        F::MS_STRICTATIME,
+        "size=1k,mode=1,uid=1,gid=2,nr_inodes=3",
+        &[],
+    );
+}
+
+#[test]
+fn what_is_to_be_filled_becomes_read_only_last() {
+    let mount = json!({"destination": "/t", "type": "tmpfs", "source": "t", "options": ["ro", "nodev"]});
+    let mut spec = with("/mounts/-", mount);
+    spec["root"]["readonly"] = json!(true);
+    spec["linux"]["readonlyPaths"] = json!(["/proc/sys"]);
+    spec["linux"]["maskedPaths"] = json!(["/proc/kcore"]);
+    let steps = plan_of(&spec).unwrap().stage.steps;
+    let flags = MountFlags::MS_REMOUNT | MountFlags::MS_BIND | MountFlags::MS_RDONLY;
+    let last = [
+        Step::Remount("/t".into(), (flags | MountFlags::MS_NODEV).bits()),
+        Step::Remount("/".into(), flags.bits()),
+        Step::ReadOnly("/proc/sys".into()),
+        Step::Mask(vec!["/proc/kcore".into()]),
+        Step::Pivot,
+    ];
+    let pivot = place(&steps, |step| *step == Step::Pivot);
+    assert_eq!(steps[pivot - 4..=pivot], last);
+}
+
+#[test]
+fn cgroups_are_shown_as_they_are_in_the_container() {
+    let mount =
+        json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["nosuid", "ro"]});
+    let bind = MountFlags::MS_BIND | MountFlags::MS_REC | MountFlags::MS_NOSUID | MountFlags::MS_RDONLY;
+    let steps = steps("/mounts/-", mount.clone());
+    let place = place(&steps, |step| matches!(step, Step::Mount(mount) if mount.data == "mode=755"));
+    let Step::Mount(memory) = &steps[place + 1] else { panic!("a mount") };
+    assert_eq!((memory.source.as_str(), memory.flags), ("/cg/memory/c", bind.bits()));
+    assert_eq!(memory.target, Path::new("/sys/fs/cgroup/memory"));
+    let link = |name: &str| Link {
+        path: Path::new("/sys/fs/cgroup").join(name),
+        target: "cpu,cpuacct".into(),
+        replaces: false,
+    };
+    assert_eq!(steps[place + 3..place + 5], [Step::Link(link("cpu")), Step::Link(link("cpuacct"))]);
+    let mut spec = with("/mounts/-", mount);
+    spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "pid"}, {"type": "cgroup"}]);
+    let steps = plan_of(&spec).unwrap().stage.steps;
+    assert!(
+        steps.iter().any(|step| matches!(step, Step::Mount(mount) if mount.kind == "cgroup" && mount.data == "memory"))
+    );
+}
+
+#[test]
+fn devices_of_the_container_take_the_place_of_the_usual_ones() {
+    let devices = json!([
+        {"path": "/dev/null", "type": "c", "major": 1, "minor": 3, "fileMode": 8576, "uid": 1, "gid": 2},
+        {"path": "/dev/ptmx", "type": "c", "major": 5, "minor": 2},
+        {"path": "/dev/sda", "type": "b", "major": 8},
+    ]);
+    let plan = plan("/linux/devices", devices);
+    let nodes: Vec<_> = plan
+        .stage
+        .steps
+        .iter()
+        .filter_map(|step| if let Step::Device(node) = step { Some(node) } else { None })
+        .collect();
+    let node = |path: &str| *nodes.iter().find(|node| node.path == Path::new(path)).unwrap();
+    assert_eq!(nodes.len(), 7);
+    assert_eq!((node("/dev/null").mode, node("/dev/null").owner), (0o600, (1, 2)));
+    assert_eq!((node("/dev/sda").is_block, node("/dev/sda").number, node("/dev/sda").mode), (true, (8, 0), 0o666));
+    assert!(!plan.settings.iter().any(|setting| setting.value == "c 1:3 rwm"), "its rule is the container's, too");
+}
+
+#[test]
+fn nothing_but_the_devices_of_the_rules_is_allowed() {
+    let check = |rules: Value, expected: &[&str]| {
+        let settings = plan("/linux/resources", json!({"devices": rules})).settings;
+        let text: Vec<_> = settings.iter().map(|setting| format!("{} {}", setting.file, setting.value)).collect();
+        assert_eq!(text[..expected.len()], *expected);
+        text.len()
+    };
+    assert_eq!(check(json!([{"allow": false, "access": "rwm"}]), &["devices.deny a", "devices.allow c *:* m"]), 12);
+    assert_eq!(check(json!([]), &["devices.deny a"]), 12, "without rules, too");
+    let rules = json!([{"allow": true, "access": "rwm"}, {"allow": false, "access": "rwm"},
+                       {"allow": true, "type": "b", "major": 8, "minor": -1, "access": "r"},
+                       {"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"}]);
+    assert_eq!(check(rules, &["devices.deny a", "devices.allow b 8:* r", "devices.allow c 1:3 rwm"]), 13);
+    assert_eq!(check(json!([{"allow": true, "access": "rwm"}]), &["devices.allow a"]), 1);
+}
+
+#[test]
+fn limits_are_what_is_written_to_the_files_of_the_cgroup() {
+    let check = |resources: Value, expected: &[&str]| assert_eq!(written(resources.clone()), expected, "{resources}");
+    check(json!({"memory": {"limit": 4096, "checkBeforeUpdate": true}}), &["memory/memory.limit_in_bytes 4096"]);
+    check(
+        json!({"memory": {"limit": 4096, "swap": 8192, "reservation": 1}}),
+        &[
+            "memory/memory.limit_in_bytes 4096",
+            "memory/memory.memsw.limit_in_bytes 8192",
+            "memory/memory.soft_limit_in_bytes 1",
+        ],
+    );
+    check(
+        json!({"memory": {"limit": -1}}),
+        &["memory/memory.memsw.limit_in_bytes -1", "memory/memory.limit_in_bytes -1"],
+    );
+    check(
+        json!({"cpu": {"shares": 2, "quota": 100, "period": 200, "burst": 1, "cpus": "0", "mems": "0", "idle": 1}}),
+        &[
+            "cpu/cpu.shares 2",
+            "cpu/cpu.cfs_period_us 200",
+            "cpu/cpu.cfs_quota_us 100",
+            "cpu/cpu.cfs_period_us 200",
+            "cpu/cpu.cfs_burst_us 1",
+            "cpu/cpu.idle 1",
+            "cpuset/cpuset.cpus 0",
+            "cpuset/cpuset.mems 0",
+        ],
+    );
+    check(json!({"cpu": {"period": 200}}), &["cpu/cpu.cfs_period_us 200"]);
+    for (limit, value) in [(-1, "max"), (0, "1"), (7, "7")] {
+        check(json!({"pids": {"limit": limit}}), &[&format!("pids/pids.max {value}")]);
+    }
+    check(json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 5}]}), &["hugetlb/hugetlb.2MB.limit_in_bytes 5"]);
+}
+
+#[test]
+fn swap_is_never_below_memory() {
+    let order = |current: u64, limit: i64, swap: i64| {
+        let settings = update(json!({"memory": {"limit": limit, "swap": swap}}), Some(current)).unwrap();
+        settings.into_iter().map(|setting| setting.value).collect::<Vec<_>>()
+    };
+    assert_eq!(order(100, 200, 300), ["300", "200"]);
+    assert_eq!(order(100, 50, 60), ["50", "60"]);
+    assert_eq!(order(100, 200, -1), ["-1", "200"]);
+}
+
+#[test]
+fn a_further_process_joins_the_first_one() {
+    let spec = json!({"type": "uts"});
+    let mut spec = with("/linux/namespaces/-", spec);
+    spec["process"]["rlimits"] = json!([{"type": "RLIMIT_CORE", "soft": 0, "hard": 0}]);
+    spec["process"]["user"]["umask"] = json!(7);
+    spec["process"]["oomScoreAdj"] = json!(5);
+    spec["process"]["capabilities"] = json!({"bounding": ["CAP_CHOWN"]});
+    let further = plan_of(&spec).unwrap().further;
+    let process = |text: Value| serde_json::from_value::<ProcessSpec>(text).unwrap();
+    let stage = further
+        .stage(&process(json!({"terminal": true, "cwd": "/w", "user": {"uid": 1, "gid": 2}, "args": ["sh"], "env": ["A=1", "B=2", "A=3"]})))
+        .unwrap();
+    let capabilities = Capabilities { bounding: 1, ..Capabilities::default() };
+    let expected = [
+        Step::Keyring("_ses.i".into()),
+        Step::OomScore(5),
+        Step::Session,
+        Step::Cgroups(vec!["/cg/memory/c/tasks".into()]),
+        Step::JoinProcess(vec![Namespace::Mount, Namespace::Uts]),
+        Step::Terminal,
+        Step::Umask(7),
+        Step::Home,
+        Step::Become(Identity { user: 1, group: 2, groups: vec![], capabilities, directory: "/w".into() }),
+        Step::Cgroups(vec!["/cg/cpu,cpuacct/c/tasks".into()]),
+    ];
+    assert_eq!(stage.steps, expected);
+    assert_eq!(stage.env, ["B=2", "A=3"]);
+    let engine = further
+        .stage(&process(json!({"cwd": "/", "user": {"uid": 1, "gid": 2}, "args": ["/proc/self/fd/3"]})))
+        .unwrap();
+    assert!(!engine.steps.contains(&Step::Home) && engine.env.is_empty());
+    let without = json!({"cwd": "/", "user": {"uid": 1, "gid": 2}, "args": ["sh"], "capabilities": {}});
+    let without = further.stage(&process(without)).unwrap();
+    let is_without = |step: &Step| matches!(step, Step::Become(who) if who.capabilities == Capabilities::default());
+    assert!(without.steps.iter().any(is_without), "no capability is not the container's");
+    let refused = further
+        .stage(&process(json!({"cwd": "/", "user": {"uid": 1, "gid": 2}, "args": ["sh"], "apparmorProfile": "x"})));
+    assert!(refused.unwrap_err().0.contains("apparmorProfile"));
+}

@@ -1,0 +1,1 @@
+//! The crate is in use for the files of its dependency; see `Cargo.toml`.
