@@ -59,6 +59,9 @@ impl Probes {
         assert!(differences.is_empty(), "{} differences:\n{}", differences.len(), differences.join("\n"));
         let [_, own] = &self.runtimes;
         assert_eq!(own.log_of("is left to the OCI runtime"), "");
+        // Whichever of the tests comes to a profile first.
+        let learned = own.log_of("first one with its seccomp profile").lines().count();
+        assert!(learned <= profiles().len(), "{learned}");
         assert!(self.directory.path().is_dir());
     }
 
@@ -204,12 +207,37 @@ fn change(spec: &mut Value, chance: &mut Chance, volume: &Path) {
         }
     }
     change_resources(&mut spec["linux"], chance);
+    if chance.below(2) == 0 {
+        spec["linux"]["seccomp"] = chance.one(&profiles()).clone();
+    }
     change_mounts(spec["mounts"].as_array_mut().unwrap(), chance, volume);
     // Without a network namespace of its own a container cannot mount the node's devices anew.
     if !has_network {
         let mounts = spec["mounts"].as_array_mut().unwrap();
         mounts.retain(|mount| mount["type"] != "sysfs" && mount["destination"] != "/sys/fs/cgroup");
     }
+}
+
+/// Some seccomp profiles, which refuse what no part of a container's making needs.
+fn profiles() -> [Value; 4] {
+    let rule = |names: Value, action: &str, more: Value| {
+        let mut rule = json!({"names": names, "action": action});
+        rule.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        rule
+    };
+    let of = |flags: Value, rules: Value| {
+        json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"], "flags": flags,
+               "syscalls": rules})
+    };
+    let refused = rule(json!(["kexec_load", "reboot", "swapon", "no_such_call"]), "SCMP_ACT_ERRNO", json!({"errnoRet": 38}));
+    let argument = json!([{"index": 0, "value": 40, "op": "SCMP_CMP_EQ"}, {"index": 1, "value": 0xff, "valueTwo": 3, "op": "SCMP_CMP_MASKED_EQ"}]);
+    let compared = rule(json!(["personality", "socket"]), "SCMP_ACT_KILL_PROCESS", json!({"args": argument}));
+    [
+        of(Value::Null, json!([refused])),
+        of(json!([]), json!([compared])),
+        of(json!(["SECCOMP_FILTER_FLAG_LOG"]), json!([refused, compared])),
+        of(json!(["SECCOMP_FILTER_FLAG_SPEC_ALLOW"]), json!([rule(json!(["acct"]), "SCMP_ACT_LOG", json!({}))])),
+    ]
 }
 
 fn change_process(process: &mut Value, chance: &mut Chance) {
@@ -332,7 +360,8 @@ fn both_launchers_make_the_same_further_processes() {
             process["cwd"] = json!("/");
             let exec = container.exec_of(&process).unwrap();
             exec.start().unwrap_or_else(|refused| panic!("{refused}\n{process:#}\n{}", containerd.log_of(&id)));
-            let found = comparable(containerd, &id, &exec.finish().stdout);
+            let mut found = comparable(containerd, &id, &exec.finish().stdout);
+            found["filter"] = filter_of(container.pid);
             container.kill(libc::SIGKILL).unwrap();
             container.finish();
             found
@@ -340,6 +369,13 @@ fn both_launchers_make_the_same_further_processes() {
         compare(&format!("{specification}"), &runtimes, &own, &mut differences);
     }
     probes.end(&differences);
+}
+
+/// The filter of the process `pid`.
+fn filter_of(pid: i32) -> Value {
+    // Whatever is left of the reading ends with its thread.
+    let read = std::thread::spawn(move || skiff_linux::seccomp::read_filter(pid)).join().unwrap();
+    read.map_or_else(|error| json!(error.to_string()), |filter| json!(filter))
 }
 
 /// Adds each leaf in which the two differ.

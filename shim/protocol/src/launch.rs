@@ -33,6 +33,9 @@ pub struct Stage {
     pub args: Vec<String>,
     /// The environment of that.
     pub env: Vec<String>,
+    /// The instructions that [`Step::Filter`] installs.
+    #[serde(default)]
+    pub filter: Vec<u64>,
 }
 
 /// What a first stage reports.
@@ -110,6 +113,8 @@ pub enum Step {
     Home,
     /// Becomes the process's user in its working directory.
     Become(Identity),
+    /// Installs the filter of system calls.
+    Filter(FilterFlags),
     /// Reports [`Report::Made`] and waits for a byte.
     Wait,
 }
@@ -244,6 +249,15 @@ pub struct Identity {
     pub directory: PathBuf,
 }
 
+/// How a filter of system calls is installed (seccomp(2)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilterFlags {
+    /// The kernel logs what it refuses.
+    pub logs: bool,
+    /// The process need not do without the processor's guesses about memory.
+    pub speculates: bool,
+}
+
 /// Sets of capabilities (capabilities(7)): the bit of each that is in them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the sets are the kernel's")]
@@ -285,6 +299,7 @@ mod tests {
             steps: vec![Step::Session, Step::Join(Namespace::Uts, "/n".into()), Step::Wait],
             args: vec!["/a\nb".into()],
             env: vec!["A=1".into()],
+            filter: vec![6 << 48],
         };
         let mut text = Vec::new();
         write_line(&stage, &mut text).unwrap();

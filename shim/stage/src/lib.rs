@@ -22,7 +22,7 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use skiff_linux::{descriptors, signals, termination};
 use skiff_protocol::EXIT_ENGINE;
-use skiff_protocol::launch::{FIRST_STAGE, Report, STAGE_FD, Stage, read_line, write_line};
+use skiff_protocol::launch::{FIRST_STAGE, Report, STAGE_FD, read_line, write_line};
 
 use crate::steps::Taken;
 
@@ -53,19 +53,20 @@ fn take_steps(shim: &File) -> Result<Taken, String> {
     prctl::set_dumpable(false).map_err(|error| said("hide", error.into()))?;
     termination::install().map_err(|error| said("handle signals", error))?;
     let stage = read_line(BufReader::new(shim)).map_err(|error| said("read what to do", error))?;
-    let Some(Stage { steps, args, mut env }) = stage else { return Ok(Taken::Unwanted) };
-    if let Some(taken) = steps::take(steps, &mut env, shim)? {
+    let Some(mut stage) = stage else { return Ok(Taken::Unwanted) };
+    signals::reset(&[Signal::SIGCHLD, Signal::SIGPIPE]).map_err(|error| said("reset signals", error))?;
+    if let Some(taken) = steps::take(&mut stage, shim)? {
         return Ok(taken);
     }
-    if is_unwanted(shim) {
+    // A filter may refuse to be asked this, so its step has asked already.
+    if stage.filter.is_empty() && is_unwanted(shim) {
         return Ok(Taken::Unwanted);
     }
-    signals::reset(&[Signal::SIGCHLD, Signal::SIGPIPE]).map_err(|error| said("reset signals", error))?;
-    Err(execute(&args, &env))
+    Err(execute(&stage.args, &stage.env))
 }
 
 /// Whether the shim is gone, after which nobody would end the program.
-fn is_unwanted(shim: &File) -> bool {
+pub(crate) fn is_unwanted(shim: &File) -> bool {
     let mut polled = [PollFd::new(shim.as_fd(), PollFlags::POLLHUP)];
     poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }

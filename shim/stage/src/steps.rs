@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
 use nix::sys::stat::{Mode, umask};
-use skiff_linux::{descriptors, keyring, names, network};
-use skiff_protocol::launch::{JOINED_FD, Namespace, Report, Step, write_line};
+use skiff_linux::{descriptors, keyring, names, network, seccomp};
+use skiff_protocol::launch::{FilterFlags, JOINED_FD, Namespace, Report, Stage, Step, write_line};
 
 use crate::root::Root;
-use crate::{become_user, devices, mounts, streams};
+use crate::{become_user, devices, is_unwanted, mounts, streams};
 
 /// How the steps came to an end before the last one.
 pub(crate) enum Taken {
@@ -20,11 +20,12 @@ pub(crate) enum Taken {
     Unwanted,
 }
 
-/// Takes `steps`. Returns the sentence about the first one that fails.
-pub(crate) fn take(steps: Vec<Step>, env: &mut Vec<String>, shim: &File) -> Result<Option<Taken>, String> {
-    let mut walk = Walk { root: None, cgroups: open_cgroups(&steps)?, env, shim };
+/// Takes the steps of `stage`. Returns the sentence about the first one that fails.
+pub(crate) fn take(stage: &mut Stage, shim: &File) -> Result<Option<Taken>, String> {
+    let Stage { steps, env, filter, .. } = stage;
+    let mut walk = Walk { root: None, cgroups: open_cgroups(steps)?, env, filter, shim };
     let user = steps.iter().find_map(|step| if let Step::Become(identity) = step { Some(identity.user) } else { None });
-    for step in &steps {
+    for step in &*steps {
         match walk.take(step, user.unwrap_or_default()) {
             Ok(None) => {}
             Ok(Some(taken)) => return Ok(Some(taken)),
@@ -50,6 +51,7 @@ struct Walk<'a> {
     root: Option<Root>,
     cgroups: HashMap<PathBuf, File>,
     env: &'a mut Vec<String>,
+    filter: &'a [u64],
     shim: &'a File,
 }
 
@@ -86,6 +88,12 @@ impl Walk<'_> {
             Step::NoNewPrivileges => prctl::set_no_new_privs()?,
             Step::Home => self.set_home(user),
             Step::Become(identity) => become_user::become_user(identity)?,
+            Step::Filter(FilterFlags { logs, speculates }) => {
+                if is_unwanted(self.shim) {
+                    return Ok(Some(Taken::Unwanted));
+                }
+                seccomp::install_on_this_thread(self.filter, *logs, *speculates)?;
+            }
             Step::Wait => return self.wait(),
         }
         Ok(None)
@@ -166,6 +174,7 @@ fn doing(step: &Step) -> String {
         Step::Become(identity) => {
             format!("become the user {} in `{}`", identity.user, identity.directory.display())
         }
+        Step::Filter(_) => "install the filter of the seccomp profile".into(),
         Step::Wait => "wait to be started".into(),
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use skiff_protocol::{CONTROL_FD, Reply, receive_message};
 
 /// Lines of `/proc/self/status` that say how the process was made.
-const STATUS: [&str; 17] = [
+const STATUS: [&str; 19] = [
     "CapAmb",
     "CapBnd",
     "CapEff",
@@ -26,8 +26,10 @@ const STATUS: [&str; 17] = [
     "NSsid",
     "NoNewPrivs",
     "Seccomp",
+    "Seccomp_filters",
     "SigBlk",
     "SigIgn",
+    "Speculation_Store_Bypass",
     "Uid",
 ];
 /// Files that show the container, the process, or the kernel as the container sees it.

@@ -2,6 +2,7 @@
 
 mod criu;
 mod exec_files;
+mod filters;
 mod launcher;
 mod own;
 mod runc;

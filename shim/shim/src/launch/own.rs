@@ -17,6 +17,7 @@ use crate::host::engine::open_engine;
 use crate::host::process::Child;
 use crate::host::reader::blocking;
 use crate::host::record::Record;
+use crate::launch::filters::Place;
 use crate::launch::launcher::{Attachment, Launched, Launcher};
 use crate::launch::runc::{OciRuntime, PID_FILE};
 use crate::launch::stage::{Start, Started};
@@ -103,7 +104,7 @@ impl Own {
     }
 
     async fn make(&self, plan: Plan, attachment: Attachment, preserved: Vec<OwnedFd>) -> Result<Launched> {
-        let Plan { settings, stage, further } = plan;
+        let Plan { settings, stage, further, .. } = plan;
         self.make_cgroup(settings).await?;
         let program = open_engine().doing(|| "cannot open the engine".into())?;
         let start = Start { program, attachment, preserved, cgroup: self.unified()?, joined: None };
@@ -125,6 +126,23 @@ impl Own {
                 Err(error)
             }
         }
+    }
+
+    /// Makes the first container with a seccomp profile, whose filter the OCI runtime knows how to make.
+    async fn learn(
+        &self,
+        place: Place,
+        config: &Config,
+        attachment: Attachment,
+        preserved: Vec<OwnedFd>,
+    ) -> Result<Launched> {
+        log::info!("the OCI runtime makes container `{}`: it is the first one with its seccomp profile", self.id);
+        let launched = self.runtime.create(config, attachment, preserved).await?;
+        if let Err(error) = place.learn(launched.child.pid()).await {
+            // The next one is the runtime's, too.
+            log::warn!("{error}");
+        }
+        Ok(launched)
     }
 
     /// Keeps what later requests need of a container that is made.
@@ -161,7 +179,17 @@ impl Launcher for Own {
             Ok(_) if matches!(attachment, Attachment::Console(_)) => {
                 Err(Error::new(Kind::Invalid, "the specification describes no terminal"))
             }
-            Ok(plan) => self.make(plan, attachment, preserved).await,
+            Ok(mut plan) => {
+                let Some(profile) = &plan.profile else { return self.make(plan, attachment, preserved).await };
+                let place = Place::of(profile, &self.record.settings);
+                match place.find() {
+                    Some(filter) => {
+                        plan.install(&filter);
+                        self.make(plan, attachment, preserved).await
+                    }
+                    None => self.learn(place, config, attachment, preserved).await,
+                }
+            }
             Err(reason) => {
                 log::info!("container `{}` is left to the OCI runtime: {reason}", self.id);
                 self.runtime.create(config, attachment, preserved).await

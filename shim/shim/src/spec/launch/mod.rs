@@ -5,6 +5,7 @@
 
 mod mounts;
 mod process;
+mod profile;
 mod reason;
 mod resources;
 mod strict;
@@ -16,11 +17,12 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Process as ProcessSpec;
 use serde_json::Value;
-use skiff_protocol::launch::{Device, Link, MountFlags, Namespace, Stage, Step};
+use skiff_protocol::launch::{Device, FilterFlags, Link, MountFlags, Namespace, Stage, Step};
 
 use self::mounts::HasCgroupNamespace;
 use self::process::Inherited;
 use self::reason::is_clear;
+pub(crate) use self::profile::Profile;
 pub(crate) use self::reason::{CgroupDir, Reason};
 pub(crate) use self::resources::{Setting, Tolerated, update};
 use self::strict::{section, without_empty};
@@ -44,6 +46,8 @@ pub(crate) struct Plan {
     pub(crate) settings: Vec<Setting>,
     pub(crate) stage: Stage,
     pub(crate) further: Further,
+    /// Whose filter [`Plan::install`] adds.
+    pub(crate) profile: Option<Profile>,
 }
 
 /// What further processes of a container have in common.
@@ -54,6 +58,16 @@ pub(crate) struct Further {
     /// The cgroups that it joins last.
     last: Vec<Step>,
     inherited: Inherited,
+    flags: Option<FilterFlags>,
+    filter: Vec<u64>,
+}
+
+impl Plan {
+    /// Adds the instructions of the profile's filter.
+    pub(crate) fn install(&mut self, filter: &[u64]) {
+        self.stage.filter = filter.to_vec();
+        self.further.filter = filter.to_vec();
+    }
 }
 
 /// The sysctls of an IPC namespace besides those of `fs.mqueue`.
@@ -66,6 +80,7 @@ const DEV: &str = "/dev";
 /// The first reason why it does not.
 pub(crate) fn understand(config: &Config, given: Given<'_>) -> Result<Plan, Reason> {
     let text = serde_json::to_value(config).map_err(|error| Reason(error.to_string()))?;
+    let written = text["linux"]["seccomp"].clone();
     let spec: strict::Spec = section("the specification", without_empty(text))?;
     if !spec.oci_version.starts_with("1.") {
         return Err(Reason(format!("`ociVersion`: `{}`", spec.oci_version)));
@@ -90,6 +105,8 @@ pub(crate) fn understand(config: &Config, given: Given<'_>) -> Result<Plan, Reas
     if spec.mounts.iter().any(is_dev_of_others) {
         return Err(Reason("`mounts`: `/dev` is not a file system of the container's own".into()));
     }
+    let profile = linux.seccomp.map(|seccomp| profile::understand(&seccomp, &written)).transpose()?;
+    let flags = profile.as_ref().map(|profile| profile.flags);
     let nodes = nodes(linux.devices)?;
     let paths: Vec<_> = config.linux.devices.iter().filter_map(|device| device.path.to_str()).collect();
     let settings = resources::settings(linux.resources, &paths, None)?;
@@ -128,9 +145,11 @@ pub(crate) fn understand(config: &Config, given: Given<'_>) -> Result<Plan, Reas
             .collect(),
         last: vec![later.clone()],
         inherited: process.inherited.clone(),
+        flags,
+        filter: Vec::new(),
     };
-    let stage = process.stage(steps, [later, Step::Wait]);
-    Ok(Plan { settings, stage, further })
+    let stage = process.stage(steps, [later, Step::Wait], flags);
+    Ok(Plan { settings, stage, further, profile })
 }
 
 impl Further {
@@ -141,10 +160,14 @@ impl Further {
     pub(crate) fn stage(&self, spec: &ProcessSpec) -> Result<Stage, Reason> {
         let text = serde_json::to_value(spec).map_err(|error| Reason(error.to_string()))?;
         let process = process::understand(text, Some(&self.inherited))?;
+        if process::reads_others(&process.inherited.capabilities) {
+            return Err(Reason("`process.capabilities`: it could read the next first stage".into()));
+        }
         let mut steps = self.first.clone();
         steps.extend(process.has_terminal.then_some(Step::Terminal));
         steps.push(Step::Umask(self.inherited.umask.unwrap_or(0o022)));
-        Ok(process.stage(steps, self.last.clone()))
+        let stage = process.stage(steps, self.last.clone(), self.flags);
+        Ok(Stage { filter: self.filter.clone(), ..stage })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::Value;
-use skiff_protocol::launch::{Capabilities, Identity, Limit, Stage, Step};
+use skiff_protocol::launch::{Capabilities, FilterFlags, Identity, Limit, Stage, Step};
 
 use super::reason::{Reason, is_clear};
 use super::strict::{self, section, without_empty};
@@ -114,13 +114,23 @@ pub(super) fn understand(process: Value, inherited: Option<&Inherited>) -> Resul
 
 impl Understood {
     /// The steps that it takes last, and what it executes then.
-    pub(super) fn stage(self, mut steps: Vec<Step>, last: impl IntoIterator<Item = Step>) -> Stage {
+    pub(super) fn stage(
+        self,
+        mut steps: Vec<Step>,
+        last: impl IntoIterator<Item = Step>,
+        filter: Option<FilterFlags>,
+    ) -> Stage {
+        let filter = filter.map(Step::Filter);
+        // Only a privileged process may install a filter otherwise.
+        let (early, late) = if self.no_new_privileges { (None, filter) } else { (filter, None) };
         steps.extend(self.no_new_privileges.then_some(Step::NoNewPrivileges));
         steps.extend((!is_engine(&self.args)).then_some(Step::Home));
         steps.extend(self.limits.into_iter().map(Step::Limit));
+        steps.extend(early);
         steps.push(Step::Become(self.identity));
         steps.extend(last);
-        Stage { steps, args: self.args, env: self.env }
+        steps.extend(late);
+        Stage { steps, args: self.args, env: self.env, filter: Vec::new() }
     }
 }
 

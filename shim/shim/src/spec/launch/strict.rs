@@ -112,6 +112,34 @@ pub(super) struct Linux {
     pub(super) masked_paths: Vec<PathBuf>,
     pub(super) readonly_paths: Vec<PathBuf>,
     pub(super) rootfs_propagation: String,
+    pub(super) seccomp: Option<Seccomp>,
+}
+
+/// The filter itself is the OCI runtime's, so most of what it is made from is not read here.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct Seccomp {
+    pub(super) default_action: String,
+    #[serde(rename = "defaultErrnoRet")]
+    _default_errno: Option<IgnoredAny>,
+    #[serde(rename = "architectures")]
+    _architectures: Option<IgnoredAny>,
+    #[serde(default)]
+    pub(super) flags: Vec<String>,
+    #[serde(default)]
+    pub(super) syscalls: Vec<Syscalls>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Syscalls {
+    #[serde(rename = "names")]
+    _names: Option<IgnoredAny>,
+    pub(super) action: String,
+    #[serde(rename = "errnoRet")]
+    _errno: Option<IgnoredAny>,
+    #[serde(rename = "args")]
+    _args: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]

@@ -136,11 +136,23 @@ fn what_is_not_understood_is_refused_by_name() {
         "personality",
         "memoryPolicy",
         "netDevices",
-        "seccomp",
         "mountLabel",
         "future",
     ] {
         check(&format!("/linux/{field}"), json!({"a": 1}), &format!("`{field}`"));
+    }
+    for (field, value) in [
+        ("listenerPath", json!("/l")),
+        ("listenerMetadata", json!("m")),
+        ("defaultAction", json!("")),
+        ("defaultAction", json!("SCMP_ACT_NOTIFY")),
+        ("syscalls", json!([{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}])),
+        ("syscalls", json!([{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "future": 1}])),
+        ("flags", json!(["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"])),
+    ] {
+        let mut profile = json!({"defaultAction": "SCMP_ACT_ALLOW"});
+        profile[field] = value;
+        check("/linux/seccomp", profile, "seccomp");
     }
     for field in ["blockIO", "network", "rdma", "unified", "future"] {
         check("/linux/resources", json!({field: {"a": 1}}), &format!("`{field}`"));
@@ -185,7 +197,7 @@ fn what_is_not_understood_is_refused_by_name() {
     ] {
         check("/mounts/-", mount, named);
     }
-    assert_eq!(rows, 89);
+    assert_eq!(rows, 95);
 }
 
 #[test]
@@ -208,6 +220,45 @@ fn what_is_empty_counts_as_absent() {
         ("/linux/rootfsPropagation", json!("rslave")),
     ] {
         assert_eq!(plan(pointer, value.clone()), expected, "{pointer} {value}");
+    }
+}
+
+#[test]
+fn the_filter_of_a_profile_is_installed_where_the_oci_runtime_does() {
+    let place_of_filter = |no_new_privileges: bool| {
+        let mut spec = with("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_ALLOW"}));
+        spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
+        let mut plan = plan_of(&spec).unwrap();
+        plan.install(&[6 << 48]);
+        let process = serde_json::from_value(json!({
+            "args": ["/bin/true"], "cwd": "/", "user": {"uid": 0, "gid": 0}, "noNewPrivileges": no_new_privileges,
+        }));
+        let further = plan.further.stage(&process.unwrap()).unwrap();
+        [plan.stage, further].map(|stage| {
+            assert_eq!(stage.filter, [6 << 48]);
+            let filter = place(&stage.steps, |step| matches!(step, Step::Filter(_)));
+            let user = place(&stage.steps, |step| matches!(step, Step::Become(_)));
+            (filter < user, filter == stage.steps.len() - 1)
+        })
+    };
+    assert_eq!(place_of_filter(false), [(true, false); 2], "with all rights");
+    assert_eq!(place_of_filter(true), [(false, true); 2], "as the last thing");
+}
+
+#[test]
+fn flags_of_a_profile_are_those_that_it_has_or_else_the_runtimes() {
+    let flags = |flags: Value| {
+        let plan = plan("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_LOG", "flags": flags}));
+        let FilterFlags { logs, speculates } = plan.profile.unwrap().flags;
+        (logs, speculates)
+    };
+    for (written, expected) in [
+        (Value::Null, (false, true)),
+        (json!([]), (false, false)),
+        (json!(["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_TSYNC"]), (true, false)),
+        (json!(["SECCOMP_FILTER_FLAG_SPEC_ALLOW"]), (false, true)),
+    ] {
+        assert_eq!(flags(written.clone()), expected, "{written}");
     }
 }
 
@@ -496,4 +547,7 @@ fn a_further_process_joins_the_first_one() {
     let refused = further
         .stage(&process(json!({"cwd": "/", "user": {"uid": 1, "gid": 2}, "args": ["sh"], "apparmorProfile": "x"})));
     assert!(refused.unwrap_err().0.contains("apparmorProfile"));
+    let reads = json!({"cwd": "/", "user": {"uid": 1, "gid": 2}, "args": ["sh"],
+                       "capabilities": {"bounding": ["CAP_SYS_PTRACE"]}});
+    assert!(further.stage(&process(reads)).unwrap_err().0.contains("first stage"));
 }
