@@ -78,6 +78,16 @@ impl Cgroup {
         number(&self.text("memory", "memory.usage_in_bytes", "memory.current"))
     }
 
+    /// What the memory in use is, in the kernel's words, for whoever has to find out why there was too little.
+    pub fn memory_in_words(&self) -> String {
+        let stat = self.text("memory", "memory.stat", "memory.stat");
+        let kinds = ["rss", "cache", "mapped_file", "active_file", "inactive_file", "anon", "file", "kernel", "sock"];
+        let is_told = |line: &&str| kinds.iter().any(|kind| line.split(' ').next() == Some(kind));
+        let lines: Vec<&str> = stat.lines().filter(is_told).collect();
+        let kernel = if is_cgroup_v2() { String::new() } else { self.text("memory", "memory.kmem.usage_in_bytes", "") };
+        format!("{}, kernel {}, in all {}", lines.join(", "), kernel.trim(), self.memory_usage())
+    }
+
     /// How many of its processes the kernel has killed because memory ran out.
     pub fn oom_kills(&self) -> u64 {
         let text = self.text("memory", "memory.oom_control", "memory.events");

@@ -350,7 +350,7 @@ fn whoever_applies_an_annotation_that_does_nothing_is_warned() {
             "{said}"
         );
         let right = json!({"limits.skiff.dev/run-time": "1s", "main.limits.skiff.dev/stack": "1Mi",
-            "main.http.skiff.dev/h2c": "a:1", "debug.skiff.dev/look": "off", "main.debug.skiff.dev/core-dump": "/core", "main.calls.skiff.dev/on-trap": "exit", "other.example/x": "y"});
+            "main.http.skiff.dev/h2c": "a:1", "debug.skiff.dev/look": "off", "main.debug.skiff.dev/core-dump": "/core", "debug.skiff.dev/launcher": "oci", "main.calls.skiff.dev/on-trap": "exit", "other.example/x": "y"});
         assert_eq!(warnings_of(kind, right), "");
     }
 }

@@ -150,11 +150,17 @@ fn besiege(guest: &str, limit_mib: u64, connect: impl Fn(u16) -> Vec<Client>) {
     std::thread::scope(|scope| {
         // Guests that take all that they get, too.
         let holders: Vec<_> = (0..8).map(|_| scope.spawn(|| get(port, &hold))).collect();
+        let mut last = String::new();
         let is_dead = until(ROUND, || {
             clients.iter_mut().for_each(Client::go_on);
+            if server.cgroup.oom_kills() == 0 {
+                last = server.cgroup.memory_in_words();
+            }
             !is_alive(server.pid)
         });
-        assert!(!is_dead && server.cgroup.oom_kills() == 0, "{name}: it was killed");
+        let oom_kills = server.cgroup.oom_kills();
+        assert!(!is_dead, "{name}: it ended with {}, shortly after {last}; OOM kills: {oom_kills}", server.wait());
+        assert_eq!(oom_kills, 0, "{name}: a process of it was killed, shortly after {last}");
         clients.clear();
         drop(holders.into_iter().map(|holder| holder.join().unwrap()).collect::<Vec<_>>());
     });

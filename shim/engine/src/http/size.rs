@@ -19,7 +19,7 @@ const POOL_MIN: u32 = 256;
 pub(super) const PROBE_REQUESTS: usize = 4;
 pub(super) const PROBE_INSTANCES: u32 = 4;
 /// What an instance's memories leave in the pool: at most this, and all of them together this part of the guest's share.
-const RESIDENT_BYTES_MAX: u64 = 256 << 10;
+const RESIDENT_BYTES_MAX: u64 = 1 << 20;
 const RESIDENT_PART: u64 = 8;
 const MIB: u64 = 1 << 20;
 
@@ -64,11 +64,11 @@ mod tests {
 
     #[test]
     fn what_stays_resident_is_an_eighth_of_the_guests_share_at_most() {
-        for limit_bytes in [Some(0), Some(16 * MIB), Some(64 * MIB), Some(1 << 30), Some(u64::MAX / 4), None] {
-            let all_bytes = resident_bytes(limit_bytes) * u64::from(instances_max(limit_bytes));
-            assert!(all_bytes <= limit_bytes.map_or(250 * MIB, guest_share_bytes) / 8 * limit_bytes.map_or(8, |_| 1));
+        for limit_bytes in [0, 16 * MIB, 64 * MIB, 1 << 30, u64::MAX / 4] {
+            let all_bytes = resident_bytes(Some(limit_bytes)) * u64::from(instances_max(Some(limit_bytes)));
+            assert!(all_bytes <= guest_share_bytes(limit_bytes) / 8, "under {limit_bytes}");
         }
-        assert_eq!(resident_bytes(None), 256 << 10);
+        assert_eq!(resident_bytes(None), MIB);
         assert!((96 << 10..129 << 10).contains(&resident_bytes(Some(64 * MIB))));
     }
 

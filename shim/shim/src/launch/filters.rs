@@ -1,5 +1,5 @@
-//! Filters of seccomp profiles, as the OCI runtime has installed them: read back from a container that it has made, and kept until the
-//! node is booted again. Nobody else's reading of a profile is the same for certain.
+//! Filters of seccomp profiles, as the OCI runtime has installed them: read back from a container that it has made, and kept in the
+//! cache. Nobody else's reading of a profile is the same for certain.
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, ErrorKind, Write};
@@ -39,8 +39,7 @@ impl Place {
             digester.add(format!("\0{}\0{}", file.display(), identity(&file)).as_bytes());
         }
         digester.add(profile.text.as_bytes());
-        // No namespace of containerd's begins with a dot.
-        Self(settings.root.join(".filters").join(digester.finish()))
+        Self(settings.cache_dir.join("filters").join(digester.finish()))
     }
 
     /// The filter, if it is known.

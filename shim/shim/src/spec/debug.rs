@@ -1,4 +1,5 @@
-//! The annotations of a pod about debugging: who may look into its containers, and where the core dumps of their guests go.
+//! The annotations of a pod about debugging: who may look into its containers, where the core dumps of their guests go, and who makes
+//! its containers.
 
 use std::collections::BTreeMap;
 
@@ -14,6 +15,8 @@ pub(crate) struct Debug {
     pub(crate) looks_are_off: bool,
     /// The file that is made for a core dump when a guest traps.
     pub(crate) core_dump: Option<String>,
+    /// The OCI runtime makes the container, whether skiff could or not.
+    pub(crate) is_for_the_runtime: bool,
 }
 
 impl Debug {
@@ -32,7 +35,10 @@ impl Debug {
                 ("core-dump", _) => {
                     return Err(annotation.refused("must be the absolute path of a file, such as `/data/core.wasm`"));
                 }
-                _ => return Err(annotation.unknown(&["look", "core-dump"])),
+                ("launcher", "own") => debug.is_for_the_runtime = false,
+                ("launcher", "oci") => debug.is_for_the_runtime = true,
+                ("launcher", _) => return Err(annotation.refused("must be `own` or `oci`")),
+                _ => return Err(annotation.unknown(&["look", "core-dump", "launcher"])),
             }
         }
         Ok(debug)
@@ -69,6 +75,18 @@ mod tests {
     }
 
     #[test]
+    fn the_oci_runtime_is_asked_for_by_a_pod_or_for_one_of_its_containers() {
+        let name = ("io.kubernetes.cri.container-name", "web");
+        for (annotations, expected) in [
+            (&[][..], false),
+            (&[("debug.skiff.dev/launcher", "oci")], true),
+            (&[name, ("debug.skiff.dev/launcher", "oci"), ("web.debug.skiff.dev/launcher", "own")], false),
+        ] {
+            assert_eq!(parse(annotations).unwrap().is_for_the_runtime, expected, "{annotations:?}");
+        }
+    }
+
+    #[test]
     fn a_container_has_its_own_file_for_a_core_dump_or_that_of_its_pod() {
         let all = [("debug.skiff.dev/core-dump", "/data/core"), ("web.debug.skiff.dev/core-dump", "/tmp/a b.wasm")];
         for (container, expected) in [("web", "/tmp/a b.wasm"), ("other", "/data/core")] {
@@ -87,7 +105,8 @@ mod tests {
             ("debug.skiff.dev/look", "no", "must be `on` or `off`"),
             ("debug.skiff.dev/look", "", "must be `on` or `off`"),
             ("debug.skiff.dev/core-dump", "core", "must be the absolute path of a file, such as `/data/core.wasm`"),
-            ("debug.skiff.dev/looks", "off", "there is no setting `looks`, only `look` and `core-dump`"),
+            ("debug.skiff.dev/launcher", "runc", "must be `own` or `oci`"),
+            ("debug.skiff.dev/looks", "off", "there is no setting `looks`, only `look`, `core-dump` and `launcher`"),
         ] {
             let error = parse(&[(key, value)]).unwrap_err().to_string();
             assert!(error.contains(&format!("the annotation `{key}` is `{value}`, but {wrong}")), "{error}");

@@ -71,7 +71,7 @@ pub(crate) fn for_engine(
     let termination_log = termination::termination_log(&config, node.resolve);
     let on_trap = calls::on_trap(&config.annotations)?;
     let http2_authorities = http::http2_authorities(&config.annotations)?;
-    let Debug { looks_are_off, core_dump } = Debug::from_annotations(&config.annotations)?;
+    let Debug { looks_are_off, core_dump, .. } = Debug::from_annotations(&config.annotations)?;
     let mut devices = devices_of(&config.linux.devices);
     if config.namespace(LinuxNamespaceType::User).is_some() {
         // Nobody makes devices in a user namespace: the OCI runtime binds the node's, which it looks for at the same path.

@@ -27,6 +27,7 @@ pub(crate) use self::reason::{CgroupDir, Reason};
 pub(crate) use self::resources::{Setting, Tolerated, update};
 use self::strict::{section, without_empty};
 use crate::spec::config::Config;
+use crate::spec::debug::Debug;
 
 /// What has to be known besides the specification.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +80,10 @@ const DEV: &str = "/dev";
 /// # Errors
 /// The first reason why it does not.
 pub(crate) fn understand(config: &Config, given: Given<'_>) -> Result<Plan, Reason> {
+    let debug = Debug::from_annotations(&config.annotations).map_err(|error| Reason(error.to_string()))?;
+    if debug.is_for_the_runtime {
+        return Err(Reason("the annotation `debug.skiff.dev/launcher` says so".into()));
+    }
     let text = serde_json::to_value(config).map_err(|error| Reason(error.to_string()))?;
     let written = text["linux"]["seccomp"].clone();
     let spec: strict::Spec = section("the specification", without_empty(text))?;

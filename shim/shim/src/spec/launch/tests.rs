@@ -94,6 +94,7 @@ fn what_is_not_understood_is_refused_by_name() {
         let refused = plan_of(&with(pointer, value.clone())).unwrap_err();
         assert!(refused.0.contains(named), "{pointer} {value}: {refused}");
     };
+    check("/annotations", json!({"debug.skiff.dev/launcher": "oci"}), "the annotation");
     check("/ociVersion", json!("2.0.0"), "`ociVersion`");
     for field in ["hooks", "vm", "windows", "solaris", "zos", "freebsd", "future"] {
         check(&format!("/{field}"), json!({"a": [1]}), &format!("`{field}`"));
@@ -197,7 +198,7 @@ fn what_is_not_understood_is_refused_by_name() {
     ] {
         check("/mounts/-", mount, named);
     }
-    assert_eq!(rows, 95);
+    assert_eq!(rows, 96);
 }
 
 #[test]
