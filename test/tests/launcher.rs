@@ -229,7 +229,8 @@ fn profiles() -> [Value; 4] {
         json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"], "flags": flags,
                "syscalls": rules})
     };
-    let refused = rule(json!(["kexec_load", "reboot", "swapon", "no_such_call"]), "SCMP_ACT_ERRNO", json!({"errnoRet": 38}));
+    let refused =
+        rule(json!(["kexec_load", "reboot", "swapon", "no_such_call"]), "SCMP_ACT_ERRNO", json!({"errnoRet": 38}));
     let argument = json!([{"index": 0, "value": 40, "op": "SCMP_CMP_EQ"}, {"index": 1, "value": 0xff, "valueTwo": 3, "op": "SCMP_CMP_MASKED_EQ"}]);
     let compared = rule(json!(["personality", "socket"]), "SCMP_ACT_KILL_PROCESS", json!({"args": argument}));
     [
@@ -376,7 +377,8 @@ fn both_launchers_make_the_same_further_processes() {
 /// The filter of the process `pid`.
 fn filter_of(pid: u32) -> Value {
     // Whatever is left of the reading ends with its thread.
-    let read = std::thread::spawn(move || skiff_linux::seccomp::read_filter(i32::try_from(pid).unwrap())).join().unwrap();
+    let read =
+        std::thread::spawn(move || skiff_linux::seccomp::read_filter(i32::try_from(pid).unwrap())).join().unwrap();
     read.map_or_else(|error| json!(error.to_string()), |filter| json!(filter))
 }
 

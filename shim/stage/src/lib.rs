@@ -14,17 +14,15 @@ mod streams;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, BufReader};
-use std::os::fd::AsFd;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use skiff_linux::{descriptors, signals, termination};
 use skiff_protocol::EXIT_ENGINE;
 use skiff_protocol::launch::{FIRST_STAGE, Report, STAGE_FD, read_line, write_line};
 
-use crate::steps::Taken;
+use crate::steps::{Taken, is_unwanted};
 
 /// Whether this process was executed to be a first stage.
 pub fn is_asked_for() -> bool {
@@ -63,12 +61,6 @@ fn take_steps(shim: &File) -> Result<Taken, String> {
         return Ok(Taken::Unwanted);
     }
     Err(execute(&stage.args, &stage.env))
-}
-
-/// Whether the shim is gone, after which nobody would end the program.
-pub(crate) fn is_unwanted(shim: &File) -> bool {
-    let mut polled = [PollFd::new(shim.as_fd(), PollFlags::POLLHUP)];
-    poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 /// Executes the program of `args`. Returns why it cannot.

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
 use nix::sys::stat::{Mode, umask};
@@ -12,7 +14,7 @@ use skiff_linux::{descriptors, keyring, names, network, seccomp};
 use skiff_protocol::launch::{FilterFlags, JOINED_FD, Namespace, Report, Stage, Step, write_line};
 
 use crate::root::Root;
-use crate::{become_user, devices, is_unwanted, mounts, streams};
+use crate::{become_user, devices, mounts, streams};
 
 /// How the steps came to an end before the last one.
 pub(crate) enum Taken {
@@ -125,6 +127,12 @@ impl Walk<'_> {
         let count = self.shim.read(&mut [0])?;
         Ok((count == 0).then_some(Taken::Unwanted))
     }
+}
+
+/// Whether the shim is gone, after which nobody would end the program.
+pub(crate) fn is_unwanted(shim: &File) -> bool {
+    let mut polled = [PollFd::new(shim.as_fd(), PollFlags::POLLHUP)];
+    poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 fn no_root() -> io::Error {

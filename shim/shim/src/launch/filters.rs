@@ -65,7 +65,8 @@ impl Place {
         let learn = move || drop(done.send(read_filter(pid).and_then(|filter| self.keep(&filter))));
         let thread = std::thread::Builder::new().name("seccomp-filter".into()).spawn(learn);
         thread.doing(|| "cannot start a thread that reads the filter".into())?;
-        let learned = learned.await.map_err(|_| Error::new(Kind::Host, "the thread that reads the filter has ended"))?;
+        let learned =
+            learned.await.map_err(|_| Error::new(Kind::Host, "the thread that reads the filter has ended"))?;
         learned.doing(|| "cannot keep the filter of the seccomp profile".into())
     }
 
@@ -122,6 +123,8 @@ fn identity(file: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
     use super::*;
 
     #[test]
@@ -141,8 +144,10 @@ mod tests {
     fn the_oldest_filters_make_room() {
         let directory = tempfile::tempdir().unwrap();
         for number in 0..FILTERS_MAX + 5 {
-            Place(directory.path().join(number.to_string())).keep(&[1]).unwrap();
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            let place = Place(directory.path().join(number.to_string()));
+            place.keep(&[1]).unwrap();
+            let written = UNIX_EPOCH + Duration::from_secs(u64::try_from(number).unwrap());
+            fs::File::open(&place.0).unwrap().set_modified(written).unwrap();
         }
         let is_kept = |number: usize| Place(directory.path().join(number.to_string())).find().is_some();
         assert!(!is_kept(4) && is_kept(5) && is_kept(FILTERS_MAX + 4));

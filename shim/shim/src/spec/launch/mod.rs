@@ -21,8 +21,8 @@ use skiff_protocol::launch::{Device, FilterFlags, Link, MountFlags, Namespace, S
 
 use self::mounts::HasCgroupNamespace;
 use self::process::Inherited;
-use self::reason::is_clear;
 pub(crate) use self::profile::Profile;
+use self::reason::is_clear;
 pub(crate) use self::reason::{CgroupDir, Reason};
 pub(crate) use self::resources::{Setting, Tolerated, update};
 use self::strict::{section, without_empty};
@@ -110,7 +110,7 @@ pub(crate) fn understand(config: &Config, given: Given<'_>) -> Result<Plan, Reas
     if spec.mounts.iter().any(is_dev_of_others) {
         return Err(Reason("`mounts`: `/dev` is not a file system of the container's own".into()));
     }
-    let profile = linux.seccomp.map(|seccomp| profile::understand(&seccomp, &written)).transpose()?;
+    let profile = linux.seccomp.map(|seccomp| profile::understand(seccomp, &written)).transpose()?;
     let flags = profile.as_ref().map(|profile| profile.flags);
     let nodes = nodes(linux.devices)?;
     let paths: Vec<_> = config.linux.devices.iter().filter_map(|device| device.path.to_str()).collect();

@@ -4,7 +4,7 @@ use serde_json::Value;
 use skiff_protocol::launch::FilterFlags;
 
 use super::reason::Reason;
-use super::strict::Seccomp;
+use super::strict::{Seccomp, section};
 
 /// A container's seccomp profile.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +21,9 @@ impl Profile {
     }
 }
 
-/// Understands the profile that is `written`, and was read as `seccomp`.
-pub(super) fn understand(seccomp: &Seccomp, written: &Value) -> Result<Profile, Reason> {
+/// Understands the profile `seccomp`, which lacks what is empty in the one that was `written`.
+pub(super) fn understand(seccomp: Value, written: &Value) -> Result<Profile, Reason> {
+    let seccomp: Seccomp = section("linux.seccomp", seccomp)?;
     let actions = seccomp.syscalls.iter().map(|rule| &rule.action);
     for action in actions.chain([&seccomp.default_action]) {
         // Somebody would have to answer.

@@ -112,7 +112,7 @@ pub(super) struct Linux {
     pub(super) masked_paths: Vec<PathBuf>,
     pub(super) readonly_paths: Vec<PathBuf>,
     pub(super) rootfs_propagation: String,
-    pub(super) seccomp: Option<Seccomp>,
+    pub(super) seccomp: Option<Value>,
 }
 
 /// The filter itself is the OCI runtime's, so most of what it is made from is not read here.
