@@ -115,7 +115,9 @@ pub(crate) fn understand(config: &Config, given: Given<'_>) -> Result<Plan, Reas
     if spec.mounts.iter().any(is_dev_of_others) {
         return Err(Reason("`mounts`: `/dev` is not a file system of the container's own".into()));
     }
-    let profile = linux.seccomp.map(|seccomp| profile::understand(&section("linux.seccomp", seccomp)?, &written));
+    // One that says nothing is not the same as none.
+    let seccomp = linux.seccomp.or_else(|| written.is_object().then_some(Value::Null));
+    let profile = seccomp.map(|seccomp| profile::understand(&section("linux.seccomp", seccomp)?, &written));
     let profile = profile.transpose()?;
     let flags = profile.as_ref().map(|profile| profile.flags);
     let nodes = nodes(linux.devices)?;
