@@ -88,6 +88,8 @@ nodes() {
   prepare
   many "cgroup v2" test/nodes/suites.sh --mem 3072 --timeout 1500 apparmor attacks attacks_cri attacks_engine attacks_shim exit files files_listings files_paths limits_annotations \
     limits_clients limits_cpu limits_cri limits_memory limits_oom limits_resources memory native outgoing process
+  many "skiff's own launcher on cgroup v2" env SKIFF_OWN_LAUNCHER=yes test/nodes/suites.sh --mem 3072 --timeout 2400 \
+    launcher apparmor cleanup exec limits_memory process terminal
   # Others find a pod by its sandbox's cgroup.
   local sandbox=(a_pod_is_as_its_description_says_without_a_pause_process
     a_pods_network_is_found_by_a_process_of_its_cgroup_until_the_sandbox_ends)

@@ -4,6 +4,7 @@
 //! Everything here fails by panicking with a sentence: a harness that cannot do its work is a failed test.
 
 mod api;
+mod apparmor;
 mod cgroup;
 mod cluster;
 mod container;
@@ -34,6 +35,7 @@ mod streams;
 mod wait;
 
 pub use api::{Api, Refused};
+pub use apparmor::{APPARMOR_PROFILE, has_apparmor, load_apparmor_profile};
 pub use cgroup::{Cgroup, PodCgroup, hierarchies, is_cgroup_v2};
 pub use cluster::{Cluster, Namespace};
 pub use container::{Container, Outcome};

@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use skiff_test::{Containerd, Job, is_cgroup_v2, programs};
+use skiff_test::{APPARMOR_PROFILE, Containerd, Job, has_apparmor, is_cgroup_v2, load_apparmor_profile, programs};
 
 /// How many specifications are generated.
 const SPECIFICATIONS: u64 = 120;
@@ -27,6 +28,29 @@ const LIMITS: [(&str, &str); 11] = [
     ("freezer", "freezer.state"),
 ];
 
+/// Those on cgroup v2, where a container has one directory.
+const LIMITS_ON_V2: [&str; 19] = [
+    "cgroup.freeze",
+    "cgroup.max.depth",
+    "cgroup.subtree_control",
+    "cgroup.type",
+    "cpu.idle",
+    "cpu.max",
+    "cpu.max.burst",
+    "cpu.weight",
+    "cpuset.cpus",
+    "cpuset.mems",
+    "hugetlb.2MB.max",
+    "hugetlb.2MB.rsvd.max",
+    "memory.high",
+    "memory.low",
+    "memory.max",
+    "memory.min",
+    "memory.oom.group",
+    "memory.swap.max",
+    "pids.max",
+];
+
 /// The programs, with the probe in the engine's place.
 struct Probes {
     directory: tempfile::TempDir,
@@ -36,7 +60,9 @@ struct Probes {
 
 impl Probes {
     fn new() -> Self {
-        assert!(!is_cgroup_v2(), "skiff's own launcher does not make containers on cgroup v2 yet");
+        if has_apparmor() {
+            load_apparmor_profile();
+        }
         // The engine's file is bound from there, and must be root's alone.
         let directory = tempfile::tempdir_in("/var/lib").unwrap();
         for (program, from) in [
@@ -47,7 +73,7 @@ impl Probes {
             fs::copy(from, directory.path().join(program)).unwrap();
         }
         let volume = tempfile::tempdir().unwrap();
-        fs::create_dir_all(volume.path().join("c")).unwrap();
+        fs::create_dir_all(volume.path().join("c/d")).unwrap();
         fs::write(volume.path().join("file"), "text").unwrap();
         let start = |own: bool| Containerd::with_programs(directory.path(), &format!("OwnLauncher = {own}\n"));
         let runtimes = [start(false), start(true)];
@@ -80,18 +106,7 @@ fn found(containerd: &Containerd, job: Job<'_>) -> Value {
     let id = job.id().to_owned();
     let mut spec = Value::Null;
     let container = job.edit(|edited| spec = edited.clone()).create();
-    let limits: BTreeMap<String, String> = LIMITS
-        .iter()
-        .map(|(controller, file)| {
-            let path = Path::new("/sys/fs/cgroup").join(controller);
-            let path = path.join(container.cgroup.path().trim_start_matches('/')).join(file);
-            let text = fs::read_to_string(path).unwrap_or_else(|error| error.to_string());
-            // The order of rules has no meaning.
-            let mut lines: Vec<_> = text.lines().collect();
-            lines.sort_unstable();
-            ((*file).to_owned(), lines.join("\n"))
-        })
-        .collect();
+    let limits = limits_at(container.cgroup.path().trim_start_matches('/'));
     if let Err(refused) = container.start() {
         panic!("{refused}\n{spec:#}\n{}", containerd.log_of(&id));
     }
@@ -100,6 +115,34 @@ fn found(containerd: &Containerd, job: Job<'_>) -> Value {
     let mut found = comparable(containerd, &id, &outcome.stdout);
     found["limits"] = json!(limits);
     found
+}
+
+/// What the files of the cgroup at `place` say, and which program decides about its devices.
+fn limits_at(place: &str) -> BTreeMap<String, String> {
+    let root = Path::new("/sys/fs/cgroup");
+    let read = |path: PathBuf| {
+        let text = fs::read_to_string(path).unwrap_or_else(|error| error.to_string());
+        // The order of rules has no meaning.
+        let mut lines: Vec<_> = text.lines().collect();
+        lines.sort_unstable();
+        lines.join("\n")
+    };
+    if !is_cgroup_v2() {
+        let file = |(controller, file): &(&str, &str)| {
+            ((*file).to_owned(), read(root.join(controller).join(place).join(file)))
+        };
+        return LIMITS.iter().map(file).collect();
+    }
+    let mut limits: BTreeMap<String, String> =
+        LIMITS_ON_V2.iter().map(|file| ((*file).to_owned(), read(root.join(place).join(file)))).collect();
+    let programs = skiff_linux::bpf::attached(fs::File::open(root.join(place)).unwrap().as_fd()).unwrap();
+    let tag = |program: &OwnedFd| {
+        let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd())).unwrap();
+        // A digest of its instructions.
+        text.lines().find(|line| line.starts_with("prog_tag:")).unwrap().to_owned()
+    };
+    limits.insert("devices".into(), programs.iter().map(tag).collect());
+    limits
 }
 
 /// What a probe in the container `id` has printed, without what differs from container to container.
@@ -174,7 +217,7 @@ const CAPABILITIES: [&str; 8] = [
     "CAP_SETPCAP",
 ];
 
-/// Changes the specification as chance has it. The volume has a directory `c` and a file.
+/// Changes the specification as chance has it. The volume has a directory `c/d` and a file.
 fn change(spec: &mut Value, chance: &mut Chance, volume: &Path) {
     // The smallest seeds are much alike.
     for _ in 0..4 {
@@ -257,6 +300,9 @@ fn change_process(process: &mut Value, chance: &mut Chance) {
     process["capabilities"] = json!({"bounding": bounding, "permitted": permitted, "effective": effective,
                                      "inheritable": inheritable, "ambient": ambient});
     process["noNewPrivileges"] = json!(chance.below(2) == 0);
+    if has_apparmor() && chance.below(2) == 0 {
+        process["apparmorProfile"] = json!(chance.one(&[APPARMOR_PROFILE, "unconfined"]));
+    }
     process["oomScoreAdj"] = json!(chance.one(&[0, 100, 999, 1000]));
     process["cwd"] = json!(chance.one(&["/", "/tmp", "/new/directory", "/run/x"]));
     let limit = |name: &str, soft: u64| json!({"type": name, "soft": soft, "hard": soft + 1});
@@ -287,6 +333,9 @@ fn change_resources(linux: &mut Value, chance: &mut Chance) {
     if chance.below(2) == 0 {
         resources["pids"] = json!({"limit": chance.one(&[-1, 100, 200])});
     }
+    if is_cgroup_v2() {
+        change_resources_on_v2(resources, chance);
+    }
     match chance.below(4) {
         0 => resources["devices"] = json!([{"allow": true, "access": "rwm"}]),
         1 => {
@@ -296,6 +345,39 @@ fn change_resources(linux: &mut Value, chance: &mut Chance) {
                                       {"path": "/dev/below/zero", "type": "c", "major": 1, "minor": 5}]);
         }
         _ => {}
+    }
+}
+
+fn change_resources_on_v2(resources: &mut Value, chance: &mut Chance) {
+    if chance.below(2) == 0 {
+        resources["unified"] = json!({"memory.high": "230000000", "memory.min": "4096", "cgroup.max.depth": "7"});
+    }
+    if chance.below(4) == 0 {
+        resources["memory"] = json!({"limit": -1});
+    }
+    if chance.below(4) == 0 {
+        resources["cpu"] = json!({"quota": 20_000, "burst": chance.one(&[5_000, 20_000])});
+    }
+    if chance.below(8) == 0 {
+        resources["cpu"] = json!({"idle": chance.one(&[0, 1]), "period": 50_000});
+    }
+    if chance.below(2) == 0 {
+        resources["hugepageLimits"] = json!([{"pageSize": "2MB", "limit": 4 << 20}]);
+    }
+    // The node need not have all controllers, least of all one with version 1 whose unified tree is looked at alone.
+    let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap();
+    let has = |name: &str| controllers.split_whitespace().any(|controller| controller == name);
+    let resources = resources.as_object_mut().unwrap();
+    for (name, needed) in [
+        ("memory", &["memory"][..]),
+        ("unified", &["memory"]),
+        ("cpu", &["cpu", "cpuset"]),
+        ("pids", &["pids"]),
+        ("hugepageLimits", &["hugetlb"]),
+    ] {
+        if !needed.iter().all(|name| has(name)) {
+            resources.remove(name);
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! The only unsafe code elsewhere loads compiled code.
 
+pub mod bpf;
 pub mod cgroup;
 pub mod descriptors;
 pub mod jail;

@@ -67,6 +67,8 @@ pub enum Step {
     New(Namespace),
     /// Brings up the loopback device of a new network namespace.
     Loopback,
+    /// Applies the AppArmor profile of this name to what is executed.
+    AppArmor(String),
     /// Sets the OOM score (proc_pid_oom_score_adj(5)).
     OomScore(i32),
     /// Keeps mounts from propagating to the node, and makes the directory `path` the container's root. The kernel's root stays as it

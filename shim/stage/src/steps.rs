@@ -16,6 +16,9 @@ use skiff_protocol::launch::{FilterFlags, JOINED_FD, Namespace, Report, Stage, S
 use crate::root::Root;
 use crate::{become_user, devices, mounts, streams};
 
+/// The AppArmor profile of what this process executes next. The older name may belong to another module of the kernel.
+const NEXT_PROFILE: &str = "/proc/self/attr/apparmor/exec";
+
 /// How the steps came to an end before the last one.
 pub(crate) enum Taken {
     /// The shim is gone.
@@ -70,6 +73,7 @@ impl Walk<'_> {
             }
             Step::New(kind) => unshare(flag(*kind))?,
             Step::Loopback => network::bring_up_loopback()?,
+            Step::AppArmor(profile) => std::fs::write(NEXT_PROFILE, format!("exec {profile}"))?,
             Step::OomScore(score) => std::fs::write("/proc/self/oom_score_adj", score.to_string())?,
             Step::Root { path, propagation } => self.root = Some(mounts::begin(path, *propagation)?),
             Step::Mount(mount) => mounts::make(self.root()?, mount)?,
@@ -160,6 +164,7 @@ fn doing(step: &Step) -> String {
         Step::JoinProcess(_) => "join the container's namespaces".into(),
         Step::New(kind) => format!("make a new {kind:?} namespace"),
         Step::Loopback => "bring up the loopback device".into(),
+        Step::AppArmor(profile) => format!("apply the AppArmor profile `{profile}`"),
         Step::OomScore(score) => format!("set the OOM score to {score}"),
         Step::Root { path, .. } => format!("prepare the root file system at `{}`", path.display()),
         Step::Mount(mount) => format!("mount `{}` at `{}`", mount.source, mount.target.display()),

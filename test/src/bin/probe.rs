@@ -33,7 +33,8 @@ const STATUS: [&str; 19] = [
     "Uid",
 ];
 /// Files that show the container, the process, or the kernel as the container sees it.
-const FILES: [&str; 15] = [
+const FILES: [&str; 16] = [
+    "/proc/self/attr/apparmor/current",
     "/proc/self/cgroup",
     "/proc/self/limits",
     "/proc/self/mountinfo",
@@ -52,6 +53,10 @@ const FILES: [&str; 15] = [
 ];
 /// Where it tries to write.
 const WRITTEN: [&str; 9] = ["/proc/sys/kernel", "/proc/bus", "/sys", "/", "/dev", "/run", "/tmp", "/mnt/a", "/mnt/b/c"];
+
+/// Devices for which it tries to make nodes.
+const MADE: [(libc::mode_t, u32, u32); 4] =
+    [(libc::S_IFCHR, 1, 3), (libc::S_IFCHR, 10, 229), (libc::S_IFBLK, 8, 0), (libc::S_IFBLK, 7, 1)];
 
 fn main() {
     if skiff_stage::is_asked_for() {
@@ -82,6 +87,7 @@ fn look() -> Value {
         "written": WRITTEN.map(|path| (path, write(path))).into_iter().collect::<BTreeMap<_, _>>(),
         "descriptors": descriptors(),
         "devices": nodes(Path::new("/dev")),
+        "makes": MADE.map(|(kind, major, minor)| make_node(kind, major, minor)),
         // Their text is another one each time.
         "hidden": hidden(),
         "mounted": nodes(Path::new("/mnt")),
@@ -138,6 +144,19 @@ fn write(directory: &str) -> String {
         }
         Err(error) => error.to_string(),
     }
+}
+
+/// What comes of making a node for this device and of opening it.
+fn make_node(kind: libc::mode_t, major: u32, minor: u32) -> String {
+    let path = Path::new("/dev/probe-node");
+    let device = nix::sys::stat::makedev(major.into(), minor.into());
+    let kind = nix::sys::stat::SFlag::from_bits_truncate(kind);
+    if let Err(error) = nix::sys::stat::mknod(path, kind, nix::sys::stat::Mode::S_IRUSR, device) {
+        return error.to_string();
+    }
+    let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    fs::remove_file(path).expect("what was made can be removed");
+    opened.map_or_else(|error| format!("made, but {error}"), |_| "made and opened".into())
 }
 
 /// The descriptors that the process has, and whose they are.

@@ -13,7 +13,8 @@ const CRATES: [Crate; 7] = [
     Crate {
         folder: "shim/linux/src",
         arrows: &[
-            ("cgroup", &["mounts", "pidfd"]),
+            ("bpf", &[]),
+            ("cgroup", &["bpf", "mounts", "pidfd"]),
             ("descriptors", &[]),
             ("jail", &[]),
             ("keyring", &[]),

@@ -1,12 +1,16 @@
-//! Settings of cgroups of version 1, for whoever makes a container without the OCI runtime.
+//! Settings of cgroups, for whoever makes a container without the OCI runtime.
 
-use std::fs;
-use std::io::{self, ErrorKind};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read, Seek};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
 use super::files::{at, read};
-use super::{Cgroup, Hierarchy};
+use super::{Cgroup, Hierarchy, count_in};
 
 /// How long a cgroup may take to freeze.
 const FREEZE_WITHIN: Duration = Duration::from_secs(5);
@@ -22,7 +26,8 @@ impl Cgroup {
         nodes.map(|node| (&*node.controllers, &*node.mountpoint, &*node.path))
     }
 
-    /// The container's own directory in the unified tree of a node with version 1, which has no controllers.
+    /// The container's own directory in the unified tree: the only one on version 2, and one without controllers beside those of
+    /// version 1.
     pub fn unified_dir(&self) -> Option<&Path> {
         self.own_nodes().find(|node| node.controllers.is_empty()).map(|node| &*node.path)
     }
@@ -39,12 +44,15 @@ impl Cgroup {
         io::Write::write_all(&mut file, value.as_bytes())
     }
 
-    /// Stops every process of a container of version 1 where it is, and waits until all are.
+    /// Stops every process of the container where it is, and waits until all are.
     ///
     /// # Errors
     /// `TimedOut` when that does not succeed; then they go on. Those of reading and writing.
     pub fn freeze(&self) -> io::Result<()> {
-        let frozen = self.try_freeze();
+        let frozen = match self.hierarchy {
+            Hierarchy::V1 => self.try_freeze(),
+            Hierarchy::V2 => self.try_freeze_on_v2(),
+        };
         if frozen.is_err() {
             // The first error says why.
             let _thawed = self.thaw();
@@ -70,11 +78,38 @@ impl Cgroup {
         Err(io::Error::new(ErrorKind::TimedOut, "its processes do not stop"))
     }
 
+    fn try_freeze_on_v2(&self) -> io::Result<()> {
+        self.set("freezer", "cgroup.freeze", "1")?;
+        let missing = || io::Error::new(ErrorKind::Unsupported, "there is no freezer");
+        let path = self.dir("freezer").ok_or_else(missing)?.join("cgroup.events");
+        let mut events = File::open(&path).map_err(|error| at("open", &path, &error))?;
+        let deadline = Instant::now() + FREEZE_WITHIN;
+        while Instant::now() < deadline {
+            let mut text = String::new();
+            events.rewind()?;
+            events.read_to_string(&mut text).map_err(|error| at("read", &path, &error))?;
+            if count_in(&text, "frozen") == Some(1) {
+                return Ok(());
+            }
+            // The kernel says when something has happened since it was read.
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut polled = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
+            match poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO)) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(io::Error::new(ErrorKind::TimedOut, "its processes do not stop"))
+    }
+
     /// Lets them go on.
     ///
     /// # Errors
     /// Those of writing.
     pub fn thaw(&self) -> io::Result<()> {
-        self.set("freezer", "freezer.state", "THAWED")
+        match self.hierarchy {
+            Hierarchy::V1 => self.set("freezer", "freezer.state", "THAWED"),
+            Hierarchy::V2 => self.set("freezer", "cgroup.freeze", "0"),
+        }
     }
 }

@@ -8,6 +8,7 @@
 
 mod control;
 mod counts;
+mod devices;
 mod files;
 mod hierarchy;
 mod limits;
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use self::counts::{count_in, oom_kills_in};
+pub use self::devices::{Access, DeviceRule, Devices};
 use self::files::{at, read};
 pub use self::hierarchy::Hierarchy;
 pub use self::limits::{parse_limit, parse_shared_memory};

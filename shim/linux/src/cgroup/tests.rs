@@ -1,7 +1,10 @@
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use nix::poll::{PollFd, PollFlags, poll};
 
 use super::*;
 
@@ -144,6 +147,49 @@ fn every_process_of_the_tree_is_signalled_and_killed_also_below_and_frozen() {
         assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
         scratch.0.remove().unwrap();
         assert!(!scratch.0.exists());
+    }
+}
+
+#[test]
+fn processes_stop_where_they_are_and_go_on() {
+    for scratch in [Some(Scratch::new()), Scratch::unified()].into_iter().flatten() {
+        let mut child = scratch.shell("echo; while read line; do echo $line; done");
+        scratch.0.freeze().unwrap();
+        std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"a\n").unwrap();
+        let mut polled = [PollFd::new(child.stdout.as_ref().unwrap().as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut polled, 50_u8), Ok(0), "{:?}", scratch.0.hierarchy);
+        scratch.0.thaw().unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 2]).unwrap();
+        scratch.0.kill_all().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+#[test]
+fn only_the_devices_that_are_allowed_can_be_opened_on_v2() {
+    let scratch = Scratch::new();
+    // Nothing answers for devices where there is no unified tree.
+    let Some(dir) = scratch.0.unified_dir().map(Path::to_owned) else { return };
+    let null = |reads: bool| {
+        let access = Access { reads, writes: true, makes: false };
+        Devices::Only(vec![DeviceRule { is_block: false, major: Some(1), minor: Some(3), access }])
+    };
+    for (devices, expected) in [
+        (Devices::All, "null zero \n"),
+        (null(true), "null \n"),
+        (null(false), "\n"),
+        (Devices::Only(vec![]), "\n"),
+        (Devices::All, "null zero \n"),
+    ] {
+        scratch.0.limit_devices(&devices).unwrap();
+        let attached = crate::bpf::attached(fs::File::open(&dir).unwrap().as_fd()).unwrap();
+        assert_eq!(attached.len(), 1, "the one before is gone");
+        let mut child =
+            scratch.shell("echo; for name in null zero; do true 2>&- < /dev/$name && printf '%s ' $name; done; echo");
+        let mut text = String::new();
+        child.stdout.as_mut().unwrap().read_to_string(&mut text).unwrap();
+        child.wait().unwrap();
+        assert_eq!(text, expected, "{devices:?}");
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use async_trait::async_trait;
 use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
-use skiff_linux::cgroup::Cgroup;
+use skiff_linux::cgroup::{Cgroup, Devices, Hierarchy};
 use skiff_linux::pidfd;
 
 use crate::error::{Context, Error, Kind, Result};
@@ -23,7 +23,7 @@ use crate::launch::runc::{OciRuntime, PID_FILE};
 use crate::launch::stage::{Start, Started};
 use crate::request::{CheckpointOptions, StdioPaths};
 use crate::spec::config::Config;
-use crate::spec::launch::{self, CgroupDir, Further, Given, Plan, Reason, Setting, Tolerated};
+use crate::spec::launch::{self, CgroupDir, Cgroups, Further, Given, Limits, Plan, Reason, Setting, Tolerated};
 
 /// A container of skiff's own launcher, or one that it has left to the OCI runtime.
 pub(super) struct Own {
@@ -52,6 +52,8 @@ struct Made {
     /// Until it is started.
     stage: tokio::sync::Mutex<Option<Started>>,
     further: Further,
+    /// What the last update has left of them.
+    limits: Mutex<Limits>,
 }
 
 impl Own {
@@ -74,19 +76,19 @@ impl Own {
             return Err(Reason("the option `NoPivotRoot`, or cgroups of systemd".into()));
         }
         let cgroup = self.cgroup().map_err(|error| Reason(error.to_string()))?;
-        let dirs = cgroup.v1_dirs().map(|(controllers, mountpoint, path)| CgroupDir {
-            controllers: controllers.into(),
-            mountpoint: mountpoint.into(),
-            path: path.into(),
-        });
-        let dirs: Vec<_> = dirs.collect();
-        let has_kcore = Path::new("/proc/kcore").exists();
-        let given = Given { id: &self.id, cgroups: &dirs, has_keyring: !settings.no_new_keyring, has_kcore };
+        let cgroups = cgroups_of(&cgroup)?;
+        let given = Given {
+            id: &self.id,
+            cgroups: &cgroups,
+            has_keyring: !settings.no_new_keyring,
+            has_kcore: Path::new("/proc/kcore").exists(),
+            has_apparmor: has_apparmor(),
+        };
         launch::understand(config, given)
     }
 
-    /// Makes the container's cgroups, with these settings.
-    async fn make_cgroup(&self, settings: Vec<Setting>) -> Result<()> {
+    /// Makes the container's cgroups, with these settings and devices.
+    async fn make_cgroup(&self, settings: Vec<Setting>, devices: Option<Devices>) -> Result<()> {
         let (cgroup, state) = (self.cgroup()?, self.cgroup.clone());
         let made = move || {
             let mut state = locked(&state);
@@ -98,14 +100,15 @@ impl Own {
             }
             *state = CgroupState::Made;
             cgroup.create_empty()?;
-            apply(&cgroup, &settings)
+            apply(&cgroup, &settings)?;
+            devices.map_or(Ok(()), |devices| cgroup.limit_devices(&devices))
         };
         blocking(move || made().doing(|| "cannot make the container's cgroup".into())).await
     }
 
     async fn make(&self, plan: Plan, attachment: Attachment, preserved: Vec<OwnedFd>) -> Result<Launched> {
-        let Plan { settings, stage, further, .. } = plan;
-        self.make_cgroup(settings).await?;
+        let Plan { settings, devices, limits, stage, further, .. } = plan;
+        self.make_cgroup(settings, devices).await?;
         let program = open_engine().doing(|| "cannot open the engine".into())?;
         let start = Start { program, attachment, preserved, cgroup: self.unified()?, joined: None };
         let mut started = start.start().await?;
@@ -118,7 +121,7 @@ impl Own {
             return Err(error);
         }
         let child = started.take_child().ok_or_else(|| Error::new(Kind::Host, "the first stage has no process"))?;
-        let kept = self.keep(&child, started, further).and_then(|()| self.cgroup());
+        let kept = self.keep(&child, started, further, limits).and_then(|()| self.cgroup());
         match kept {
             Ok(cgroup) => Ok(Launched { child, cgroup }),
             Err(error) => {
@@ -146,16 +149,16 @@ impl Own {
     }
 
     /// Keeps what later requests need of a container that is made.
-    fn keep(&self, child: &Child, started: Started, further: Further) -> Result<()> {
+    fn keep(&self, child: &Child, started: Started, further: Further, limits: Limits) -> Result<()> {
         let process = pidfd::open(child.pid()).doing(|| "cannot watch the container's process".into())?;
         let recorded = fs::write(self.directory.join(PID_FILE), child.pid().to_string());
         recorded.doing(|| "cannot write down the container's process".into())?;
-        let made = Made { process, stage: tokio::sync::Mutex::new(Some(started)), further };
+        let (stage, limits) = (tokio::sync::Mutex::new(Some(started)), Mutex::new(limits));
+        let made = Made { process, stage, further, limits };
         self.made.set(made).map_err(|_| Error::new(Kind::Conflict, "the container has already been made"))
     }
 
-    /// The container's cgroup in the unified tree, if the node has one beside its hierarchies: nothing but a birth gets a process
-    /// there without a wait.
+    /// The container's cgroup in the unified tree, if the node has one: nothing but a birth gets a process there without a wait.
     fn unified(&self) -> Result<Option<File>> {
         let cgroup = self.cgroup()?;
         cgroup.unified_dir().map(File::open).transpose().doing(|| "cannot open the container's cgroup".into())
@@ -254,13 +257,15 @@ impl Launcher for Own {
     }
 
     async fn update(&self, resources: &LinuxResources) -> Result<()> {
-        if self.made.get().is_none() {
-            return self.runtime.update(resources).await;
-        }
+        let Some(made) = self.made.get() else { return self.runtime.update(resources).await };
         let resources = serde_json::to_value(resources).doing(|| "cannot read the resources".into())?;
-        let current_bytes = self.cgroup()?.memory_limit_bytes();
-        let settings = launch::update(resources, current_bytes).map_err(not_understood)?;
-        self.change("update", move |cgroup| apply(cgroup, &settings)).await
+        let cgroup = self.cgroup()?;
+        let before = locked(&made.limits).clone();
+        let updated = launch::update(resources, cgroup.hierarchy(), &before, cgroup.memory_limit_bytes());
+        let (settings, limits) = updated.map_err(not_understood)?;
+        self.change("update", move |cgroup| apply(cgroup, &settings)).await?;
+        *locked(&made.limits) = limits;
+        Ok(())
     }
 
     async fn exec(
@@ -297,7 +302,28 @@ impl Launcher for Own {
     }
 }
 
-fn locked(state: &Mutex<CgroupState>) -> MutexGuard<'_, CgroupState> {
+fn cgroups_of(cgroup: &Cgroup) -> Result<Cgroups, Reason> {
+    match cgroup.hierarchy() {
+        Hierarchy::V1 => {
+            let dirs = cgroup.v1_dirs().map(|(controllers, mountpoint, path)| CgroupDir {
+                controllers: controllers.into(),
+                mountpoint: mountpoint.into(),
+                path: path.into(),
+            });
+            Ok(Cgroups::V1(dirs.collect()))
+        }
+        Hierarchy::V2 if cgroup.unified_dir().is_some() => Ok(Cgroups::V2),
+        Hierarchy::V2 => Err(Reason("`linux.cgroupsPath`: it is not a cgroup of the container's own".into())),
+    }
+}
+
+/// Whether the node applies AppArmor profiles, as the OCI runtime finds out.
+fn has_apparmor() -> bool {
+    let enabled = fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+    Path::new("/sys/kernel/security/apparmor").exists() && enabled.is_ok_and(|text| text.starts_with('Y'))
+}
+
+fn locked<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -17,14 +17,15 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Process as ProcessSpec;
 use serde_json::Value;
+use skiff_linux::cgroup::{Devices, Hierarchy};
 use skiff_protocol::launch::{Device, FilterFlags, Link, MountFlags, Namespace, Stage, Step};
 
 use self::mounts::HasCgroupNamespace;
 use self::process::Inherited;
 pub(crate) use self::profile::Profile;
 use self::reason::is_clear;
-pub(crate) use self::reason::{CgroupDir, Reason};
-pub(crate) use self::resources::{Setting, Tolerated, update};
+pub(crate) use self::reason::{CgroupDir, Cgroups, Reason};
+pub(crate) use self::resources::{Limits, Setting, Tolerated, update};
 use self::strict::{section, without_empty};
 use crate::spec::config::Config;
 use crate::spec::debug::Debug;
@@ -33,11 +34,13 @@ use crate::spec::debug::Debug;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Given<'a> {
     pub(crate) id: &'a str,
-    pub(crate) cgroups: &'a [CgroupDir],
+    pub(crate) cgroups: &'a Cgroups,
     /// The container gets a session keyring of its own.
     pub(crate) has_keyring: bool,
     /// The node shows its memory as `/proc/kcore`.
     pub(crate) has_kcore: bool,
+    /// The node's kernel applies AppArmor profiles.
+    pub(crate) has_apparmor: bool,
 }
 
 /// How a container is made.
@@ -45,6 +48,10 @@ pub(crate) struct Given<'a> {
 pub(crate) struct Plan {
     /// In this order.
     pub(crate) settings: Vec<Setting>,
+    /// Those that a program in the kernel allows; on v1 there are settings for them.
+    pub(crate) devices: Option<Devices>,
+    /// What updates change.
+    pub(crate) limits: Limits,
     pub(crate) stage: Stage,
     pub(crate) further: Further,
     /// Whose filter [`Plan::install`] adds.
@@ -54,11 +61,14 @@ pub(crate) struct Plan {
 /// What further processes of a container have in common.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Further {
-    /// Up to where a process joins the first one.
+    /// What a process does among those of the node.
     first: Vec<Step>,
+    /// How it joins the first one.
+    join: Step,
     /// The cgroups that it joins last.
-    last: Vec<Step>,
+    last: Option<Step>,
     inherited: Inherited,
+    has_apparmor: bool,
     flags: Option<FilterFlags>,
     filter: Vec<u64>,
 }
@@ -92,15 +102,15 @@ pub(crate) fn understand(config: &Config, given: Given<'_>) -> Result<Plan, Reas
     }
     let root: strict::Root = section("root", spec.root)?;
     let linux: strict::Linux = section("linux", spec.linux)?;
-    let process = process::understand(spec.process, None)?;
+    let process = process::understand(spec.process, None, given.has_apparmor)?;
     if process.has_terminal {
         return Err(Reason("`process.terminal`".into()));
     }
     if !process::is_engine(&process.args) {
         return Err(Reason("`process.args`: the program is not the engine".into()));
     }
-    if !linux.cgroups_path.starts_with('/') || given.cgroups.is_empty() {
-        return Err(Reason(format!("`linux.cgroupsPath`: `{}` is not a path in cgroup v1", linux.cgroups_path)));
+    if !linux.cgroups_path.starts_with('/') || matches!(given.cgroups, Cgroups::V1(dirs) if dirs.is_empty()) {
+        return Err(Reason(format!("`linux.cgroupsPath`: `{}` is not a path of a cgroup", linux.cgroups_path)));
     }
     let namespaces = Namespaces::of(linux.namespaces)?;
     // The first stage of a further process is among the container's before it has the container's mounts and rights.
@@ -114,13 +124,25 @@ pub(crate) fn understand(config: &Config, given: Given<'_>) -> Result<Plan, Reas
     let flags = profile.as_ref().map(|profile| profile.flags);
     let nodes = nodes(linux.devices)?;
     let paths: Vec<_> = config.linux.devices.iter().filter_map(|device| device.path.to_str()).collect();
-    let settings = resources::settings(linux.resources, &paths, None)?;
+    let (limits, devices) = resources::understand(linux.resources, &paths)?;
+    let hierarchy = given.cgroups.hierarchy();
+    let (mut settings, devices) = match hierarchy {
+        Hierarchy::V1 => (resources::settings_on_v1(&devices), None),
+        Hierarchy::V2 => (Vec::new(), Some(devices)),
+    };
+    settings.extend(limits.settings(hierarchy, None)?);
 
-    let (now, later) = in_two_parts(given.cgroups, namespaces.has_new_cgroup());
-    let mut steps: Vec<Step> =
+    let (now, later) = match given.cgroups {
+        Cgroups::V1(dirs) => in_two_parts(dirs, namespaces.has_new_cgroup()),
+        Cgroups::V2 => (None, None),
+    };
+    let mut first: Vec<Step> =
         given.has_keyring.then(|| Step::Keyring(format!("_ses.{}", given.id))).into_iter().collect();
     // The score before anything in the container's cgroups can run out of memory.
-    steps.extend([Step::OomScore(process.oom_score), Step::Session, now.clone()]);
+    first.extend([Step::OomScore(process.oom_score), Step::Session]);
+    first.extend(now);
+    let mut steps = first.clone();
+    steps.extend(process.confinement());
     steps.extend(namespaces.steps());
     steps.push(Step::Root { path: root.path, propagation: propagation(&linux.rootfs_propagation)? });
     let mut read_only = Vec::new();
@@ -142,19 +164,16 @@ pub(crate) fn understand(config: &Config, given: Given<'_>) -> Result<Plan, Reas
     steps.push(Step::Umask(process.inherited.umask.unwrap_or(0o022)));
 
     let further = Further {
-        first: given
-            .has_keyring
-            .then(|| Step::Keyring(format!("_ses.{}", given.id)))
-            .into_iter()
-            .chain([Step::OomScore(process.oom_score), Step::Session, now, namespaces.join_process()])
-            .collect(),
-        last: vec![later.clone()],
+        first,
+        join: namespaces.join_process(),
+        last: later.clone(),
         inherited: process.inherited.clone(),
+        has_apparmor: given.has_apparmor,
         flags,
         filter: Vec::new(),
     };
-    let stage = process.stage(steps, [later, Step::Wait], flags);
-    Ok(Plan { settings, stage, further, profile })
+    let stage = process.stage(steps, later.into_iter().chain([Step::Wait]), flags);
+    Ok(Plan { settings, devices, limits, stage, further, profile })
 }
 
 impl Further {
@@ -164,11 +183,13 @@ impl Further {
     /// The reason why `spec` is not understood.
     pub(crate) fn stage(&self, spec: &ProcessSpec) -> Result<Stage, Reason> {
         let text = serde_json::to_value(spec).map_err(|error| Reason(error.to_string()))?;
-        let process = process::understand(text, Some(&self.inherited))?;
+        let process = process::understand(text, Some(&self.inherited), self.has_apparmor)?;
         if process::reads_others(&process.inherited.capabilities) {
             return Err(Reason("`process.capabilities`: it could read the next first stage".into()));
         }
         let mut steps = self.first.clone();
+        steps.extend(process.confinement());
+        steps.push(self.join.clone());
         steps.extend(process.has_terminal.then_some(Step::Terminal));
         steps.push(Step::Umask(self.inherited.umask.unwrap_or(0o022)));
         let stage = process.stage(steps, self.last.clone(), self.flags);
@@ -239,14 +260,15 @@ impl Namespaces {
 
 /// The cgroups that a process joins at once, and those that it joins last: from then on it competes with its container's weight. A
 /// new cgroup namespace keeps those of the moment.
-fn in_two_parts(cgroups: &[CgroupDir], has_namespace: HasCgroupNamespace) -> (Step, Step) {
+fn in_two_parts(cgroups: &[CgroupDir], has_namespace: HasCgroupNamespace) -> (Option<Step>, Option<Step>) {
     let is_later = |dir: &CgroupDir| {
         has_namespace == HasCgroupNamespace::No
             && dir.controllers.iter().any(|controller| controller == "cpu" || controller == "cpuacct")
     };
     let tasks = |dir: &CgroupDir| dir.path.join("tasks");
     let (later, now): (Vec<&CgroupDir>, Vec<&CgroupDir>) = cgroups.iter().partition(|dir| is_later(dir));
-    (Step::Cgroups(now.into_iter().map(tasks).collect()), Step::Cgroups(later.into_iter().map(tasks).collect()))
+    let step = |dirs: Vec<&CgroupDir>| Some(Step::Cgroups(dirs.into_iter().map(tasks).collect()));
+    (step(now), step(later))
 }
 
 fn propagation(name: &str) -> Result<u64, Reason> {

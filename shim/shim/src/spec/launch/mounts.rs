@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use skiff_protocol::launch::{BIND, Link, Mount, MountFlags, Step};
 
-use super::reason::{CgroupDir, Reason, is_clear};
+use super::reason::{CgroupDir, Cgroups, Reason, is_clear};
 use super::strict;
 
 /// What the options of a mount mean.
@@ -31,7 +31,7 @@ const DEV: &str = "/dev";
 /// The steps that make `mount`, and those that make it read-only once everything is in its place.
 pub(super) fn steps(
     mount: strict::Mount,
-    cgroups: &[CgroupDir],
+    cgroups: &Cgroups,
     has_cgroup_namespace: HasCgroupNamespace,
 ) -> Result<(Vec<Step>, Option<Step>), Reason> {
     let target = mount.destination;
@@ -57,7 +57,18 @@ pub(super) fn steps(
         return Err(refused("only a `proc` belongs there"));
     }
     if kind == "cgroup" {
-        return Ok((cgroup_steps(&target, &options, cgroups, has_cgroup_namespace)?, None));
+        let steps = match cgroups {
+            Cgroups::V1(dirs) => cgroup_steps(&target, &options, dirs, has_cgroup_namespace)?,
+            // What is seen there is below the root of the process's cgroup namespace.
+            Cgroups::V2 => vec![Step::Mount(Mount {
+                kind: "cgroup2".into(),
+                source: mount.source,
+                target,
+                flags: options.set.bits(),
+                ..Mount::default()
+            })],
+        };
+        return Ok((steps, None));
     }
     let is_kept_writable = kind == TMPFS || target == Path::new(DEV);
     let at_first = if is_kept_writable { options.set - MountFlags::MS_RDONLY } else { options.set };

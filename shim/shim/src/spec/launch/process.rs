@@ -59,6 +59,8 @@ pub(crate) struct Inherited {
     pub(crate) capabilities: Capabilities,
     /// Of the container; a later process cannot have another one.
     pub(crate) umask: Option<u32>,
+    /// The AppArmor profile.
+    pub(crate) confined_by: Option<String>,
 }
 
 /// A process that was understood.
@@ -74,8 +76,13 @@ pub(super) struct Understood {
     pub(super) env: Vec<String>,
 }
 
-/// Understands `process`, in a container whose first process has what is `inherited`.
-pub(super) fn understand(process: Value, inherited: Option<&Inherited>) -> Result<Understood, Reason> {
+/// Understands `process`, in a container whose first process has what is `inherited`, on a node that applies AppArmor profiles or
+/// does not.
+pub(super) fn understand(
+    process: Value,
+    inherited: Option<&Inherited>,
+    has_apparmor: bool,
+) -> Result<Understood, Reason> {
     // Without any capability is something else than without a word about them.
     let names_capabilities = process.get("capabilities").is_some_and(Value::is_object);
     let process: strict::Process = section("process", without_empty(process))?;
@@ -84,9 +91,15 @@ pub(super) fn understand(process: Value, inherited: Option<&Inherited>) -> Resul
     if process.args.is_empty() || !(is_root || is_clear(&process.cwd)) {
         return Err(Reason("`process`: no program, or no absolute working directory".into()));
     }
-    if let Some(profile) = process.apparmor_profile.filter(|profile| profile != "unconfined") {
-        return Err(Reason(format!("`process.apparmorProfile`: `{profile}`")));
-    }
+    let of_container = || inherited.and_then(|inherited| inherited.confined_by.clone());
+    let confined_by = match process.apparmor_profile.or_else(of_container) {
+        Some(profile) if profile == "unconfined" && !has_apparmor => None,
+        // The OCI runtime says so, too.
+        Some(profile) if !has_apparmor => {
+            return Err(Reason(format!("`process.apparmorProfile`: `{profile}`, on a node without AppArmor")));
+        }
+        profile => profile,
+    };
     let container = inherited.filter(|_| !names_capabilities).map(|inherited| inherited.capabilities);
     let capabilities = container.map_or_else(|| sets(process.capabilities), Ok)?;
     let limit = |limit: &strict::Rlimit| Limit { resource: limit.resource, soft: limit.soft, hard: limit.hard };
@@ -98,7 +111,7 @@ pub(super) fn understand(process: Value, inherited: Option<&Inherited>) -> Resul
         has_terminal: process.terminal,
         oom_score: process.oom_score_adj.unwrap_or(0),
         limits,
-        inherited: Inherited { capabilities, umask },
+        inherited: Inherited { capabilities, umask, confined_by },
         no_new_privileges: process.no_new_privileges,
         identity: Identity {
             user: user.uid,
@@ -113,6 +126,11 @@ pub(super) fn understand(process: Value, inherited: Option<&Inherited>) -> Resul
 }
 
 impl Understood {
+    /// The step that confines what it executes. It is taken where the node's `/proc` still is in sight, which nobody else can hide.
+    pub(super) fn confinement(&self) -> Option<Step> {
+        self.inherited.confined_by.clone().map(Step::AppArmor)
+    }
+
     /// The steps that it takes last, and what it executes then.
     pub(super) fn stage(
         self,

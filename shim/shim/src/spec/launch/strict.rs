@@ -1,5 +1,6 @@
 //! The parts of a specification that skiff's launcher understands, as types that refuse every other field.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -176,19 +177,19 @@ pub(super) struct Resources {
     pub(super) pids: Value,
     pub(super) hugepage_limits: Vec<HugepageLimit>,
     pub(super) devices: Vec<Value>,
+    pub(super) unified: BTreeMap<String, String>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct Memory {
     pub(super) limit: i64,
     pub(super) reservation: i64,
     pub(super) swap: i64,
-    #[serde(rename = "checkBeforeUpdate")]
-    _check_before_update: bool,
+    pub(super) check_before_update: bool,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Cpu {
     pub(super) shares: u64,
@@ -200,13 +201,13 @@ pub(super) struct Cpu {
     pub(super) idle: Option<i64>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Pids {
     pub(super) limit: Option<i64>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct HugepageLimit {
     pub(super) page_size: String,

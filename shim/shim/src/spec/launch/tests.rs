@@ -18,18 +18,27 @@ fn spec() -> Value {
     })
 }
 
-fn cgroups() -> Vec<CgroupDir> {
+fn cgroups() -> Cgroups {
     let dir = |name: &str| CgroupDir {
         controllers: name.split(',').map(str::to_owned).collect(),
         mountpoint: Path::new("/cg").join(name),
         path: Path::new("/cg").join(name).join("c"),
     };
-    vec![dir("memory"), dir("cpu,cpuacct")]
+    Cgroups::V1(vec![dir("memory"), dir("cpu,cpuacct")])
 }
 
 fn plan_of(spec: &Value) -> Result<Plan, Reason> {
+    plan_with(spec, &cgroups(), false)
+}
+
+/// The same where the node has one hierarchy of cgroups, and AppArmor.
+fn plan_on_v2(spec: &Value) -> Result<Plan, Reason> {
+    plan_with(spec, &Cgroups::V2, true)
+}
+
+fn plan_with(spec: &Value, cgroups: &Cgroups, has_apparmor: bool) -> Result<Plan, Reason> {
     let config = Config::parse(spec.to_string().as_bytes(), Path::new("/b")).unwrap();
-    understand(&config, Given { id: "i", cgroups: &cgroups(), has_keyring: true, has_kcore: true })
+    understand(&config, Given { id: "i", cgroups, has_keyring: true, has_kcore: true, has_apparmor })
 }
 
 /// The specification with `value` at `pointer`, whose last part may be new.
@@ -66,6 +75,18 @@ fn written(resources: Value) -> Vec<String> {
     let settings = plan("/linux/resources", resources).settings;
     let text = |setting: Setting| format!("{}/{} {}", setting.controller, setting.file, setting.value);
     settings.into_iter().filter(|setting| setting.controller != "devices").map(text).collect()
+}
+
+/// Files and values; an error about those with a `?` is tolerated.
+fn on_v2(settings: Vec<Setting>) -> Vec<String> {
+    let text = |setting: Setting| {
+        format!("{}{} {}", setting.file, if setting.tolerates.is_some() { "?" } else { "" }, setting.value)
+    };
+    settings.into_iter().map(text).collect()
+}
+
+fn written_on_v2(resources: &Value) -> Result<Vec<String>, Reason> {
+    Ok(on_v2(plan_on_v2(&with("/linux/resources", resources.clone()))?.settings))
 }
 
 #[test]
@@ -154,9 +175,10 @@ fn what_is_not_understood_is_refused_by_name() {
         profile[field] = value;
         check("/linux/seccomp", profile, "`linux.seccomp`");
     }
-    for field in ["blockIO", "network", "rdma", "unified", "future"] {
+    for field in ["blockIO", "network", "rdma", "future"] {
         check("/linux/resources", json!({field: {"a": 1}}), &format!("`{field}`"));
     }
+    check("/linux/resources", json!({"unified": {"memory.high": "1"}}), "`unified`");
     for field in ["kernel", "kernelTCP", "swappiness", "disableOOMKiller", "useHierarchy"] {
         let value = if field.ends_with('y') || field.ends_with("ller") { json!(true) } else { json!(1) };
         check("/linux/resources", json!({"memory": {field: value}}), &format!("`{field}`"));
@@ -499,9 +521,165 @@ fn limits_are_what_is_written_to_the_files_of_the_cgroup() {
 }
 
 #[test]
+fn on_v2_limits_are_converted_as_the_oci_runtime_does() {
+    let check = |resources: Value, expected: &[&str]| {
+        assert_eq!(written_on_v2(&resources).unwrap(), expected, "{resources}");
+    };
+    check(json!({"memory": {"limit": 4096}}), &["memory.max 4096"]);
+    check(
+        json!({"memory": {"limit": 4096, "swap": 12288, "reservation": 1}}),
+        &["memory.swap.max 8192", "memory.max 4096", "memory.low 1"],
+    );
+    check(json!({"memory": {"limit": 4096, "swap": 4096}}), &["memory.swap.max? 0", "memory.max 4096"]);
+    check(json!({"memory": {"limit": 4096, "swap": -1}}), &["memory.swap.max? max", "memory.max 4096"]);
+    check(json!({"memory": {"limit": -1}}), &["memory.swap.max? max", "memory.max max"]);
+    check(json!({"memory": {"limit": -1, "swap": 5}}), &["memory.swap.max 5", "memory.max max"]);
+    check(json!({"memory": {"reservation": -1}}), &["memory.low max"]);
+    check(
+        json!({"cpu": {"shares": 1024, "quota": 100, "period": 200, "burst": 1, "cpus": "0", "mems": "0", "idle": 0}}),
+        &[
+            "cpu.idle 0",
+            "cpu.weight 100",
+            "cpu.max.burst? 1",
+            "cpu.max 100 200",
+            "cpu.max.burst 1",
+            "cpuset.cpus 0",
+            "cpuset.mems 0",
+        ],
+    );
+    check(json!({"cpu": {"burst": 1}}), &["cpu.max.burst 1"]);
+    check(json!({"cpu": {"quota": 100}}), &["cpu.max 100 100000"]);
+    check(json!({"cpu": {"quota": -1, "period": 200}}), &["cpu.max max 200"]);
+    check(json!({"cpu": {"period": 200}}), &["cpu.max max 200"]);
+    // The weights are those of the OCI runtime's function.
+    for (shares, weight) in [
+        (1, 1),
+        (2, 1),
+        (3, 2),
+        (100, 17),
+        (1000, 99),
+        (1024, 100),
+        (2000, 170),
+        (262_143, 10_000),
+        (262_144, 10_000),
+        (1_u64 << 40, 10_000),
+    ] {
+        check(json!({"cpu": {"shares": shares}}), &[&format!("cpu.weight {weight}")]);
+    }
+    for (limit, value) in [(-1, "max"), (0, "1"), (7, "7")] {
+        check(json!({"pids": {"limit": limit}}), &[&format!("pids.max {value}")]);
+    }
+    check(
+        json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 5}]}),
+        &["hugetlb.2MB.max 5", "hugetlb.2MB.rsvd.max? 5"],
+    );
+    check(
+        json!({"unified": {"memory.high": "9", "io.max": "8:0 rbps=1\n8:1 rbps=2"}, "memory": {"limit": 4096},
+               "pids": {"limit": 3}, "cpu": {"cpus": "1"}}),
+        &[
+            "pids.max 3",
+            "memory.max 4096",
+            "cpuset.cpus 1",
+            "io.max 8:0 rbps=1\n",
+            "io.max 8:1 rbps=2",
+            "memory.high 9",
+        ],
+    );
+    for resources in [
+        json!({"memory": {"swap": 4096}}),
+        json!({"memory": {"limit": 4096, "swap": 4095}}),
+        json!({"memory": {"limit": -2, "swap": 4095}}),
+        json!({"memory": {"limit": 4096, "checkBeforeUpdate": true}}),
+        json!({"unified": {"../memory.max": "1"}}),
+    ] {
+        let refused = written_on_v2(&resources).unwrap_err();
+        assert!(refused.0.contains("`linux.resources."), "{resources}: {refused}");
+    }
+}
+
+#[test]
+fn on_v2_an_update_goes_on_from_the_limits_before() {
+    let mut limits = plan_on_v2(&with(
+        "/linux/resources",
+        json!({"memory": {"limit": 100, "swap": 300, "reservation": 50}, "cpu": {"shares": 1024, "quota": 7, "period": 8},
+               "pids": {"limit": 5}}),
+    ))
+    .unwrap()
+    .limits;
+    let mut check = |resources: Value, expected: &[&str]| {
+        let (settings, updated) = update(resources.clone(), Hierarchy::V2, &limits, None).unwrap();
+        assert_eq!(on_v2(settings), expected, "{resources}");
+        limits = updated;
+    };
+    let memory = ["memory.swap.max 100", "memory.max 200", "memory.low 50"];
+    check(json!({"memory": {"limit": 200}}), &[&memory[..], &["cpu.weight 100"]].concat());
+    check(json!({"cpu": {"quota": 9, "period": 10}}), &[&memory[..], &["cpu.weight 100", "cpu.max 9 10"]].concat());
+    check(json!({"cpu": {"quota": 11}}), &[&memory[..], &["cpu.weight 100", "cpu.max 11 10"]].concat());
+    check(json!({"cpu": {"period": 12}}), &[&memory[..], &["cpu.weight 100", "cpu.max 11 12"]].concat());
+    check(json!({"cpu": {"idle": 1}}), &[&memory[..], &["cpu.idle 1"]].concat());
+    check(json!({"memory": {"limit": -1}}), &["memory.swap.max? max", "memory.max max", "memory.low 50"]);
+    assert!(update(json!({"unified": {"a/b": "1"}}), Hierarchy::V2, &limits, None).is_err());
+}
+
+#[test]
+fn on_v2_a_process_is_born_in_its_cgroup_and_a_program_decides_about_devices() {
+    let mount = json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["nosuid", "ro", "rslave"]});
+    let plan = plan_on_v2(&with("/mounts/-", mount)).unwrap();
+    let process = json!({"cwd": "/", "user": {"uid": 1, "gid": 2}, "args": ["sh"]});
+    let further = plan.further.stage(&serde_json::from_value(process).unwrap()).unwrap();
+    for stage in [&plan.stage, &further] {
+        assert!(!stage.steps.iter().any(|step| matches!(step, Step::Cgroups(_))), "{stage:?}");
+    }
+    let expected = Mount {
+        kind: "cgroup2".into(),
+        source: "cgroup".into(),
+        target: "/sys/fs/cgroup".into(),
+        flags: (MountFlags::MS_NOSUID | MountFlags::MS_RDONLY).bits(),
+        ..Mount::default()
+    };
+    assert!(plan.stage.steps.contains(&Step::Mount(expected)));
+    let Some(Devices::Only(rules)) = &plan.devices else { panic!("some devices") };
+    assert_eq!((rules.len(), plan.settings.len()), (11, 0));
+    let rules = json!([{"allow": true, "access": "rwm"}]);
+    let plan = plan_on_v2(&with("/linux/resources", json!({"devices": rules}))).unwrap();
+    assert_eq!(plan.devices, Some(Devices::All));
+}
+
+#[test]
+fn what_different_rules_allow_for_the_same_devices_is_allowed_at_once() {
+    let rule = |access: &str| json!({"allow": true, "type": "c", "major": 1, "minor": 3, "access": access});
+    let resources = json!({"devices": [{"allow": false, "access": "rwm"}, rule("r"), rule("w")]});
+    let devices = json!([{"path": "/dev/null", "type": "c", "major": 1, "minor": 3}]);
+    let mut spec = with("/linux/resources", resources);
+    spec["linux"]["devices"] = devices;
+    let Some(Devices::Only(rules)) = plan_on_v2(&spec).unwrap().devices else { panic!("some devices") };
+    let null = rules.iter().find(|rule| (rule.major, rule.minor) == (Some(1), Some(3))).unwrap();
+    assert_eq!((null.access.reads, null.access.writes, null.access.makes), (true, true, false));
+    assert_eq!(rules.len(), 11);
+}
+
+#[test]
+fn a_profile_is_applied_while_the_nodes_files_are_in_sight() {
+    let spec = with("/process/apparmorProfile", json!("cri"));
+    let plan = plan_on_v2(&spec).unwrap();
+    let place_of = |steps: &[Step], wanted: Step| place(steps, |step| *step == wanted);
+    let steps = &plan.stage.steps;
+    assert!(place_of(steps, Step::AppArmor("cri".into())) < place(steps, |step| matches!(step, Step::Root { .. })));
+    for (named, expected) in [(None, "cri"), (Some("other"), "other"), (Some("unconfined"), "unconfined")] {
+        let process = json!({"cwd": "/", "user": {"uid": 1, "gid": 2}, "args": ["sh"], "apparmorProfile": named});
+        let steps = plan.further.stage(&serde_json::from_value(process).unwrap()).unwrap().steps;
+        let joined = place(&steps, |step| matches!(step, Step::JoinProcess(_)));
+        assert!(place_of(&steps, Step::AppArmor(expected.into())) < joined, "{steps:?}");
+    }
+    let without = plan_of(&with("/process/apparmorProfile", json!("unconfined"))).unwrap().stage.steps;
+    assert!(!without.iter().any(|step| matches!(step, Step::AppArmor(_))), "there is nothing to be confined by");
+}
+
+#[test]
 fn swap_is_never_below_memory() {
     let order = |current: u64, limit: i64, swap: i64| {
-        let settings = update(json!({"memory": {"limit": limit, "swap": swap}}), Some(current)).unwrap();
+        let resources = json!({"memory": {"limit": limit, "swap": swap}});
+        let (settings, _) = update(resources, Hierarchy::V1, &Limits::default(), Some(current)).unwrap();
         settings.into_iter().map(|setting| setting.value).collect::<Vec<_>>()
     };
     assert_eq!(order(100, 200, 300), ["300", "200"]);
