@@ -130,7 +130,7 @@ pub(crate) fn understand(config: &Config, given: Given<'_>) -> Result<Plan, Reas
         Hierarchy::V1 => (resources::settings_on_v1(&devices), None),
         Hierarchy::V2 => (Vec::new(), Some(devices)),
     };
-    settings.extend(limits.settings(hierarchy, None)?);
+    settings.extend(resources::settings(&limits, hierarchy, None)?);
 
     let (now, later) = match given.cgroups {
         Cgroups::V1(dirs) => in_two_parts(dirs, namespaces.has_new_cgroup()),

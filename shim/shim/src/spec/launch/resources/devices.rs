@@ -3,7 +3,7 @@
 use serde_json::Value;
 use skiff_linux::cgroup::{Access, DeviceRule, Devices};
 
-use super::{Setting, setting};
+use super::limits::{Setting, setting};
 use crate::spec::launch::reason::Reason;
 use crate::spec::launch::strict::{self, section};
 
@@ -24,7 +24,7 @@ const DEVICES: [(bool, Option<u32>, Option<u32>, &str, Option<&str>); 11] = [
 ];
 
 /// The device nodes that every container gets unless it describes one at the same path: path, major and minor number.
-pub(in crate::spec::launch) fn default_nodes() -> impl Iterator<Item = (&'static str, (u32, u32))> {
+pub(crate) fn default_nodes() -> impl Iterator<Item = (&'static str, (u32, u32))> {
     DEVICES.into_iter().filter_map(|(_, major, minor, _, path)| Some((path?, (major?, minor?))))
 }
 
@@ -89,7 +89,7 @@ fn access(letters: &str) -> Access {
 }
 
 /// What is written to the files of cgroup v1.
-pub(in crate::spec::launch) fn settings_on_v1(devices: &Devices) -> Vec<Setting> {
+pub(crate) fn settings_on_v1(devices: &Devices) -> Vec<Setting> {
     let write = |file: &str, value: String| setting("devices", file, value);
     match devices {
         Devices::All => vec![write("devices.allow", "a".into())],

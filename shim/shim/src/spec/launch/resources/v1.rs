@@ -1,6 +1,6 @@
 //! Limits in the files of cgroup v1.
 
-use super::{Limits, Setting, Tolerated, setting};
+use super::limits::{Limits, Setting, Tolerated, setting};
 use crate::spec::launch::reason::Reason;
 use crate::spec::launch::strict;
 

@@ -1,6 +1,6 @@
 //! Limits in the files of cgroup v2. Values that a specification gives in the terms of v1 are converted as the OCI runtime does.
 
-use super::{Limits, Setting, Tolerated, setting};
+use super::limits::{Limits, Setting, Tolerated, setting};
 use crate::spec::launch::reason::Reason;
 use crate::spec::launch::strict;
 
