@@ -14,8 +14,9 @@ use skiff_test::{tasks_of, until_every, zombies_of};
 /// What names of memory begin with.
 const MEMORY: &str = "private memory";
 const KIB: u64 = 1 << 10;
-/// How much memory may be more at the end than after the warm-up, beyond a tenth. [Measured](../../../docs/benchmark.md#the-soak).
-const SLACK_BYTES: u64 = 256 * KIB;
+/// How much memory may be more at the end than after the warm-up, beyond a tenth. What was measured is in `docs/benchmark.md`: a heap
+/// gets its last 350 KiB late, when some threads happen to work at once for the first time.
+const SLACK_BYTES: u64 = 512 * KIB;
 /// How long figures are read before the least of each counts. Idle threads of a shim or an engine end after 10 s.
 const REST: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(250);
@@ -98,7 +99,7 @@ fn a_count_may_not_grow_and_memory_only_within_its_bound() {
     };
     let before = figures(20, 1000 * KIB);
     for (files, bytes, grown) in
-        [(20, 1000 * KIB, 0), (19, 1356 * KIB, 0), (20, 1356 * KIB + 1, 1), (21, 1000 * KIB, 1), (21, 2000 * KIB, 2)]
+        [(20, 1000 * KIB, 0), (19, 1612 * KIB, 0), (20, 1612 * KIB + 1, 1), (21, 1000 * KIB, 1), (21, 2000 * KIB, 2)]
     {
         assert_eq!(figures(files, bytes).grown(&before).len(), grown, "{files} files, {bytes} bytes");
     }
