@@ -1,7 +1,7 @@
 # The targets of this repository; each runs one command that also works by itself.
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/skiff/target
 
-.PHONY: help build check test run cluster cluster-down demo kind bench trace clean
+.PHONY: help build check test soak run cluster cluster-down demo kind bench trace clean
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST)
 build: ## build the three programs; the last line shows where they are
@@ -10,6 +10,8 @@ check: ## check formatting and lints, and run the tidy test
 	@test/all.sh check
 test: ## run every test, including those on Kubernetes; ends with `N passed, N failed`
 	@test/all.sh check unit suites nodes cluster
+soak: ## run 2,000 containers beside 30 minutes of HTTP load: nothing may grow; `make test` runs a tenth
+	@SKIFF_SOAK=whole test/all.sh soak
 run: ## run a guest in a private containerd: WASM=path.wasm or IMAGE=archive.tar or IMAGE=reference, ARGS="...", PORT=...
 	@test/run.sh
 demo: ## start a Kubernetes, install skiff with its chart, and run a wasm pod behind a Service; shows the time of each step

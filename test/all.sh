@@ -1,5 +1,5 @@
 #!/bin/bash
-# all.sh [check] [unit] [suites] [nodes] [cluster]: runs these levels of tests and ends with the sum, `N passed, N failed`.
+# all.sh [check] [unit] [suites] [nodes] [cluster] [soak]: runs these levels of tests and ends with the sum, `N passed, N failed`.
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/cache.sh"
 cd "$here/.."
@@ -106,6 +106,12 @@ cluster() {
   prepare
   many "Kubernetes" test/cluster/suites.sh kube_examples kube_overhead kube_pods kube_exec kube_probes kube_terminal kube_attacks kube_services kube_limits kube_documents kube_node kube_install
   [ "${SKIFF_CLUSTER_BACKEND:-local}" != local ] || many "Kubernetes on cgroup v2" test/cluster/suites.sh --node kube_limits
+}
+
+# soak: the suite `soak` alone, which shows its figures.
+soak() {
+  prepare
+  many "the soak" env RUST_TEST_THREADS=4 cargo test --release --locked --quiet -p skiff-test --test soak -- --nocapture
 }
 
 for level in "$@"; do

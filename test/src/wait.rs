@@ -15,7 +15,7 @@ pub fn until(limit: Duration, condition: impl FnMut() -> bool) -> bool {
 
 /// Waits like [`until`], but checks `condition` only once in `pause`.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that waits for conditions, with a deadline")]
-pub(crate) fn until_every(pause: Duration, limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+pub fn until_every(pause: Duration, limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + limit;
     while !condition() {
         if Instant::now() > deadline {

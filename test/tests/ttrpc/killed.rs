@@ -1,6 +1,7 @@
 //! A shim that is killed at any step: `delete` removes whatever it left.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use containerd_shim_protos::api::{CreateTaskRequest, PauseRequest};
@@ -12,6 +13,9 @@ use skiff_test::fake_containerd::{FakeContainerd, annotations, call, runtime_opt
 use skiff_test::{guest, holds, is_alive, signal, tools};
 
 use crate::{add_exec, calls, kill_and_delete, kill_now, logging_runtime};
+
+/// Where shims keep the sockets through which terminals come.
+const TERMINALS: &str = "/run/skiff";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shim_killed_before_any_create_leaves_nothing_behind_delete() {
@@ -221,6 +225,29 @@ async fn the_other_containers_of_a_killed_shim_are_deleted_one_by_one() {
     assert!(left.iter().any(|line| line.contains(&second.id)), "{left:#?}");
     containerd.delete(&second).await;
     containerd.assert_nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sockets_of_terminals_go_with_the_shim_and_not_before() {
+    let containerd = FakeContainerd::new().await;
+    let pod = containerd.id("pod");
+    let annotate = |spec: &mut Value| spec["annotations"] = annotations(&pod, "container");
+    let [first, second] = ["first", "second"].map(|name| containerd.wasm_with(name, &guest("c-sleep"), &[], annotate));
+    let shim = containerd.run(&first).await;
+    containerd.start(&second).await;
+    shim.create(&second).await.unwrap();
+    let pid = shim.pid().await;
+    // Where an OCI runtime would connect to.
+    fs::create_dir_all(TERMINALS).unwrap();
+    let waiting = Path::new(TERMINALS).join(format!("tty-{pid}-waiting"));
+    fs::write(&waiting, "").unwrap();
+    // containerd does this after each container of a pod.
+    containerd.delete(&second).await;
+    assert!(waiting.exists(), "another container of the pod waits for its terminal");
+    kill_now(pid).await;
+    containerd.delete(&first).await;
+    containerd.assert_nothing_left().await;
+    assert!(!waiting.exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

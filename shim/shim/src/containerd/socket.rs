@@ -71,7 +71,7 @@ pub(super) fn remove_unserved(address: &str) -> Result<()> {
 }
 
 /// Whether a shim serves at `socket`: one that is being killed may still accept, but then hangs up.
-fn is_served(socket: &Path) -> bool {
+pub(super) fn is_served(socket: &Path) -> bool {
     let Ok(mut stream) = UnixStream::connect(socket) else { return false };
     let waits = stream.set_read_timeout(Some(HANG_UP_LIMIT)).and_then(|()| stream.read(&mut [0]));
     waits.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
