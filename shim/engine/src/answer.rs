@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use skiff_protocol::{FRAME_BYTES_MAX, Frame, Question};
 
 /// How long a connection may take to send its question.
-const QUESTION_TIME: Duration = Duration::from_secs(5);
+const QUESTION_TIME: Duration = Duration::from_secs(30);
 /// How long the asking process may take to end.
 const END_TIME: Duration = Duration::from_secs(1);
 
