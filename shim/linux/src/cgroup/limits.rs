@@ -1,8 +1,10 @@
 //! The limits that apply to a container: its own, and those of the cgroups above it.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
+use super::files::read;
 use super::{Cgroup, Hierarchy, Node};
 
 /// cgroup v1 writes "no limit" as the largest number of whole pages; no machine has that much memory.
@@ -38,6 +40,20 @@ impl Cgroup {
         let limit = limit_names(self.hierarchy)[0];
         let paths = dirs_of(node).map(|dir| dir.join(limit));
         paths.filter_map(|path| parse_limit(&fs::read_to_string(path).ok()?)).min()
+    }
+
+    /// The memory that the container uses, in bytes, the page cache included.
+    ///
+    /// # Errors
+    /// `Unsupported` without a cgroup for memory; those of reading it.
+    pub fn memory_usage_bytes(&self) -> io::Result<u64> {
+        let missing = || io::Error::new(io::ErrorKind::Unsupported, "there is no cgroup for memory");
+        let name = match self.hierarchy {
+            Hierarchy::V1 => "memory.usage_in_bytes",
+            Hierarchy::V2 => "memory.current",
+        };
+        let text = read(&self.dir("memory").ok_or_else(missing)?.join(name))?;
+        text.trim().parse().map_err(io::Error::other)
     }
 
     /// The processors that the smallest CPU quota of the container and its ancestors allows, rounded up. `None` means no

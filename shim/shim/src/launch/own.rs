@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
 use skiff_linux::cgroup::{Cgroup, Devices, Hierarchy};
 use skiff_linux::pidfd;
+use skiff_protocol::bytes_and_mi;
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::host::engine::open_engine;
@@ -263,7 +264,12 @@ impl Launcher for Own {
         let before = locked(&made.limits).clone();
         let updated = launch::update(resources, cgroup.hierarchy(), &before, cgroup.memory_limit_bytes());
         let (settings, limits) = updated.map_err(not_understood)?;
-        self.change("update", move |cgroup| apply(cgroup, &settings)).await?;
+        let checked_bytes = limits.checked_bytes().filter(|_| cgroup.hierarchy() == Hierarchy::V2);
+        let update = move |cgroup: &Cgroup| {
+            check_usage(cgroup, checked_bytes)?;
+            apply(cgroup, &settings)
+        };
+        self.change("update", update).await?;
         *locked(&made.limits) = limits;
         Ok(())
     }
@@ -329,6 +335,17 @@ fn locked<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn not_understood(reason: Reason) -> Error {
     Error::new(Kind::Unsupported, format!("skiff's own launcher does not understand {reason}"))
+}
+
+/// Checks that the container does not use more memory than its new limit. Cgroup v1 checks that itself.
+fn check_usage(cgroup: &Cgroup, limit_bytes: Option<u64>) -> io::Result<()> {
+    let Some(limit_bytes) = limit_bytes else { return Ok(()) };
+    let used_bytes = cgroup.memory_usage_bytes()?;
+    if used_bytes <= limit_bytes {
+        return Ok(());
+    }
+    let (limit, used) = (bytes_and_mi(limit_bytes), bytes_and_mi(used_bytes));
+    Err(io::Error::new(ErrorKind::ResourceBusy, format!("a memory limit of {limit} is below what is in use: {used}")))
 }
 
 fn apply(cgroup: &Cgroup, settings: &[Setting]) -> io::Result<()> {

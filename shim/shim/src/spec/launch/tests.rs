@@ -589,7 +589,6 @@ fn on_v2_limits_are_converted_as_the_oci_runtime_does() {
         json!({"memory": {"swap": 4096}}),
         json!({"memory": {"limit": 4096, "swap": 4095}}),
         json!({"memory": {"limit": -2, "swap": 4095}}),
-        json!({"memory": {"limit": 4096, "checkBeforeUpdate": true}}),
         json!({"unified": {"../memory.max": "1"}}),
     ] {
         let refused = written_on_v2(&resources).unwrap_err();
@@ -618,6 +617,10 @@ fn on_v2_an_update_goes_on_from_the_limits_before() {
     check(json!({"cpu": {"period": 12}}), &[&memory[..], &["cpu.weight 100", "cpu.max 11 12"]].concat());
     check(json!({"cpu": {"idle": 1}}), &[&memory[..], &["cpu.idle 1"]].concat());
     check(json!({"memory": {"limit": -1}}), &["memory.swap.max? max", "memory.max max", "memory.low 50"]);
+    let checked = |resources: Value| update(resources, Hierarchy::V2, &limits, None).unwrap().1.checked_bytes();
+    assert_eq!(checked(json!({"memory": {"limit": 300, "checkBeforeUpdate": true}})), Some(300));
+    assert_eq!(checked(json!({"memory": {"limit": -1, "checkBeforeUpdate": true}})), None);
+    assert_eq!(checked(json!({"memory": {"limit": 300}})), None);
     assert!(update(json!({"unified": {"a/b": "1"}}), Hierarchy::V2, &limits, None).is_err());
 }
 

@@ -73,6 +73,12 @@ impl Limits {
         Self { memory, cpu, ..self.clone() }
     }
 
+    /// The limit of memory below which nobody may be when it is set: the kernel of v2 would kill. `None` if that does not matter.
+    pub(crate) fn checked_bytes(&self) -> Option<u64> {
+        let limit = u64::try_from(self.memory.limit).ok().filter(|limit| *limit > 0);
+        limit.filter(|_| self.memory.check_before_update)
+    }
+
     /// How many processes there may be, in the file that both versions have.
     pub(super) fn of_processes(&self) -> Option<Setting> {
         self.pids.limit.map(|limit| {

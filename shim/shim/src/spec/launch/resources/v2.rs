@@ -32,10 +32,6 @@ pub(super) fn settings(limits: &Limits) -> Result<Vec<Setting>, Reason> {
 }
 
 fn of_memory(memory: &strict::Memory) -> Result<impl Iterator<Item = Setting>, Reason> {
-    // The OCI runtime compares the limit with what is in use.
-    if memory.check_before_update {
-        return Err(Reason("`linux.resources.memory`: `checkBeforeUpdate` on cgroup v2".into()));
-    }
     let text = |value: i64| if value == -1 { "max".into() } else { value.to_string() };
     let limit = |file: &str, value: i64| (value != 0).then(|| setting("memory", file, text(value)));
     let swap = swap_of(memory)?.map(|swap| {
