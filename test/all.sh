@@ -7,11 +7,11 @@ export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$cache/target}
 packages=(skiff-protocol skiff-linux skiff-engine-config skiff-stage skiff-engine skiff containerd-shim-skiff skiff-node skiff-test skiff-bench)
 passed=0 failed=0
 
-# A suite is a file of test/tests, or a folder with a main.rs. Three kinds have a level of their own.
+# A suite is a file of test/tests, or a folder with a main.rs. Four kinds have a level of their own.
 suites=()
 for file in test/tests/*.rs test/tests/*/main.rs; do
   name=${file#test/tests/} name=${name%/main.rs} name=${name%.rs}
-  case $name in tidy | apparmor | kube_*) ;; *) suites+=(--test "$name") ;; esac
+  case $name in tidy | apparmor | soak | kube_*) ;; *) suites+=(--test "$name") ;; esac
 done
 
 # one NAME COMMAND...: a command that counts as one test.
@@ -88,8 +88,8 @@ nodes() {
   prepare
   many "cgroup v2" test/nodes/suites.sh --mem 3072 --timeout 1500 apparmor attacks attacks_cri attacks_engine attacks_shim exit files files_listings files_paths limits_annotations \
     limits_clients limits_cpu limits_cri limits_memory limits_oom limits_resources memory native outgoing process
-  many "skiff's own launcher on cgroup v2" env SKIFF_OWN_LAUNCHER=yes test/nodes/suites.sh --mem 3072 --timeout 2400 \
-    launcher apparmor cleanup exec limits_memory process terminal
+  many "skiff's own launcher on cgroup v2" test/nodes/suites.sh --mem 3072 --timeout 900 launcher \
+    -- --exact both_launchers_make_the_same_containers
   # Others find a pod by its sandbox's cgroup.
   local sandbox=(a_pod_is_as_its_description_says_without_a_pause_process
     a_pods_network_is_found_by_a_process_of_its_cgroup_until_the_sandbox_ends)
