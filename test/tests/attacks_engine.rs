@@ -110,7 +110,7 @@ impl Trace {
 }
 
 /// What the engine may open besides the guest's own look-ups. A path that ends with a slash stands for all below it.
-const OPENED: [&str; 14] = [
+const OPENED: [&str; 15] = [
     // The number of processors, and where its memory is.
     "/proc/self/cgroup",
     "/proc/self/maps",
@@ -119,6 +119,8 @@ const OPENED: [&str; 14] = [
     "/sys/fs/cgroup/",
     // The code that it was handed, to map it.
     "/proc/self/fd/",
+    // Which of its own pages were written, for the pool.
+    "/proc/self/pagemap",
     // Randomness.
     "/dev/random",
     "/dev/urandom",
@@ -158,11 +160,13 @@ fn the_engine_opens_a_few_files_and_no_other() {
     assert!(strange.is_empty(), "{strange:?}\n{calls:#?}");
 }
 
-/// The open regular files of a process, each with its descriptor's path.
+/// The regular files that a process was handed or has opened, each with its descriptor's path. What the kernel tells it of its own pages
+/// is no file that anything could be written to.
 fn regular_files_of(pid: u32) -> Vec<(PathBuf, PathBuf)> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten().map(|entry| entry.path());
     let regular = entries.filter(|path| fs::metadata(path).is_ok_and(|metadata| metadata.is_file()));
-    regular.filter_map(|path| Some((fs::read_link(&path).ok()?, path))).collect()
+    let files = regular.filter_map(|path| Some((fs::read_link(&path).ok()?, path)));
+    files.filter(|(target, _)| !target.ends_with("pagemap")).collect()
 }
 
 /// Whether a file is a memfd that is sealed against resizing.

@@ -169,6 +169,9 @@ fn hold_under(guest: &str, limit_mib: u64) {
         held_mib += mib_in(&answer.text()).filter(|_| answer.status == 200).unwrap_or(0);
     }
     assert!(held_mib > limit_mib / 4, "{name}: the requests got {held_mib} MiB");
+    // What those requests' instances have left for the next ones is not one's own.
+    let all = get(port, &format!("/hold?mib={limit_mib}")).unwrap();
+    assert!([200, 503].contains(&all.status), "{name}: {all:?}");
     assert!(is_alive(server.pid), "{name}");
     assert_eq!(server.cgroup.oom_kills(), 0, "{name}");
     assert_eq!(get(port, "/").unwrap().status, 200, "{name}: it still answers");

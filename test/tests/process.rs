@@ -151,7 +151,7 @@ fn nothing_of_the_shim_is_open_in_it() {
     let streams = container.streams.path("");
     let writable = ["/dev/null", "anon_inode:", "socket:", streams.to_str().unwrap()];
     let handed = ["memory.limit_in_bytes", "memory.max", "memory.high", "memory.stat", ".cwasm"];
-    let readable = ["/dev/.skiff/", "/dev/urandom", "/run"];
+    let readable = ["/dev/.skiff/", "/dev/urandom", "/run", "/pagemap"];
     let mut sockets = BTreeSet::new();
     for entry in fs::read_dir(format!("/proc/{}/fd", container.pid)).unwrap().flatten() {
         let target = fs::read_link(entry.path()).unwrap().to_string_lossy().into_owned();

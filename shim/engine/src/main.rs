@@ -46,6 +46,7 @@ use skiff_protocol::{EXIT_ENGINE, Message, Refusal, Task};
 
 use crate::control::{Control, Replies};
 use crate::errand::Looking;
+use crate::http::pool::open_page_map;
 use crate::prepare::Loaded;
 use crate::report::Reporter;
 
@@ -64,6 +65,7 @@ fn main() {
 
 /// Serves the control socket until a guest has run or was refused for good, and returns the exit code.
 fn serve(reporter: &Arc<Reporter>) -> std::io::Result<i32> {
+    open_page_map();
     wall::hide()?;
     signals::install()?;
     let control = Control::inherit()?;

@@ -18,6 +18,9 @@ const POOL_MIN: u32 = 256;
 /// What is kept beyond that for probes, which anybody can pretend to be: requests, and instances to serve them.
 pub(super) const PROBE_REQUESTS: usize = 4;
 pub(super) const PROBE_INSTANCES: u32 = 4;
+/// What an instance's memories leave in the pool: at most this, and all of them together this part of the guest's share.
+const RESIDENT_BYTES_MAX: u64 = 1 << 20;
+const RESIDENT_PART: u64 = 8;
 const MIB: u64 = 1 << 20;
 
 /// The most instances of a server under a memory limit; further requests wait. One for each MiB of the guest's share:
@@ -30,6 +33,12 @@ pub(super) fn instances_max(limit_bytes: Option<u64>) -> u32 {
 /// How many instances a server that starts under a memory limit is prepared for.
 pub(super) fn pool_instances(limit_bytes: Option<u64>) -> u32 {
     instances_max(limit_bytes).max(POOL_MIN)
+}
+
+/// How many bytes of an instance's memories stay resident for the next one, in a server that starts under a memory limit.
+pub(super) fn resident_bytes(limit_bytes: Option<u64>) -> u64 {
+    let share_bytes = limit_bytes.map_or(u64::MAX, guest_share_bytes);
+    (share_bytes / RESIDENT_PART / u64::from(instances_max(limit_bytes))).min(RESIDENT_BYTES_MAX)
 }
 
 /// How many threads of a server run guests, and how many more may block on files and slow readers, if the process may use
@@ -51,6 +60,16 @@ mod tests {
             assert_eq!(instances_max(limit_bytes), expected, "under {limit_bytes:?}");
             assert_eq!(pool_instances(limit_bytes), expected.max(256), "under {limit_bytes:?}");
         }
+    }
+
+    #[test]
+    fn what_stays_resident_is_an_eighth_of_the_guests_share_at_most() {
+        for limit_bytes in [0, 16 * MIB, 64 * MIB, 1 << 30, u64::MAX / 4] {
+            let all_bytes = resident_bytes(Some(limit_bytes)) * u64::from(instances_max(Some(limit_bytes)));
+            assert!(all_bytes <= guest_share_bytes(limit_bytes) / 8, "under {limit_bytes}");
+        }
+        assert_eq!(resident_bytes(None), MIB);
+        assert!((96 << 10..131 << 10).contains(&resident_bytes(Some(64 * MIB))));
     }
 
     #[test]

@@ -2,12 +2,13 @@
 //! follows the container's memory limit while the guest runs.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use skiff_linux::memory::trim_heap;
 use skiff_protocol::{Account, MemoryLimit, Room};
 use tokio::sync::Notify;
+use wasmtime::PoolingAllocatorMetrics;
 
 use crate::memory::denied::Denied;
 
@@ -23,6 +24,8 @@ pub(crate) struct Budget {
     pub(super) account: Account,
     /// What the host keeps of the guest's share.
     kept_bytes: AtomicU64,
+    /// Where instances that are gone leave pages for the next ones.
+    pool: OnceLock<PoolingAllocatorMetrics>,
     /// What was given back of the heap since that was last trimmed.
     freed_heap_bytes: AtomicU64,
     released: Notify,
@@ -59,6 +62,7 @@ impl Budget {
             limit,
             account,
             kept_bytes: AtomicU64::new(0),
+            pool: OnceLock::new(),
             freed_heap_bytes: AtomicU64::new(0),
             released: Notify::new(),
         })
@@ -152,9 +156,17 @@ impl Budget {
         self.kept_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Counts from now on what stays resident in this pool while no instance uses it.
+    pub(crate) fn count_pool(&self, pool: PoolingAllocatorMetrics) {
+        // There is one pool.
+        let _counted = self.pool.set(pool);
+    }
+
     fn guest_bytes(&self, room: Option<Room>) -> u64 {
+        let Some(room) = room else { return u64::MAX };
         let kept_bytes = self.kept_bytes.load(Ordering::Relaxed);
-        room.map_or(u64::MAX, |room| room.guest_bytes().saturating_sub(kept_bytes))
+        let idle_bytes = self.pool.get().map_or(0, |pool| pool.unused_memory_bytes_resident() as u64);
+        room.guest_bytes().saturating_sub(kept_bytes.saturating_add(idle_bytes))
     }
 
     fn give_back(&self, bytes: u64) {

@@ -160,10 +160,12 @@ const SOCKET_OPTIONS: &[[c_int; 2]] = &[
 /// What `fcntl` does to a descriptor itself. Those that make the kernel send signals are not here.
 const FCNTL_COMMANDS: &[c_int] =
     &[libc::F_DUPFD, libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL];
+/// `PAGEMAP_SCAN` of Linux 6.7: which pages of its own this process has written, so that a pool clears only those.
+const PAGEMAP_SCAN: libc::Ioctl = 0xc060_6610;
 /// Whether a descriptor blocks, is closed by an exec, has bytes, or is a terminal, which C libraries ask in two ways. Nothing that
 /// changes a terminal or types into it is here.
 const IOCTL_REQUESTS: &[libc::Ioctl] =
-    &[libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX, libc::FIONCLEX, libc::TCGETS, libc::TIOCGWINSZ];
+    &[libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX, libc::FIONCLEX, libc::TCGETS, libc::TIOCGWINSZ, PAGEMAP_SCAN];
 /// `PIDFD_SELF_THREAD_GROUP` of Linux 6.14: with it wasmtime gives back many of its own pages at once.
 const THIS_PROCESS: c_int = -10_000;
 

@@ -98,14 +98,14 @@ fn a_start_function_finds_nothing_of_the_shim_but_the_pipe_for_replies() {
     assert_eq!(running.socket.read(&mut [0]).unwrap(), 0, "the socket is closed");
     let limit = limit.path().to_string_lossy().into_owned();
     // Behind the wall there are the standard streams, the limit and its statistics (`/dev/null` here), tokio's own, and what
-    // wasmtime keeps of the code.
+    // wasmtime keeps of the code and of the process's pages.
     wait_for("the wall", || status_of(running.child.id(), "Seccomp:") == "2");
     let open = descriptors(running.child.id());
     let count = |part: &str| open.values().filter(|target| target.contains(part)).count();
     assert_eq!(count("pipe:"), 4, "{open:?}");
     assert_eq!((count(&limit), count("memfd:"), count("skiff-engine")), (1, 0, 0), "{open:?}");
     assert!(count(".cwasm") <= 1, "{open:?}");
-    let known = ["pipe:", "anon_inode:", "socket:", "/dev/urandom", ".cwasm", limit.as_str(), "/dev/null"];
+    let known = ["pipe:", "anon_inode:", "socket:", "/dev/urandom", ".cwasm", "/pagemap", limit.as_str(), "/dev/null"];
     assert!(open.values().all(|target| known.iter().any(|part| target.contains(part))), "{open:?}");
     typed.write_all(b"x").unwrap();
     assert_eq!(running.reply(), Reply::Ready);
