@@ -179,6 +179,20 @@ fn nothing_of_the_shim_is_open_in_it() {
 }
 
 #[test]
+fn any_users_engine_can_ask_which_of_its_pages_were_written() {
+    for user in [0, 1000] {
+        let job = Containerd::shared()
+            .job("c-sleep")
+            .edit(|spec| spec["process"]["user"] = json!({"uid": user, "gid": user}));
+        let container = job.start();
+        container.streams.wait_for_stdout("sleeping\n");
+        let open = fs::read_dir(format!("/proc/{}/fd", container.pid)).unwrap().flatten();
+        let targets: Vec<_> = open.filter_map(|entry| fs::read_link(entry.path()).ok()).collect();
+        assert!(targets.iter().any(|target| target.ends_with("pagemap")), "user {user}: {targets:?}");
+    }
+}
+
+#[test]
 fn the_engines_file_lies_on_a_read_only_mount_for_it() {
     let container = Containerd::shared().job("c-sleep").start();
     container.streams.wait_for_stdout("sleeping\n");

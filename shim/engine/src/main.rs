@@ -65,10 +65,11 @@ fn main() {
 
 /// Serves the control socket until a guest has run or was refused for good, and returns the exit code.
 fn serve(reporter: &Arc<Reporter>) -> std::io::Result<i32> {
+    // What is left open by accident is closed before anything is opened.
+    let control = Control::inherit()?;
     open_page_map();
     wall::hide()?;
     signals::install()?;
-    let control = Control::inherit()?;
     loop {
         let Message { mut plan, code, calls, account, replies, memory_limits } = control.receive()?;
         let replies = Replies::new(replies, reporter);
