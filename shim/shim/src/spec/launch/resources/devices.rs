@@ -7,9 +7,12 @@ use super::limits::{Setting, setting};
 use crate::spec::launch::reason::Reason;
 use crate::spec::launch::strict::{self, section};
 
+/// Whether it is a block device, its major and minor number, what may be done with it, and its node's path.
+type KnownDevice = (bool, Option<u32>, Option<u32>, &'static str, Option<&'static str>);
+
 /// The devices that every container may use (whether they are block devices, major and minor number, access), and those that it may
 /// make. The OCI runtime adds them, too.
-const DEVICES: [(bool, Option<u32>, Option<u32>, &str, Option<&str>); 11] = [
+const DEVICES: [KnownDevice; 11] = [
     (false, None, None, "m", None),
     (true, None, None, "m", None),
     (false, Some(1), Some(3), "rwm", Some("/dev/null")),
