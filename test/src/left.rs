@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// Where shims listen. containerd uses this place whatever its state directory is.
 const SOCKETS: &str = "/run/containerd/s";
 /// Where the shim keeps sockets of terminals.
-const TERMINALS: &str = "/run/skiff";
+pub const TERMINALS: &str = "/run/skiff";
 
 /// Panics unless nothing of container `id` is left on the machine.
 pub fn assert_nothing_left(containerd: &Containerd, id: &str) {

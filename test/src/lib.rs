@@ -50,7 +50,7 @@ pub use fuse::{Silence, Volume};
 pub use http::{Answer, Connection, free_port, get, request, serving};
 pub use image::{Archive, CONFIG, File, Image, Layer, TAR, sha256};
 pub use job::{Described, Job};
-pub use left::{assert_nothing_left, left_of};
+pub use left::{TERMINALS, assert_nothing_left, left_of};
 pub use machine::files_below;
 pub use modules::{saying, slow_module};
 pub use names::random_name;

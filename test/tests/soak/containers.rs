@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use skiff_test::{Container, Containerd, Job, hierarchies, processes_with, random_name};
+use skiff_test::{Container, Containerd, Job, TERMINALS, hierarchies, processes_with, random_name};
 
 use crate::{Figures, part};
 
@@ -17,8 +17,6 @@ const REPORT_EVERY: u32 = 100;
 /// The annotations by which containerd groups the containers of a pod.
 const POD: &str = "io.kubernetes.cri.sandbox-id";
 const KIND: &str = "io.kubernetes.cri.container-type";
-/// Where shims keep sockets.
-const SOCKETS: &str = "/run/skiff";
 
 /// Where a container lives.
 struct Place<'a> {
@@ -161,7 +159,7 @@ fn figures(containerd: &Containerd, keeper: &Container<'_>, shim: u32) -> Figure
     ] {
         figures.add_count(&format!("entries of {name}"), entries(&directory));
     }
-    let sockets = fs::read_dir(SOCKETS).into_iter().flatten().flatten();
+    let sockets = fs::read_dir(TERMINALS).into_iter().flatten().flatten();
     let of_shim = sockets.filter(|entry| entry.file_name().to_string_lossy().contains(&shim.to_string()));
     figures.add_count("sockets of the pod's shim", of_shim.count());
     let address = containerd.address();
@@ -173,7 +171,7 @@ fn figures(containerd: &Containerd, keeper: &Container<'_>, shim: u32) -> Figure
 /// The mounts of the node at places of this test's containerd, or of skiff. Whatever else runs on the machine has others.
 fn mounts(containerd: &Path) -> usize {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let places = [containerd.to_str().unwrap(), SOCKETS, "/var/lib/skiff"];
+    let places = [containerd.to_str().unwrap(), TERMINALS, "/var/lib/skiff"];
     mounts.lines().filter(|line| places.iter().any(|place| line.contains(place))).count()
 }
 

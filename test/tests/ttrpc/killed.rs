@@ -10,12 +10,9 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde_json::{Value, json};
 use skiff_test::fake_containerd::{FakeContainerd, annotations, call, runtime_options};
-use skiff_test::{guest, holds, is_alive, signal, tools};
+use skiff_test::{TERMINALS, guest, holds, is_alive, signal, tools};
 
 use crate::{add_exec, calls, kill_and_delete, kill_now, logging_runtime};
-
-/// Where shims keep the sockets through which terminals come.
-const TERMINALS: &str = "/run/skiff";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shim_killed_before_any_create_leaves_nothing_behind_delete() {

@@ -18,7 +18,8 @@ const TABLE_KEPT_BYTES: usize = 4 << 10;
 /// How many core instances one component may consist of.
 const CORE_INSTANCES_MAX: u32 = 1000;
 
-/// Opens what the kernel tells of this process's pages, for the pool of a server. Later the process is hidden, also from itself.
+/// Opens `/proc/self/pagemap`, by which the pool of a server finds the pages that were written. Once the process is hidden, only root
+/// could open it.
 pub(crate) fn open_page_map() {
     // The library opens it once and keeps it.
     let _is_there = PoolingAllocationConfig::is_pagemap_scan_available();

@@ -55,19 +55,21 @@ fn clean_up(id: &str, bundle: &Path, record: &Record) -> Result<i32> {
         launcher.and_then(|launcher| launcher.map_or(Ok(()), |launcher| end_processes(&*launcher))),
         remove_cgroup(id, record),
         rootfs::unmount(&bundle.join("rootfs")).doing(|| "cannot unmount the root file system".into()),
-        remove_terminals(record),
-        socket::remove_unserved(&record.socket),
+        remove_sockets(record),
     ];
     steps.into_iter().collect::<Result<()>>().map(|()| pid)
 }
 
-/// Removes the sockets of terminals that a killed shim left. containerd also cleans up after each container of a pod whose shim serves
-/// on: others of that pod may just be waiting for their terminals.
-fn remove_terminals(record: &Record) -> Result<()> {
-    if socket::is_served(socket::path_in(&record.socket)) {
+/// Removes the sockets that a killed shim left, its own and those of its terminals. containerd also cleans up after each container of a
+/// pod whose shim serves on: others of that pod may just be waiting for their terminals.
+fn remove_sockets(record: &Record) -> Result<()> {
+    // This waits for a shim that serves, so it is asked once.
+    if socket::is_served(&record.socket) {
         return Ok(());
     }
-    console::remove_sockets_of(record.shim_pid).doing(|| "cannot remove terminal sockets".into())
+    let terminals = console::remove_sockets_of(record.shim_pid).doing(|| "cannot remove terminal sockets".into());
+    let own = socket::remove(&record.socket);
+    terminals.and(own)
 }
 
 /// Removes what a compilation for the container has left, which ended with the shim.

@@ -56,13 +56,12 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     std::fs::set_permissions(path, Permissions::from_mode(0o600)).map(|()| listener)
 }
 
-/// Removes the socket at `address` unless a shim serves there.
-pub(super) fn remove_unserved(address: &str) -> Result<()> {
-    let socket = path_in(address);
-    if address.is_empty() || is_served(socket) {
+/// Removes the socket at `address`, if there is one.
+pub(super) fn remove(address: &str) -> Result<()> {
+    if address.is_empty() {
         return Ok(());
     }
-    match std::fs::remove_file(socket) {
+    match std::fs::remove_file(path_in(address)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(Error::host("cannot remove the shim's socket", error))
         }
@@ -70,9 +69,10 @@ pub(super) fn remove_unserved(address: &str) -> Result<()> {
     }
 }
 
-/// Whether a shim serves at `socket`: one that is being killed may still accept, but then hangs up.
-pub(super) fn is_served(socket: &Path) -> bool {
-    let Ok(mut stream) = UnixStream::connect(socket) else { return false };
+/// Whether a shim serves at `address`: one that is being killed may still accept, but then hangs up. One that serves is
+/// known by its silence, which takes 100 ms.
+pub(super) fn is_served(address: &str) -> bool {
+    let Ok(mut stream) = UnixStream::connect(path_in(address)) else { return false };
     let waits = stream.set_read_timeout(Some(HANG_UP_LIMIT)).and_then(|()| stream.read(&mut [0]));
     waits.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }

@@ -25,7 +25,8 @@ const LIBRARIES: [&str; 5] = [
     "/lib/libseccomp.so.2",
 ];
 
-/// The place of one profile's filter.
+/// The place of one profile's filter. Invariant: it is asked for once the compiled code has come from the cache, which root alone can
+/// change then.
 pub(super) struct Place(PathBuf);
 
 impl Place {

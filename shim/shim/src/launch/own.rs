@@ -13,7 +13,7 @@ use skiff_linux::cgroup::{Cgroup, Devices, Hierarchy};
 use skiff_linux::pidfd;
 use skiff_protocol::bytes_and_mi;
 
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, Kind, Result, chain};
 use crate::host::engine::open_engine;
 use crate::host::process::Child;
 use crate::host::reader::blocking;
@@ -21,7 +21,7 @@ use crate::host::record::Record;
 use crate::launch::filters::Place;
 use crate::launch::launcher::{Attachment, Launched, Launcher};
 use crate::launch::runc::{OciRuntime, PID_FILE};
-use crate::launch::stage::{Start, Started};
+use crate::launch::stage::{Start, Started, Until};
 use crate::request::{CheckpointOptions, StdioPaths};
 use crate::spec::config::Config;
 use crate::spec::launch::{self, CgroupDir, Cgroups, Further, Given, Limits, Plan, Reason, Setting, Tolerated};
@@ -112,16 +112,7 @@ impl Own {
         self.make_cgroup(settings, devices).await?;
         let program = open_engine().doing(|| "cannot open the engine".into())?;
         let start = Start { program, attachment, preserved, cgroup: self.unified()?, joined: None };
-        let mut started = start.start().await?;
-        let made = async {
-            started.tell(&stage).await?;
-            started.made().await
-        };
-        if let Err(error) = made.await {
-            started.end().await;
-            return Err(error);
-        }
-        let child = started.take_child().ok_or_else(|| Error::new(Kind::Host, "the first stage has no process"))?;
+        let (child, started) = start.lead(&stage, Until::Made).await?;
         let kept = self.keep(&child, started, further, limits).and_then(|()| self.cgroup());
         match kept {
             Ok(cgroup) => Ok(Launched { child, cgroup }),
@@ -144,7 +135,7 @@ impl Own {
         let launched = self.runtime.create(config, attachment, preserved).await?;
         if let Err(error) = place.learn(launched.child.pid()).await {
             // The next one is the runtime's, too.
-            log::warn!("{error}");
+            log::warn!("{}", chain(&error));
         }
         Ok(launched)
     }
@@ -291,16 +282,7 @@ impl Launcher for Own {
         let first = made.process.try_clone().doing(|| "cannot pass on the container's process".into())?;
         let program = open_engine().doing(|| "cannot open the engine".into())?;
         let start = Start { program, attachment, preserved, cgroup: self.unified()?, joined: Some(first) };
-        let mut started = start.start().await?;
-        let executed = async {
-            started.tell(&stage).await?;
-            started.executed().await
-        };
-        if let Err(error) = executed.await {
-            started.end().await;
-            return Err(error);
-        }
-        started.take_child().ok_or_else(|| Error::new(Kind::Host, "the first stage has no process"))
+        start.lead(&stage, Until::Executed).await.map(|(child, _)| child)
     }
 
     fn recorded_pid(&self) -> Option<i32> {

@@ -34,19 +34,42 @@ pub(super) struct Start {
     pub(super) joined: Option<OwnedFd>,
 }
 
-/// A first stage, which is killed if this is dropped.
+/// How far a first stage is led.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Until {
+    /// It waits to be started.
+    Made,
+    /// It has executed the process's program.
+    Executed,
+}
+
+/// A first stage. As long as its process has no other owner, it is killed if this is dropped.
 pub(super) struct Started {
     child: Option<Child>,
     stage: BufReader<UnixStream>,
 }
 
 impl Start {
+    /// Starts it, tells it what to do and waits until it has come so far. If that fails, it is ended.
+    ///
+    /// # Errors
+    /// The host's, and the sentence of the first stage.
+    pub(super) async fn lead(self, stage: &Stage, until: Until) -> Result<(Child, Started)> {
+        let mut started = self.start().await?;
+        if let Err(error) = started.come_to(stage, until).await {
+            started.end().await;
+            return Err(error);
+        }
+        let child = started.child.take().ok_or_else(|| Error::new(Kind::Host, "the first stage has no process"))?;
+        Ok((child, started))
+    }
+
     /// Starts it, in the node's namespaces. Waits for the execution of the program, on a thread of its own: whichever thread does
     /// this makes its later children in the same namespace of process ids.
     ///
     /// # Errors
     /// The host's.
-    pub(super) async fn start(self) -> Result<Started> {
+    async fn start(self) -> Result<Started> {
         let (ours, theirs) = BlockingStream::pair().doing(|| "cannot make a socket for the first stage".into())?;
         let runtime = tokio::runtime::Handle::current();
         let (done, started) = tokio::sync::oneshot::channel();
@@ -96,8 +119,16 @@ fn connect(attachment: Attachment) -> io::Result<([OwnedFd; 3], Option<OwnedFd>)
 }
 
 impl Started {
+    async fn come_to(&mut self, stage: &Stage, until: Until) -> Result<()> {
+        self.tell(stage).await?;
+        match until {
+            Until::Made => self.made().await,
+            Until::Executed => self.executed().await,
+        }
+    }
+
     /// Tells it what to do.
-    pub(super) async fn tell(&mut self, stage: &Stage) -> Result<()> {
+    async fn tell(&mut self, stage: &Stage) -> Result<()> {
         let mut line = Vec::new();
         let written = write_line(stage, &mut line);
         written.doing(|| "cannot write down the steps of the first stage".into())?;
@@ -106,7 +137,7 @@ impl Started {
     }
 
     /// Waits until it waits to be started.
-    pub(super) async fn made(&mut self) -> Result<()> {
+    async fn made(&mut self) -> Result<()> {
         match self.report().await? {
             Some(Report::Made) => Ok(()),
             Some(Report::Failed(sentence)) => Err(Error::new(Kind::Host, sentence)),
@@ -129,13 +160,8 @@ impl Started {
         }
     }
 
-    /// The process, for its owner.
-    pub(super) fn take_child(&mut self) -> Option<Child> {
-        self.child.take()
-    }
-
     /// Kills and reaps it.
-    pub(super) async fn end(mut self) {
+    async fn end(mut self) {
         if let Some(child) = self.child.take()
             && tokio::time::timeout(LIMIT, child.end()).await.is_err()
         {
