@@ -5,7 +5,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/.."
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$cache/target}
 packages=(skiff-protocol skiff-linux skiff-engine-config skiff-stage skiff-engine skiff containerd-shim-skiff skiff-node skiff-test skiff-bench)
-passed=0 failed=0
+passed=0 failed=0 panics=
 
 # A suite is a file of test/tests, or a folder with a main.rs. Four kinds have a level of their own.
 suites=()
@@ -21,7 +21,7 @@ one() {
 }
 
 # many NAME COMMAND...: a test runner, whose `test result` lines are added up. One that fails without such a line counts as one
-# failed test.
+# failed test. How its tests failed is told once more at the end, where it is found.
 many() {
   local name=$1 log status=0; shift
   log=$(mktemp)
@@ -31,6 +31,8 @@ many() {
     awk '{ p += $1; f += $2 } END { print p + 0, f + 0 }')
   passed=$((passed + ${sum% *})) failed=$((failed + ${sum#* }))
   if [ "$status" != 0 ] && [ "${sum#* }" = 0 ]; then say "FAILED: $name ended with $status"; failed=$((failed + 1)); fi
+  [ "$status" = 0 ] || panics+=$(sed -En "/^thread '.* panicked at /,/^(stack backtrace:|note: run with)/ {
+    /^(stack|note:)/d; s/^(.{600}).*/\1 …/; p }" "$log")$'\n'
   rm -f "$log"
 }
 
@@ -119,5 +121,6 @@ for level in "$@"; do
   "$level"
   say "$level took $((SECONDS - since)) s"
 done
+[ -z "$panics" ] || say "$panics"
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ] && [ "$passed" != 0 ]

@@ -21,8 +21,8 @@ use crate::wall::view::{Access, View};
 
 const BEHIND: &str = "--behind-the-wall";
 const FOLDER: &str = "WALL_TEST_FOLDER";
-/// What the whole wall may cost of a start.
-const COST_MAX: Duration = Duration::from_micros(300);
+/// What the whole wall may cost, as a part of the start and end of this program without it, on the same machine at the same time.
+const COST_PART_MAX: f64 = 0.7;
 /// The capabilities that may stay: DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, NET_BIND_SERVICE.
 const KEPT: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 10;
 
@@ -41,7 +41,7 @@ fn main() {
             "only_the_view_is_reachable_where_the_kernel_has_landlock",
             only_the_view_is_reachable_where_the_kernel_has_landlock,
         ),
-        ("the_wall_costs_at_most_300_microseconds", the_wall_costs_at_most_300_microseconds),
+        ("the_wall_is_a_small_part_of_a_start", the_wall_is_a_small_part_of_a_start),
     ];
     let wanted: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     let mut failed = 0;
@@ -67,6 +67,9 @@ fn main() {
 
 /// The other process: raises the wall, and then does what the argument says.
 fn behind_the_wall(what: &str) {
+    if what == "nothing" {
+        return;
+    }
     if what == "user" {
         nix::unistd::setuid(nix::unistd::Uid::from_raw(1000)).unwrap();
     }
@@ -202,9 +205,15 @@ fn only_the_view_is_reachable_where_the_kernel_has_landlock() {
     assert_eq!(output.matches("Err(PermissionDenied)").count(), 2, "{output}");
 }
 
-fn the_wall_costs_at_most_300_microseconds() {
-    let mut costs: Vec<Duration> = (0..40).map(|_| while_it_waits("wait", |_| {})).collect();
-    costs.sort();
-    println!("the wall costs {:?} (median), {:?} (least)", costs[costs.len() / 2], costs[0]);
-    assert!(costs[0] <= COST_MAX, "{costs:?}");
+fn the_wall_is_a_small_part_of_a_start() {
+    let both = (0..40).map(|_| {
+        let begun = Instant::now();
+        assert!(start("nothing", Path::new("/tmp")).wait().unwrap().success());
+        (begun.elapsed(), while_it_waits("wait", |_| {}))
+    });
+    let (starts, walls): (Vec<_>, Vec<_>) = both.unzip();
+    // The least are those which nothing else disturbed.
+    let (start, wall) = (starts.into_iter().min().unwrap(), walls.into_iter().min().unwrap());
+    println!("the wall costs {wall:?}, and a process without it {start:?}");
+    assert!(wall.as_secs_f64() <= start.as_secs_f64() * COST_PART_MAX, "{wall:?} of {start:?}");
 }
