@@ -41,7 +41,10 @@ fn main() {
             "only_the_view_is_reachable_where_the_kernel_has_landlock",
             only_the_view_is_reachable_where_the_kernel_has_landlock,
         ),
-        ("the_wall_is_a_small_part_of_a_start", the_wall_is_a_small_part_of_a_start),
+        (
+            "the_wall_costs_less_than_the_start_of_an_empty_program",
+            the_wall_costs_less_than_the_start_of_an_empty_program,
+        ),
     ];
     let wanted: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     let mut failed = 0;
@@ -205,7 +208,7 @@ fn only_the_view_is_reachable_where_the_kernel_has_landlock() {
     assert_eq!(output.matches("Err(PermissionDenied)").count(), 2, "{output}");
 }
 
-fn the_wall_is_a_small_part_of_a_start() {
+fn the_wall_costs_less_than_the_start_of_an_empty_program() {
     let both = (0..40).map(|_| {
         let begun = Instant::now();
         assert!(start("nothing", Path::new("/tmp")).wait().unwrap().success());
