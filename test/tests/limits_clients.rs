@@ -2,12 +2,12 @@
 //! it serves others.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::socket::{setsockopt, sockopt};
 use skiff_test::{Containerd, free_port, get, is_alive, serving, until};
+use socket2::{Domain, Socket, Type};
 
 const MIB: u64 = 1 << 20;
 const LIMITS_MIB: [u64; 3] = [16, 64, 256];
@@ -40,8 +40,11 @@ struct Client {
 
 impl Client {
     fn new(port: u16, first: &[u8], then: Then) -> Self {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-        setsockopt(&stream, sockopt::RcvBuf, &4096).unwrap();
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        // Before there is a connection: the kernel never takes back what it has once offered to take.
+        socket.set_recv_buffer_size(SIP).unwrap();
+        socket.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into()).unwrap();
+        let mut stream = TcpStream::from(socket);
         stream.set_nonblocking(true).unwrap();
         tolerate(stream.write(first));
         Self { stream, then }
@@ -170,6 +173,50 @@ fn besiege(guest: &str, limit_mib: u64, connect: impl Fn(u16) -> Vec<Client>) {
     assert_eq!(server.cgroup.oom_kills(), 0, "{name}");
     server.kill(libc::SIGKILL).unwrap();
     server.finish();
+}
+
+#[test]
+fn clients_that_take_nothing_of_their_last_response_are_cut_off() {
+    allow_connections();
+    for guest in ["rust-p2-http", "rust-p3-http"] {
+        let port = free_port();
+        let server = serving(Containerd::shared().job(guest).memory(16 * MIB), port);
+        let request = b"GET /big?bytes=7000 HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n";
+        let mut slow = Client::new(port, request, Then::Nothing).stream;
+        let (mut response, mut kept) = (Vec::new(), Vec::new());
+        let mut sip = |slow: &mut TcpStream| {
+            let mut bytes = [0; 16];
+            let length = slow.read(&mut bytes).unwrap_or(0);
+            response.extend_from_slice(&bytes[..length]);
+            length
+        };
+        let is_dead = until(ROUND, || {
+            if kept.len() < 2000 {
+                kept.extend((0..16).map(|_| Client::new(port, request, Then::Nothing)));
+            }
+            sip(&mut slow);
+            !is_alive(server.pid)
+        });
+        let memory = server.cgroup.memory_in_words();
+        assert!(!is_dead, "{guest}: it ended with {}, after {} clients", server.wait(), kept.len());
+        // Whoever takes a little now and then gets all of it.
+        slow.set_nonblocking(false).unwrap();
+        slow.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        while sip(&mut slow) > 0 {}
+        let bytes = response.iter().filter(|byte| **byte == b'x').count();
+        assert!(bytes >= 7000 && response.ends_with(b"0\r\n\r\n"), "{guest}: {bytes} bytes");
+        let is_reset = |client: &Client| {
+            client.stream.take_error().unwrap().is_some_and(|error| error.kind() == ErrorKind::ConnectionReset)
+        };
+        assert!(until(Duration::from_secs(60), || kept.iter().any(is_reset)), "{guest}: whoever takes nothing is kept");
+        println!("{guest}: {} clients, {memory}", kept.len());
+        drop(kept);
+        let answers = until(Duration::from_secs(60), || get(port, "/").is_ok_and(|answer| answer.status == 200));
+        assert!(answers && is_alive(server.pid), "{guest}: it does not serve others");
+        assert_eq!(server.cgroup.oom_kills(), 0, "{guest}");
+        server.kill(libc::SIGKILL).unwrap();
+        server.finish();
+    }
 }
 
 #[test]

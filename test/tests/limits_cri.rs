@@ -44,24 +44,24 @@ fn a_guest_out_of_memory_was_oom_killed() {
 fn a_resize_of_a_running_container_reaches_its_guest() {
     let node = Node::start(&["rust-p2-http"]);
     let pod = node.run_pod(&node.pod("resized"));
-    let server = pod.run("server", &image_of("rust-p2-http"), &[], &memory(64));
+    let server = pod.run("server", &image_of("rust-p2-http"), &[], &memory(32));
     let address = pod.address();
-    let grow = || eventually("the server answers", || node.get(&address, "/grow?mib=100").ok());
+    let grow = || eventually("the server answers", || node.get(&address, "/grow?mib=40").ok());
     assert!(grow().starts_with("refused after"));
     let pid = node.ask_json(&["inspect", &server])["info"]["pid"].clone();
     node.ask(&[
         "update",
         "--memory",
-        &(256 * MIB).to_string(),
+        &(128 * MIB).to_string(),
         "--cpu-quota",
-        "30000",
+        "80000",
         "--cpu-period",
         "100000",
         &server,
     ]);
     let cgroup = Cgroup::at(&format!("skiff-test-{}/resized/{server}", node.token));
-    assert_eq!((cgroup.memory_limit(), cgroup.cpu_quota()), (Some(256 * MIB), Some((30_000, 100_000))));
-    assert!(until(Duration::from_secs(10), || grow().starts_with("grew 100 MiB")));
+    assert_eq!((cgroup.memory_limit(), cgroup.cpu_quota()), (Some(128 * MIB), Some((80_000, 100_000))));
+    assert!(until(Duration::from_secs(10), || grow().starts_with("grew 40 MiB")));
     assert_eq!(node.ask_json(&["inspect", &server])["info"]["pid"], pid, "nothing was restarted");
     let figure = |stats: &Value, path: &str| {
         let text = stats.pointer(path).and_then(Value::as_str).unwrap_or_else(|| panic!("no {path} in {stats}"));

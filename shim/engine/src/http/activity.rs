@@ -44,6 +44,8 @@ pub(super) enum Standing {
     Stalled(Instant),
     /// The guest works on a request.
     Busy,
+    /// All is said, and the client has yet to take the end of it.
+    Leaving,
 }
 
 impl Standing {
@@ -52,7 +54,7 @@ impl Standing {
         let (since, limit) = match self {
             Self::Head(since) => (since, patience.head),
             Self::Idle(since) | Self::Stalled(since) => (since, patience.idle),
-            Self::Busy => (Instant::now(), patience.idle),
+            Self::Busy | Self::Leaving => (Instant::now(), patience.idle),
         };
         after(since, limit)
     }
@@ -62,7 +64,7 @@ impl Standing {
         match self {
             Self::Idle(since) | Self::Head(since) => Some((false, since)),
             Self::Stalled(since) => (now.duration_since(since) >= STALLED_MIN).then_some((true, since)),
-            Self::Busy => None,
+            Self::Busy | Self::Leaving => None,
         }
     }
 }
@@ -82,6 +84,7 @@ struct Known {
     /// The last change, or the last progress.
     since: Instant,
     must_give_way: bool,
+    is_leaving: bool,
     waker: Option<Waker>,
 }
 
@@ -96,6 +99,7 @@ impl Activity {
             is_blocked: false,
             since: Instant::now(),
             must_give_way: false,
+            is_leaving: false,
             waker: None,
         }))
     }
@@ -165,6 +169,11 @@ impl Activity {
         });
     }
 
+    /// Nothing more is read or written.
+    pub(super) fn leave(&self) {
+        self.with(|known| known.is_leaving = true);
+    }
+
     /// Asks the connection to end if it is still idle when it looks.
     pub(super) fn ask_to_give_way(&self) {
         let waker = self.with(|known| {
@@ -198,6 +207,7 @@ impl Activity {
 impl Known {
     fn standing(&self) -> Standing {
         match self.requests {
+            _ if self.is_leaving => Standing::Leaving,
             0 if self.is_blocked => Standing::Stalled(self.since),
             0 if self.is_in_head => Standing::Head(self.since),
             0 => Standing::Idle(self.since),

@@ -25,7 +25,7 @@ pub(super) struct Buffers {
     /// The most requests at once on a connection of HTTP/2, and how much of a body each may send unread.
     pub(super) streams: u32,
     pub(super) window_bytes: u32,
-    /// What is reserved for one connection: all of this in one direction, and its own state.
+    /// What is reserved for one connection: all of this in both directions, and its own state.
     pub(super) reserved_bytes: u64,
 }
 
@@ -40,6 +40,7 @@ impl Buffers {
 
     /// Those under a memory limit.
     pub(super) fn under(limit_bytes: Option<u64>) -> Self {
+        // A guest that sends back what it gets, to a client that reads nothing, fills both directions.
         let of = |user, socket: Option<usize>, streams, reserved: u64| Self {
             user_bytes: user * KIB,
             socket_bytes: socket.map(|socket| socket * KIB),
@@ -48,10 +49,10 @@ impl Buffers {
             reserved_bytes: reserved << 10,
         };
         match limit_bytes {
-            Some(limit_bytes) if limit_bytes < 128 * MIB => of(16, Some(8), 4, 48),
-            Some(limit_bytes) if limit_bytes < 512 * MIB => of(32, Some(32), 16, 112),
-            Some(_) => of(64, Some(64), 32, 208),
-            None => of(64, None, 32, 208),
+            Some(limit_bytes) if limit_bytes < 128 * MIB => of(16, Some(8), 4, 80),
+            Some(limit_bytes) if limit_bytes < 512 * MIB => of(32, Some(32), 16, 208),
+            Some(_) => of(64, Some(64), 32, 400),
+            None => of(64, None, 32, 400),
         }
     }
 }
@@ -78,13 +79,13 @@ mod tests {
             (None, 1 << 20, (4096, 4096)),
             (None, 1024, (512, 512)),
             (None, 0, (1, 1)),
-            (Some(MIB), 1 << 20, (18, 16)),
-            (Some(16 * MIB), 1024, (106, 43)),
-            (Some(64 * MIB), 1024, (363, 44)),
-            (Some(256 * MIB), 1024, (512, 75)),
-            (Some(256 * MIB), 1 << 20, (622, 75)),
+            (Some(MIB), 1 << 20, (17, 16)),
+            (Some(16 * MIB), 1024, (63, 25)),
+            (Some(64 * MIB), 1024, (217, 26)),
+            (Some(256 * MIB), 1024, (334, 40)),
+            (Some(256 * MIB), 1 << 20, (334, 40)),
             (Some(256 * MIB), 64, (32, 32)),
-            (Some(1024 * MIB), 1 << 20, (1341, 162)),
+            (Some(1024 * MIB), 1 << 20, (697, 84)),
             (Some(u64::MAX / 4), 1 << 20, (4096, 4096)),
         ] {
             let each_bytes = Buffers::under(limit_bytes).reserved_bytes;

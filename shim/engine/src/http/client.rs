@@ -5,20 +5,27 @@
 
 use std::io;
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use skiff_linux::network::unsent_bytes;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// How long a client that sends no more is waited for while nothing is sent to it: it may have closed only its own
 /// direction, as `nc -N` does.
 const HALF_CLOSED_GRACE: Duration = Duration::from_secs(1);
+
+/// How soon to look whether it has taken the rest, at first and later.
+const PART_PAUSE: Duration = Duration::from_millis(2);
+const PART_PAUSE_MAX: Duration = Duration::from_millis(500);
 
 /// A connection's client. Clones are the same client.
 #[derive(Clone)]
@@ -35,6 +42,11 @@ impl Client {
     /// The client at the other end of `stream`.
     pub(super) fn new(stream: TcpStream) -> Self {
         Self(Arc::new(Inner { stream, written_bytes: AtomicU64::new(0), is_full: AtomicBool::new(false) }))
+    }
+
+    /// Its bytes, for whoever only looks at them.
+    pub(super) fn stream(&self) -> &TcpStream {
+        &self.0.stream
     }
 
     /// Waits until the client has left: its connection is reset, or it closed its direction and nothing could be sent to it
@@ -60,6 +72,28 @@ impl Client {
         tokio::select! {
             _reset = stream.ready(Interest::ERROR) => {}
             () = half_closed => {}
+        }
+    }
+
+    /// Waits until the client has everything that the kernel keeps for it, and cuts it off if it takes nothing for as long as
+    /// `patience`. Otherwise a closed connection would go on to take memory, as many of them as clients please.
+    pub(super) async fn part(self, patience: Duration) {
+        let stream = &self.0.stream;
+        let mut unsent = (usize::MAX, Instant::now());
+        let mut pause = PART_PAUSE;
+        while let Ok(bytes @ 1..) = unsent_bytes(stream.as_fd()) {
+            if bytes != unsent.0 {
+                unsent = (bytes, Instant::now());
+            } else if unsent.1.elapsed() >= patience {
+                let _ends_at_once = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+                return;
+            }
+            let _is_shut_already = SockRef::from(stream).shutdown(Shutdown::Write);
+            tokio::select! {
+                _reset = stream.ready(Interest::ERROR) => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = (pause * 2).min(PART_PAUSE_MAX);
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep_until};
 
-use super::activity::{Activity, Patience};
+use super::activity::{Activity, Patience, STALLED_MIN, Standing};
 use super::answer::{Service, answer};
 use super::bodies::{Arriving, Departing, Exchange};
 use super::buffers::Buffers;
@@ -57,23 +57,38 @@ pub(super) fn builder(patience: Patience, buffers: &Buffers) -> auto::Builder<To
     builder
 }
 
-/// Serves one connection to its end.
+/// Serves one connection to its end. It keeps its place until the client has taken everything, or had its time for that.
 pub(super) async fn serve(
     stream: TcpStream,
     service: Arc<Service>,
     patience: Patience,
     place: Place,
-    mut ending: watch::Receiver<bool>,
+    ending: watch::Receiver<bool>,
 ) {
     // Only a matter of speed: otherwise guests that write in small pieces would wait for acknowledgements.
     let _set = stream.set_nodelay(true);
+    let client = Client::new(stream);
+    exchange(&client, service, patience, &place, ending).await;
+    let is_stalled = matches!(place.activity().standing(), Standing::Stalled(_));
+    place.activity().leave();
+    client.part(if is_stalled { Duration::ZERO } else { STALLED_MIN }).await;
+}
+
+/// Reads requests and writes responses.
+async fn exchange(
+    client: &Client,
+    service: Arc<Service>,
+    patience: Patience,
+    place: &Place,
+    mut ending: watch::Receiver<bool>,
+) {
     let activity = place.activity();
     let mut watch = Watch::new(activity, patience);
     // Invariant: a request that has reached this machine when the server begins to end is served. hyper cancels
     // connections whose HTTP version it does not know yet, so it gets them only with their first bytes.
     let is_http_2 = tokio::select! {
         biased;
-        is_http_2 = begins_http_2(&stream) => is_http_2,
+        is_http_2 = begins_http_2(client.stream()) => is_http_2,
         () = poll_fn(|context| watch.poll(context)) => return,
         () = ended_for(&mut ending, FRESH_GRACE) => return,
     };
@@ -84,7 +99,6 @@ pub(super) async fn serve(
             () = poll_fn(|context| watch.poll(context)) => return,
         }
     }
-    let client = Client::new(stream);
     let timer = Timer::default();
     let respond = service_fn(|request: Request<Incoming>| {
         let exchange = Exchange::begin(activity);

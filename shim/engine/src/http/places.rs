@@ -101,9 +101,9 @@ impl Places {
         connections_max(self.budget.limit_bytes(), self.buffers.reserved_bytes, self.files)
     }
 
-    /// Whether no request is under way, and no client has yet to take something.
+    /// Whether no request is under way, and no client has yet to take something that the kernel does not have.
     pub(super) fn are_idle(&self) -> bool {
-        let is_idle = |standing| matches!(standing, Standing::Idle(_) | Standing::Head(_));
+        let is_idle = |standing| matches!(standing, Standing::Idle(_) | Standing::Head(_) | Standing::Leaving);
         self.taken().connections.values().all(|connection| is_idle(connection.activity.standing()))
     }
 

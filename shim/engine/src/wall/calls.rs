@@ -146,6 +146,7 @@ const SOCKETS: &[[c_int; 3]] = &[
 /// The options of sockets that WASI, tokio and the server set.
 const SOCKET_OPTIONS: &[[c_int; 2]] = &[
     [libc::SOL_SOCKET, libc::SO_KEEPALIVE],
+    [libc::SOL_SOCKET, libc::SO_LINGER],
     [libc::SOL_SOCKET, libc::SO_RCVBUF],
     [libc::SOL_SOCKET, libc::SO_REUSEADDR],
     [libc::SOL_SOCKET, libc::SO_SNDBUF],
@@ -162,10 +163,18 @@ const FCNTL_COMMANDS: &[c_int] =
     &[libc::F_DUPFD, libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL];
 /// `PAGEMAP_SCAN` of Linux 6.7: which pages of its own this process has written, so that a pool clears only those.
 const PAGEMAP_SCAN: libc::Ioctl = 0xc060_6610;
-/// Whether a descriptor blocks, is closed by an exec, has bytes, or is a terminal, which C libraries ask in two ways. Nothing that
-/// changes a terminal or types into it is here.
-const IOCTL_REQUESTS: &[libc::Ioctl] =
-    &[libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX, libc::FIONCLEX, libc::TCGETS, libc::TIOCGWINSZ, PAGEMAP_SCAN];
+/// Whether a descriptor blocks, is closed by an exec, has bytes, has yet to send some, or is a terminal, which C libraries ask in
+/// two ways. Nothing that changes a terminal or types into it is here.
+const IOCTL_REQUESTS: &[libc::Ioctl] = &[
+    libc::FIONBIO,
+    libc::FIONREAD,
+    libc::FIOCLEX,
+    libc::FIONCLEX,
+    libc::TCGETS,
+    libc::TIOCGWINSZ,
+    libc::TIOCOUTQ,
+    PAGEMAP_SCAN,
+];
 /// `PIDFD_SELF_THREAD_GROUP` of Linux 6.14: with it wasmtime gives back many of its own pages at once.
 const THIS_PROCESS: c_int = -10_000;
 
