@@ -183,9 +183,9 @@ fn idle_connections_give_their_memory_to_a_request() {
     for name in BOTH {
         let limit = limit_file(16 * MIB);
         let server = Server::start(Guest::named(name).limit(limit.path()));
-        let silent: Vec<TcpStream> = (0..100).map(|_| server.send("")).collect();
+        let silent: Vec<TcpStream> = (0..55).map(|_| server.send("")).collect();
         let mut asking = server.send("GET / HT");
-        wait_for("all connections", || server.connections() > 100);
+        wait_for("all connections", || server.connections() > 55);
         // Less than the connections and an instance take together.
         set_limit(&limit, &(6 * MIB).to_string());
         asking.write_all(b"TP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").unwrap();
