@@ -25,7 +25,7 @@ const HALF_CLOSED_GRACE: Duration = Duration::from_secs(1);
 
 /// How soon to look whether it has taken the rest, at first and later.
 const PART_PAUSE: Duration = Duration::from_millis(2);
-const PART_PAUSE_MAX: Duration = Duration::from_millis(500);
+const PART_PAUSE_MAX: Duration = Duration::from_millis(100);
 
 /// A connection's client. Clones are the same client.
 #[derive(Clone)]
@@ -88,11 +88,11 @@ impl Client {
                 let _ends_at_once = SockRef::from(stream).set_linger(Some(Duration::ZERO));
                 return;
             }
-            let _is_shut_already = SockRef::from(stream).shutdown(Shutdown::Write);
-            tokio::select! {
-                _reset = stream.ready(Interest::ERROR) => return,
-                () = tokio::time::sleep(pause) => {}
+            // A connection that is reset keeps what it had to send, and cannot be shut down.
+            if SockRef::from(stream).shutdown(Shutdown::Write).is_err() {
+                return;
             }
+            tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PART_PAUSE_MAX);
         }
     }
