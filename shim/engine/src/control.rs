@@ -11,7 +11,7 @@ use skiff_protocol::{CONTROL_FD, ENGINE_FD, Message, Refusal, Reply};
 
 use crate::report::Reporter;
 
-/// The control socket. Messages come through it, and nothing goes back. Invariant: no guest code runs while it is open.
+/// The control socket. Messages and the word to run come through it, and nothing goes back. Invariant: no guest code runs while it is open.
 pub(crate) struct Control(UnixStream);
 
 impl Control {
@@ -27,6 +27,14 @@ impl Control {
         // Kernels before 5.9 cannot; runtimes leave nothing there.
         let _closed = descriptors::close_from(CONTROL_FD.cast_unsigned() + 1);
         Ok(Self(socket))
+    }
+
+    /// Waits until the guest that was loaded may run, and closes the socket.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` if the shim is gone.
+    pub(crate) fn wait_to_run(self) -> io::Result<()> {
+        skiff_protocol::wait_to_run(&self.0)
     }
 
     /// Waits for the next message of the shim.

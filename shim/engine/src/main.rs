@@ -97,8 +97,8 @@ fn serve(reporter: &Arc<Reporter>) -> std::io::Result<i32> {
         };
         match Loaded::new(plan, &code, &account, memory_limits, reporter) {
             Ok(loaded) => {
-                drop((control, code, account));
-                return start(loaded, calls, replies);
+                drop((code, account));
+                return start(loaded, calls, replies, control);
             }
             Err(incompatible @ Refusal::Incompatible(_)) => replies.refuse(incompatible)?,
             Err(refusal) => {
@@ -110,9 +110,15 @@ fn serve(reporter: &Arc<Reporter>) -> std::io::Result<i32> {
 }
 
 /// Brings a guest from its code to its end, and returns the exit code.
-fn start(loaded: Loaded, calls: Option<File>, replies: Replies) -> std::io::Result<i32> {
+fn start(loaded: Loaded, calls: Option<File>, replies: Replies, control: Control) -> std::io::Result<i32> {
     let sent = replies.loaded().map_err(|error| Refusal::Host(format!("cannot talk to the shim: {error}")));
-    match sent.and_then(|()| loaded.link()).and_then(|linked| linked.prepare(calls)) {
+    let linked = sent.and_then(|()| loaded.link());
+    if linked.is_ok() {
+        control.wait_to_run()?;
+    } else {
+        drop(control);
+    }
+    match linked.and_then(|linked| linked.prepare(calls)) {
         Ok(prepared) => {
             replies.ready()?;
             Ok(prepared.run())

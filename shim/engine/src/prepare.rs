@@ -1,4 +1,4 @@
-//! What kind of guest the code is, and its way until it waits to run: mapped, linked, behind the wall, instantiated.
+//! What kind of guest the code is, and its way until it waits to run: mapped, linked, behind the wall, and then instantiated.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -34,7 +34,7 @@ pub(crate) struct Loaded {
     shared: Shared,
 }
 
-/// A guest whose code is linked. Nothing of it has run.
+/// A guest whose code is linked, behind the wall. Nothing of it has run.
 pub(crate) struct Linked {
     guest: LinkedGuest,
     shared: Shared,
@@ -119,11 +119,11 @@ impl Loaded {
         Ok(Self { code: mapped, role, shared })
     }
 
-    /// Links the guest as what it is: a command, a library or an HTTP server. Runs nothing of it.
+    /// Links the guest as what it is: a command, a library or an HTTP server. Raises the wall, and runs nothing of it.
     ///
     /// # Errors
     /// [`Refusal::Guest`] if it is none of these, imports something that skiff does not provide, or would see a kernel file
-    /// system; [`Refusal::Host`] if a directory of its plan cannot be opened.
+    /// system; [`Refusal::Host`] if a directory of its plan cannot be opened, or if a part of the wall does not hold.
     pub(crate) fn link(self) -> Result<Linked, Refusal> {
         let Self { code, role, mut shared } = self;
         shared.open_directories(role)?;
@@ -143,6 +143,7 @@ impl Loaded {
             }
             Code::Component(component) => LinkedGuest::Component(Box::new(LinkedComponent::new(&component, &shared)?)),
         };
+        shared.raise_wall()?;
         Ok(Linked { guest, shared })
     }
 }
@@ -172,15 +173,14 @@ fn role(code: &Code, plan: &EnginePlan) -> Role {
 }
 
 impl Linked {
-    /// Raises the wall, answers questions from `calls` if there may be any, and instantiates.
+    /// Answers questions from `calls` if there may be any, and instantiates.
     ///
     /// # Errors
-    /// [`Refusal::Host`] if a part of the wall does not hold or there is no room for a thread, and those of instantiating each kind of guest.
-    // Invariant: no instruction of a guest runs on this side of the wall.
+    /// [`Refusal::Host`] if there is no room for a thread, and those of instantiating each kind of guest.
+    // Invariant: no instruction of a guest runs on the other side of the wall.
     pub(crate) fn prepare(self, calls: Option<File>) -> Result<Prepared, Refusal> {
-        let Self { guest, mut shared } = self;
+        let Self { guest, shared } = self;
         guest.say_what_has_no_effect(&shared);
-        shared.raise_wall()?;
         let shared = Arc::new(shared);
         let code = guest.code();
         let answer = |service: Calls| -> Result<Arc<Calls>, Refusal> {

@@ -3,12 +3,14 @@
 //!
 //! The shim sends a [`Message`] over the control socket (descriptors only: the plan is in a file, and says which they are). The engine replies
 //! through a pipe that comes with the message, in lines of JSON, each a [`Reply`]: `Loaded`, then `Ready` or `Refused`, or
-//! `Refused` alone. It closes the socket once the code is loaded. From then on the pipe's writing end is its only
-//! connection to the shim. After [`Refusal::Incompatible`] it waits for another message instead.
+//! `Refused` alone. An engine that has loaded a guest links it, waits for one more byte on the socket, which lets the guest run, and
+//! closes the socket. From then on the pipe's writing end is its only connection to the shim. After [`Refusal::Incompatible`] it waits
+//! for another message instead.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
@@ -17,7 +19,7 @@ use skiff_linux::descriptors;
 use crate::EnginePlan;
 
 /// The version of this protocol. It changes whenever a program of the previous release would misunderstand a message.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// The most memory limit files that a message carries.
 pub const LIMIT_FILES_MAX: usize = 16;
 /// The plan, the account, the pipe for replies, the compiled code and the call socket come first.
@@ -59,7 +61,8 @@ pub struct MemoryLimit {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
-    /// The engine has loaded the compiled code. The next reply may take as long as the guest's own start function.
+    /// The engine has loaded the compiled code, and waits to run the guest. The next reply may take as long as the guest's own start
+    /// function.
     Loaded,
     /// The guest is instantiated and about to run.
     Ready,
@@ -139,6 +142,23 @@ pub fn receive_message(socket: impl AsFd) -> io::Result<Message> {
         memory_limits.push(MemoryLimit { limit, stat });
     }
     Ok(Message { plan, code, calls, account, replies, memory_limits })
+}
+
+/// Lets the guest run that the engine at the other end of `socket` has loaded.
+///
+/// # Errors
+/// Those of `write(2)`: the engine has ended, or has refused the guest.
+pub fn let_run(mut socket: &UnixStream) -> io::Result<()> {
+    socket.write_all(b"G")
+}
+
+/// Waits until the shim at the other end of `socket` lets the guest run.
+///
+/// # Errors
+/// `UnexpectedEof` when the shim has closed its end.
+pub fn wait_to_run(mut socket: &UnixStream) -> io::Result<()> {
+    let gone = |_| io::Error::new(io::ErrorKind::UnexpectedEof, "the shim is gone");
+    socket.read_exact(&mut [0]).map_err(gone)
 }
 
 /// A plan as it is sent: with the version of the protocol, and whether there are the files that not every message has.

@@ -1,8 +1,8 @@
 //! What the first stage of a container's process is told: the steps that it takes, in their order, until it executes the process's
 //! program. Whoever wrote them has understood the container's specification; whoever takes them knows nothing of it.
 //!
-//! The shim sends one [`Stage`] as a line of JSON. The first stage replies with lines, each a [`Report`]. It waits for a byte where a
-//! step says so. Its end of the socket closes when the program is executed.
+//! The shim sends one [`Stage`] as a line of JSON. The first stage replies with one, a string, if it cannot take a step: why, in a
+//! sentence. Its end of the socket closes when the program is executed.
 
 use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
@@ -36,16 +36,6 @@ pub struct Stage {
     /// The instructions that [`Step::Filter`] installs.
     #[serde(default)]
     pub filter: Vec<u64>,
-}
-
-/// What a first stage reports.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Report {
-    /// It waits to be started.
-    Made,
-    /// It cannot take a step, for this reason, and ends.
-    Failed(String),
 }
 
 /// One thing that the kernel is asked for, or a few that belong together. Paths of the container are absolute, and are looked up
@@ -117,8 +107,6 @@ pub enum Step {
     Become(Identity),
     /// Installs the filter of system calls.
     Filter(FilterFlags),
-    /// Reports [`Report::Made`] and waits for a byte.
-    Wait,
 }
 
 /// A kind of namespace.
@@ -298,18 +286,18 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let stage = Stage {
-            steps: vec![Step::Session, Step::Join(Namespace::Uts, "/n".into()), Step::Wait],
+            steps: vec![Step::Session, Step::Join(Namespace::Uts, "/n".into())],
             args: vec!["/a\nb".into()],
             env: vec!["A=1".into()],
             filter: vec![6 << 48],
         };
         let mut text = Vec::new();
         write_line(&stage, &mut text).unwrap();
-        write_line(&Report::Failed("no".into()), &mut text).unwrap();
+        write_line(&"no", &mut text).unwrap();
         let mut reader = text.as_slice();
         assert_eq!(read_line::<Stage>(&mut reader).unwrap(), Some(stage));
-        assert_eq!(read_line::<Report>(&mut reader).unwrap(), Some(Report::Failed("no".into())));
-        assert_eq!(read_line::<Report>(&mut reader).unwrap(), None);
-        assert!(read_line::<Report>(&b"\"made"[..]).is_err());
+        assert_eq!(read_line::<String>(&mut reader).unwrap(), Some("no".into()));
+        assert_eq!(read_line::<String>(&mut reader).unwrap(), None);
+        assert!(read_line::<String>(&b"\"made"[..]).is_err());
     }
 }

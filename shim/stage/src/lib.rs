@@ -20,7 +20,7 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use skiff_linux::{descriptors, signals, termination};
 use skiff_protocol::EXIT_ENGINE;
-use skiff_protocol::launch::{FIRST_STAGE, Report, STAGE_FD, read_line, write_line};
+use skiff_protocol::launch::{FIRST_STAGE, STAGE_FD, read_line, write_line};
 
 use crate::steps::{Taken, is_unwanted};
 
@@ -39,7 +39,7 @@ pub fn run() -> i32 {
         Ok(Taken::Unwanted) => {}
         Err(sentence) => {
             // If nobody listens, nobody waits either.
-            let _reported = write_line(&Report::Failed(sentence), &shim);
+            let _reported = write_line(&sentence, &shim);
         }
     }
     EXIT_ENGINE

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
 use nix::sys::stat::{Mode, umask};
 use skiff_linux::{descriptors, keyring, names, network, seccomp};
-use skiff_protocol::launch::{FilterFlags, JOINED_FD, Namespace, Report, Stage, Step, write_line};
+use skiff_protocol::launch::{FilterFlags, JOINED_FD, Namespace, Stage, Step};
 
 use crate::root::Root;
 use crate::{become_user, devices, mounts, streams};
@@ -100,7 +100,6 @@ impl Walk<'_> {
                 }
                 seccomp::install_on_this_thread(self.filter, *logs, *speculates)?;
             }
-            Step::Wait => return self.wait(),
         }
         Ok(None)
     }
@@ -120,16 +119,6 @@ impl Walk<'_> {
             self.env.retain(|variable| !variable.starts_with("HOME="));
             self.env.push(become_user::home_of(user, Path::new("/etc/passwd")));
         }
-    }
-
-    fn wait(&mut self) -> io::Result<Option<Taken>> {
-        // Every other descriptor that the shim does not pass on is closed on exec.
-        self.cgroups.clear();
-        if write_line(&Report::Made, self.shim).is_err() {
-            return Ok(Some(Taken::Unwanted));
-        }
-        let count = self.shim.read(&mut [0])?;
-        Ok((count == 0).then_some(Taken::Unwanted))
     }
 }
 
@@ -188,6 +177,5 @@ fn doing(step: &Step) -> String {
             format!("become the user {} in `{}`", identity.user, identity.directory.display())
         }
         Step::Filter(_) => "install the filter of the seccomp profile".into(),
-        Step::Wait => "wait to be started".into(),
     }
 }

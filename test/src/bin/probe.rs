@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use skiff_protocol::{CONTROL_FD, Reply, receive_message};
+use skiff_protocol::{CONTROL_FD, Reply, receive_message, wait_to_run};
 
 /// Lines of `/proc/self/status` that say how the process was made.
 const STATUS: [&str; 19] = [
@@ -65,7 +66,10 @@ fn main() {
     // Beside what the engine's own descriptors are.
     let found = look();
     let socket = skiff_linux::descriptors::inherit(CONTROL_FD).expect("the control socket is open");
+    let socket = UnixStream::from(socket);
     let message = receive_message(&socket).expect("the shim sends a plan");
+    Reply::Loaded.write_to(&message.replies).expect("the shim waits");
+    wait_to_run(&socket).expect("the shim lets it run");
     writeln!(io::stdout(), "{found}").expect("the output can be written");
     Reply::Ready.write_to(&message.replies).expect("the shim waits");
     if std::env::args().any(|argument| argument == "stay") {

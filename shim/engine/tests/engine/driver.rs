@@ -18,7 +18,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::Pid;
 use skiff_protocol::{
     Account, CONTROL_FD, ENGINE_FD, EnginePlan, Limits, MemoryLimit, Message, OnTrap, Preopen, Refusal, Reply, Task,
-    send_message,
+    let_run, send_message,
 };
 
 use crate::collected::Collected;
@@ -385,8 +385,18 @@ impl Running {
         }
     }
 
-    /// The engine's next reply.
+    /// The engine's next reply. A guest that is loaded may run then.
     pub(crate) fn next_reply(&mut self) -> Reply {
+        let reply = self.said_next();
+        if reply == Reply::Loaded {
+            // It may have refused the guest meanwhile.
+            let _listens = let_run(&self.socket);
+        }
+        reply
+    }
+
+    /// The engine's next reply, and nothing else.
+    pub(crate) fn said_next(&mut self) -> Reply {
         let mut line = String::new();
         let replies = self.replies.as_mut().unwrap();
         let pipe = replies.get_ref();

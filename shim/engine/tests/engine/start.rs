@@ -49,6 +49,16 @@ fn an_engine_without_a_shim_ends_with_125() {
     assert!(ended.stderr.contains("the shim is gone"), "{}", ended.stderr);
 }
 
+#[test]
+fn a_guest_that_is_loaded_runs_only_when_the_shim_lets_it() {
+    let mut running = Guest::named("c-hello").start();
+    assert_eq!(running.said_next(), Reply::Loaded);
+    running.socket.shutdown(std::net::Shutdown::Both).unwrap();
+    let ended = running.end();
+    assert_eq!((ended.code, ended.stdout), (125, String::new()));
+    assert!(ended.stderr.contains("the shim is gone"), "{}", ended.stderr);
+}
+
 /// Its own start function waits for a byte of standard input.
 const WAITS_IN_ITS_START_FUNCTION: &str = r#"(module
     (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))

@@ -21,7 +21,7 @@ use crate::host::record::Record;
 use crate::launch::filters::Place;
 use crate::launch::launcher::{Attachment, Launched, Launcher};
 use crate::launch::runc::{OciRuntime, PID_FILE};
-use crate::launch::stage::{Start, Started, Until};
+use crate::launch::stage::Start;
 use crate::request::{CheckpointOptions, StdioPaths};
 use crate::spec::config::Config;
 use crate::spec::launch::{self, CgroupDir, Cgroups, Further, Given, Limits, Plan, Reason, Setting, Tolerated};
@@ -50,8 +50,6 @@ enum CgroupState {
 /// A container that this launcher has made.
 struct Made {
     process: OwnedFd,
-    /// Until it is started.
-    stage: tokio::sync::Mutex<Option<Started>>,
     further: Further,
     /// What the last update has left of them.
     limits: Mutex<Limits>,
@@ -112,8 +110,8 @@ impl Own {
         self.make_cgroup(settings, devices).await?;
         let program = open_engine().doing(|| "cannot open the engine".into())?;
         let start = Start { program, attachment, preserved, cgroup: self.unified()?, joined: None };
-        let (child, started) = start.lead(&stage, Until::Made).await?;
-        let kept = self.keep(&child, started, further, limits).and_then(|()| self.cgroup());
+        let child = start.lead(&stage).await?;
+        let kept = self.keep(&child, further, limits).and_then(|()| self.cgroup());
         match kept {
             Ok(cgroup) => Ok(Launched { child, cgroup }),
             Err(error) => {
@@ -141,12 +139,11 @@ impl Own {
     }
 
     /// Keeps what later requests need of a container that is made.
-    fn keep(&self, child: &Child, started: Started, further: Further, limits: Limits) -> Result<()> {
+    fn keep(&self, child: &Child, further: Further, limits: Limits) -> Result<()> {
         let process = pidfd::open(child.pid()).doing(|| "cannot watch the container's process".into())?;
         let recorded = fs::write(self.directory.join(PID_FILE), child.pid().to_string());
         recorded.doing(|| "cannot write down the container's process".into())?;
-        let (stage, limits) = (tokio::sync::Mutex::new(Some(started)), Mutex::new(limits));
-        let made = Made { process, stage, further, limits };
+        let made = Made { process, further, limits: Mutex::new(limits) };
         self.made.set(made).map_err(|_| Error::new(Kind::Conflict, "the container has already been made"))
     }
 
@@ -205,12 +202,11 @@ impl Launcher for Own {
     }
 
     async fn start(&self) -> Result<()> {
-        let Some(made) = self.made.get() else { return self.runtime.start().await };
-        let started = made.stage.lock().await.take();
-        let mut started =
-            started.ok_or_else(|| Error::new(Kind::Conflict, "the container has already been started"))?;
-        started.go_on().await?;
-        started.executed().await
+        match self.made.get() {
+            // Its engine is executed, and waits to run the guest.
+            Some(_) => Ok(()),
+            None => self.runtime.start().await,
+        }
     }
 
     async fn delete(&self) -> Result<()> {
@@ -282,7 +278,7 @@ impl Launcher for Own {
         let first = made.process.try_clone().doing(|| "cannot pass on the container's process".into())?;
         let program = open_engine().doing(|| "cannot open the engine".into())?;
         let start = Start { program, attachment, preserved, cgroup: self.unified()?, joined: Some(first) };
-        start.lead(&stage, Until::Executed).await.map(|(child, _)| child)
+        start.lead(&stage).await
     }
 
     fn recorded_pid(&self) -> Option<i32> {

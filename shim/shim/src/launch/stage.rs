@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 use skiff_linux::namespaces::execute_with;
-use skiff_protocol::launch::{CONSOLE_FD, FIRST_STAGE, JOINED_FD, Report, STAGE_FD, Stage, read_line, write_line};
+use skiff_protocol::launch::{CONSOLE_FD, FIRST_STAGE, JOINED_FD, STAGE_FD, Stage, read_line, write_line};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
@@ -34,34 +34,28 @@ pub(super) struct Start {
     pub(super) joined: Option<OwnedFd>,
 }
 
-/// How far a first stage is led.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Until {
-    /// It waits to be started.
-    Made,
-    /// It has executed the process's program.
-    Executed,
-}
-
 /// A first stage. As long as its process has no other owner, it is killed if this is dropped.
-pub(super) struct Started {
+struct Started {
     child: Option<Child>,
     stage: BufReader<UnixStream>,
 }
 
 impl Start {
-    /// Starts it, tells it what to do and waits until it has come so far. If that fails, it is ended.
+    /// Starts it, tells it what to do and waits until it has executed the process's program. If that fails, it is ended.
     ///
     /// # Errors
     /// The host's, and the sentence of the first stage.
-    pub(super) async fn lead(self, stage: &Stage, until: Until) -> Result<(Child, Started)> {
+    pub(super) async fn lead(self, stage: &Stage) -> Result<Child> {
         let mut started = self.start().await?;
-        if let Err(error) = started.come_to(stage, until).await {
+        let led = match started.tell(stage).await {
+            Ok(()) => started.executed().await,
+            told => told,
+        };
+        if let Err(error) = led {
             started.end().await;
             return Err(error);
         }
-        let child = started.child.take().ok_or_else(|| Error::new(Kind::Host, "the first stage has no process"))?;
-        Ok((child, started))
+        started.child.take().ok_or_else(|| Error::new(Kind::Host, "the first stage has no process"))
     }
 
     /// Starts it, in the node's namespaces. Waits for the execution of the program, on a thread of its own: whichever thread does
@@ -119,14 +113,6 @@ fn connect(attachment: Attachment) -> io::Result<([OwnedFd; 3], Option<OwnedFd>)
 }
 
 impl Started {
-    async fn come_to(&mut self, stage: &Stage, until: Until) -> Result<()> {
-        self.tell(stage).await?;
-        match until {
-            Until::Made => self.made().await,
-            Until::Executed => self.executed().await,
-        }
-    }
-
     /// Tells it what to do.
     async fn tell(&mut self, stage: &Stage) -> Result<()> {
         let mut line = Vec::new();
@@ -136,27 +122,15 @@ impl Started {
         told.doing(|| "cannot tell the first stage what to do".into())
     }
 
-    /// Waits until it waits to be started.
-    async fn made(&mut self) -> Result<()> {
-        match self.report().await? {
-            Some(Report::Made) => Ok(()),
-            Some(Report::Failed(sentence)) => Err(Error::new(Kind::Host, sentence)),
-            None => Err(Error::new(Kind::Host, "the container's process ended before it was made")),
-        }
-    }
-
-    /// Lets it go on.
-    pub(super) async fn go_on(&mut self) -> Result<()> {
-        let told = self.stage.get_mut().write_all(&[0]).await;
-        told.doing(|| "cannot start the container's process".into())
-    }
-
     /// Waits until it has executed the program, or has ended.
-    pub(super) async fn executed(&mut self) -> Result<()> {
-        match self.report().await? {
+    async fn executed(&mut self) -> Result<()> {
+        let mut line = Vec::new();
+        let mut bounded = (&mut self.stage).take(REPORT_BYTES_MAX);
+        let read = within(LIMIT, bounded.read_until(b'\n', &mut line)).await;
+        let sentence = read.and_then(|_| read_line::<String>(line.as_slice()));
+        match sentence.doing(|| "cannot read what the first stage reports".into())? {
             None => Ok(()),
-            Some(Report::Failed(sentence)) => Err(Error::new(Kind::Host, sentence)),
-            Some(Report::Made) => Err(Error::new(Kind::Host, "the first stage reports twice that it is done")),
+            Some(sentence) => Err(Error::new(Kind::Host, sentence)),
         }
     }
 
@@ -167,13 +141,6 @@ impl Started {
         {
             log::warn!("process {} does not end", child.pid());
         }
-    }
-
-    async fn report(&mut self) -> Result<Option<Report>> {
-        let mut line = Vec::new();
-        let mut bounded = (&mut self.stage).take(REPORT_BYTES_MAX);
-        let read = within(LIMIT, bounded.read_until(b'\n', &mut line)).await;
-        read.and_then(|_| read_line(line.as_slice())).doing(|| "cannot read what the first stage reports".into())
     }
 }
 

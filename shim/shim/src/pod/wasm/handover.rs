@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use skiff_protocol::{EnginePlan, MemoryLimit, Message, REPLY_BYTES_MAX, Refusal, Reply, send_message};
+use skiff_protocol::{EnginePlan, MemoryLimit, Message, REPLY_BYTES_MAX, Refusal, Reply, let_run, send_message};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::net::unix::pipe::Receiver;
 use tokio_util::sync::CancellationToken;
@@ -46,13 +46,13 @@ pub(super) fn control_socket() -> Result<(UnixStream, OwnedFd)> {
 }
 
 impl Handover {
-    /// Hands over what is `given`; the engine reads it once it is started.
+    /// Hands over what is `given`; the engine reads it once it is executed, and goes on until it has loaded the guest.
     pub(super) fn send(given: Given, control: UnixStream) -> Result<Self> {
         let replies = send(&given, &control)?;
         Ok(Self { given, control, replies })
     }
 
-    /// Waits until the engine, which is `process`, says that the guest is about to run, or has run it to its end. It may take up
+    /// Lets the engine, which is `process`, run the guest, and waits until it says that it is about to, or has run it to its end. It may take up
     /// to `limit` for its first answer.
     ///
     /// # Errors
@@ -63,15 +63,24 @@ impl Handover {
             process.ended().await;
             tokio::time::sleep(REPLY_LIMIT).await;
         };
-        let (reply, mut replies) = tokio::select! {
+        let (reply, control, mut replies) = tokio::select! {
             first = self.first_reply(process, limit) => first?,
             () = gone => return Err(Error::new(Kind::Host, ENDED)),
         };
+        if reply == Reply::Loaded {
+            // One that has ended, or has refused the guest meanwhile, does not listen. Its next reply says so.
+            let _listens = let_run(&control);
+        }
+        drop(control);
         replies.outcome(reply, START_FUNCTION_LIMIT).await
     }
 
-    /// The engine's first reply to code that it can load, and what its further ones come through.
-    async fn first_reply(mut self, process: &Child, limit: Duration) -> Result<(Reply, Replies<BufReader<Receiver>>)> {
+    /// The engine's first reply to code that it can load, the control socket, and what its further replies come through.
+    async fn first_reply(
+        mut self,
+        process: &Child,
+        limit: Duration,
+    ) -> Result<(Reply, UnixStream, Replies<BufReader<Receiver>>)> {
         let mut reply = self.replies.next_within(limit).await?;
         if let Some(Reply::Refused(Refusal::Incompatible(why))) = reply {
             log::info!("compiling `{}` again: {why}", self.given.plan.module);
@@ -79,7 +88,7 @@ impl Handover {
             reply = self.replies.next_within(limit).await?;
         }
         let reply = reply.ok_or_else(|| Error::new(Kind::Host, ENDED))?;
-        Ok((reply, self.replies))
+        Ok((reply, self.control, self.replies))
     }
 
     /// Compiles the module again and sends it; not for an engine that has ended meanwhile.

@@ -172,7 +172,7 @@ pub(crate) fn understand(config: &Config, given: Given<'_>) -> Result<Plan, Reas
         flags,
         filter: Vec::new(),
     };
-    let stage = process.stage(steps, later.into_iter().chain([Step::Wait]), flags);
+    let stage = process.stage(steps, later, flags);
     Ok(Plan { settings, devices, limits, stage, further, profile })
 }
 

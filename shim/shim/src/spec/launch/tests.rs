@@ -96,7 +96,7 @@ fn a_small_container_is_made_in_this_order() {
     let names: Vec<&str> =
         names.iter().map(|name| name.split(|character| " ({".contains(character)).next().unwrap()).collect();
     let expected = "Keyring OomScore Session Cgroups Root Mount Mount Device Device Device Device Device Device Link Link Link \
-                    Link Link Link NullStreams Directory Mask Pivot Umask Become Cgroups Wait";
+                    Link Link Link NullStreams Directory Mask Pivot Umask Become Cgroups";
     assert_eq!(names.join(" "), expected);
     assert_eq!(plan.stage.args, ["/proc/self/fd/3", "/app.wasm"]);
     assert_eq!(plan.stage.steps[3], Step::Cgroups(vec!["/cg/memory/c/tasks".into()]));
