@@ -80,8 +80,8 @@ suites() {
   # Tests mostly wait for containerd, and each runs in containers of its own.
   export RUST_TEST_THREADS=4
   many skiff-test cargo test --release --locked --quiet --no-fail-fast -p skiff-test --lib "${suites[@]}"
-  # The walls and the lives of containers again where skiff makes them itself.
-  many "skiff's own launcher" env SKIFF_OWN_LAUNCHER=yes cargo test --release --locked --quiet --no-fail-fast -p skiff-test \
+  # The walls and the lives of containers again where the OCI runtime makes all of them.
+  many "the OCI runtime" env SKIFF_OCI_LAUNCHER=yes cargo test --release --locked --quiet --no-fail-fast -p skiff-test \
     --test attacks --test attacks_engine --test cleanup --test exec --test files --test process --test terminal
 }
 

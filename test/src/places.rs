@@ -53,9 +53,9 @@ pub(crate) fn search_path(programs: &Path) -> String {
     format!("{}:{}:{rest}", programs.display(), tools().display())
 }
 
-/// The option that chooses the launcher: skiff's own with `SKIFF_OWN_LAUNCHER`.
+/// The option that chooses the launcher: the OCI runtime with `SKIFF_OCI_LAUNCHER`, and otherwise the default.
 pub(crate) fn launcher() -> &'static str {
-    if std::env::var_os("SKIFF_OWN_LAUNCHER").is_some() { "OwnLauncher = true\n" } else { "" }
+    if std::env::var_os("SKIFF_OCI_LAUNCHER").is_some() { "OwnLauncher = false\n" } else { "" }
 }
 
 /// The compiled code that the suites share, so that a large guest is compiled once and not once per suite.

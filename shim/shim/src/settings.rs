@@ -42,7 +42,7 @@ impl Default for Settings {
             shim_cgroup: String::new(),
             no_pivot_root: false,
             no_new_keyring: false,
-            own_launcher: false,
+            own_launcher: true,
             cache_dir: names::CACHE_DIR.into(),
             cache_max_bytes: 4 << 30,
             compile_memory_bytes: 2 << 30,
