@@ -27,8 +27,8 @@ pub use account::{
 pub use calls::{FRAME_BYTES_MAX, Frame, Question};
 pub use content::{Content, HEAD_BYTES};
 pub use control::{
-    LIMIT_FILES_MAX, MemoryLimit, Message, REPLY_BYTES_MAX, Refusal, Reply, VERSION, let_run, receive_message, send_message,
-    wait_to_run,
+    LIMIT_FILES_MAX, MemoryLimit, Message, REPLY_BYTES_MAX, Refusal, Reply, VERSION, let_run, receive_message,
+    send_message, wait_to_run,
 };
 pub use counters::{COUNTERS_FILE, Counters};
 pub use exit::{EXIT_ENGINE, EXIT_NOT_FOUND, EXIT_OOM, EXIT_TRAP, exit_code_of_proc_exit, exit_code_of_signal};

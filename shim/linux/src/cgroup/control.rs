@@ -16,6 +16,9 @@ use super::{Cgroup, Hierarchy, count_in};
 const FREEZE_WITHIN: Duration = Duration::from_secs(5);
 /// How long processes that are caught while they make others may go on before they are frozen again.
 const THAWED_FOR: Duration = Duration::from_millis(10);
+/// How long somebody else may take to move a process into a cgroup, and how often to look.
+const ENTERED_WITHIN: Duration = Duration::from_secs(10);
+const LOOK_EVERY_MS: u8 = 1;
 
 impl Cgroup {
     /// The directories in the hierarchies of version 1: the controllers of each, where it is mounted, and the container's own
@@ -42,6 +45,22 @@ impl Cgroup {
         let mut options = fs::File::options();
         let mut file = options.write(true).open(self.dir(controller).ok_or_else(missing)?.join(file))?;
         io::Write::write_all(&mut file, value.as_bytes())
+    }
+
+    /// Waits until somebody else has moved the process `pid` into the container's cgroup.
+    ///
+    /// # Errors
+    /// `TimedOut` when that takes too long.
+    pub fn wait_for(&self, pid: u32) -> io::Result<()> {
+        let deadline = Instant::now() + ENTERED_WITHIN;
+        let is_in = || self.pids().is_ok_and(|pids| pids.iter().any(|there| there.cast_unsigned() == pid));
+        while !is_in() {
+            if Instant::now() > deadline {
+                return Err(io::Error::new(ErrorKind::TimedOut, format!("process {pid} is not moved into its cgroup")));
+            }
+            let _slept = poll(&mut [], PollTimeout::from(LOOK_EVERY_MS));
+        }
+        Ok(())
     }
 
     /// Stops every process of the container where it is, and waits until all are.

@@ -6,6 +6,7 @@ mod filters;
 mod launcher;
 mod own;
 mod runc;
+mod scope;
 mod stage;
 
 use std::path::Path;

@@ -21,7 +21,8 @@ use crate::host::record::Record;
 use crate::launch::filters::Place;
 use crate::launch::launcher::{Attachment, Launched, Launcher};
 use crate::launch::runc::{OciRuntime, PID_FILE};
-use crate::launch::stage::Start;
+use crate::launch::scope::Scope;
+use crate::launch::stage::{Entering, Start};
 use crate::request::{CheckpointOptions, StdioPaths};
 use crate::spec::config::Config;
 use crate::spec::launch::{self, CgroupDir, Cgroups, Further, Given, Limits, Plan, Reason, Setting, Tolerated};
@@ -33,6 +34,8 @@ pub(super) struct Own {
     id: String,
     directory: PathBuf,
     cgroup: Arc<Mutex<CgroupState>>,
+    /// If systemd makes it.
+    scope: Option<Scope>,
     made: OnceLock<Made>,
 }
 
@@ -64,6 +67,7 @@ impl Own {
             id: id.into(),
             directory: bundle.into(),
             cgroup: Arc::new(Mutex::new(CgroupState::NotMade)),
+            scope: record.cgroups_path.as_deref().filter(|_| record.settings.systemd_cgroup).and_then(Scope::named),
             made: OnceLock::new(),
         })
     }
@@ -71,14 +75,18 @@ impl Own {
     /// How the container of `config` is made.
     fn understand(&self, config: &Config) -> Result<Plan, Reason> {
         let settings = &self.record.settings;
-        if settings.no_pivot_root || settings.systemd_cgroup {
-            return Err(Reason("the option `NoPivotRoot`, or cgroups of systemd".into()));
+        if settings.no_pivot_root {
+            return Err(Reason("the option `NoPivotRoot`".into()));
         }
         let cgroup = self.cgroup().map_err(|error| Reason(error.to_string()))?;
         let cgroups = cgroups_of(&cgroup)?;
+        if settings.systemd_cgroup && (self.scope.is_none() || matches!(cgroups, Cgroups::V1(_))) {
+            return Err(Reason("`linux.cgroupsPath`: it is not a scope of systemd on cgroup v2".into()));
+        }
         let given = Given {
             id: &self.id,
             cgroups: &cgroups,
+            has_scope: self.scope.is_some(),
             has_keyring: !settings.no_new_keyring,
             has_kcore: Path::new("/proc/kcore").exists(),
             has_apparmor: has_apparmor(),
@@ -89,27 +97,40 @@ impl Own {
     /// Makes the container's cgroups, with these settings and devices.
     async fn make_cgroup(&self, settings: Vec<Setting>, devices: Option<Devices>) -> Result<()> {
         let (cgroup, state) = (self.cgroup()?, self.cgroup.clone());
-        let made = move || {
-            let mut state = locked(&state);
-            if matches!(*state, CgroupState::Removed | CgroupState::Unwanted) {
-                return Err(io::Error::other("the container is deleted"));
-            }
+        let make = move || {
             if !cgroup.is_empty() {
                 return Err(io::Error::new(ErrorKind::ResourceBusy, "somebody else's processes are there"));
             }
-            *state = CgroupState::Made;
             cgroup.create_empty()?;
-            apply(&cgroup, &settings)?;
-            devices.map_or(Ok(()), |devices| cgroup.limit_devices(&devices))
+            limit(&cgroup, &settings, devices)
         };
-        blocking(move || made().doing(|| "cannot make the container's cgroup".into())).await
+        blocking(move || make_unless_deleted(&state, make).doing(|| "cannot make the container's cgroup".into())).await
+    }
+
+    /// What gets the first process into the scope `scope` with these settings and devices.
+    fn entering(&self, scope: &Scope, settings: Vec<Setting>, devices: Option<Devices>) -> Result<Entering> {
+        let (cgroup, state) = (self.cgroup()?, self.cgroup.clone());
+        let (scope, id) = (scope.clone(), self.id.clone());
+        Ok(Box::new(move |pid| {
+            make_unless_deleted(&state, || {
+                scope.make(&id, pid, &settings)?;
+                cgroup.wait_for(pid)?;
+                limit(&cgroup, &settings, devices)
+            })
+        }))
     }
 
     async fn make(&self, plan: Plan, attachment: Attachment, preserved: Vec<OwnedFd>) -> Result<Launched> {
         let Plan { settings, devices, limits, stage, further, .. } = plan;
-        self.make_cgroup(settings, devices).await?;
+        let (cgroup, entering) = match &self.scope {
+            Some(scope) => (None, Some(self.entering(scope, settings, devices)?)),
+            None => {
+                self.make_cgroup(settings, devices).await?;
+                (self.unified()?, None)
+            }
+        };
         let program = open_engine().doing(|| "cannot open the engine".into())?;
-        let start = Start { program, attachment, preserved, cgroup: self.unified()?, joined: None };
+        let start = Start { program, attachment, preserved, cgroup, joined: None, entering };
         let child = start.lead(&stage).await?;
         let kept = self.keep(&child, further, limits).and_then(|()| self.cgroup());
         match kept {
@@ -211,7 +232,7 @@ impl Launcher for Own {
 
     async fn delete(&self) -> Result<()> {
         self.runtime.delete().await?;
-        let (cgroup, state) = (self.cgroup(), self.cgroup.clone());
+        let (cgroup, state, scope) = (self.cgroup(), self.cgroup.clone(), self.scope.clone());
         let remove = move || {
             // A cgroup that is being made is there before it is removed, and one that could not be removed is removed by the next try.
             let mut state = locked(&state);
@@ -221,7 +242,9 @@ impl Launcher for Own {
             }
             *state = CgroupState::Removed;
             let cgroup = cgroup?;
-            cgroup.kill_all().and_then(|()| cgroup.remove()).doing(|| "cannot remove the container's cgroup".into())
+            let removed = cgroup.kill_all().and_then(|()| cgroup.remove());
+            let removed = removed.and_then(|()| scope.map_or(Ok(()), |scope| scope.remove()));
+            removed.doing(|| "cannot remove the container's cgroup".into())
         };
         blocking(remove).await
     }
@@ -252,8 +275,10 @@ impl Launcher for Own {
         let updated = launch::update(resources, cgroup.hierarchy(), &before, cgroup.memory_limit_bytes());
         let (settings, limits) = updated.map_err(not_understood)?;
         let checked_bytes = limits.checked_bytes().filter(|_| cgroup.hierarchy() == Hierarchy::V2);
+        let scope = self.scope.clone();
         let update = move |cgroup: &Cgroup| {
             check_usage(cgroup, checked_bytes)?;
+            scope.map_or(Ok(()), |scope| scope.update(&settings))?;
             apply(cgroup, &settings)
         };
         self.change("update", update).await?;
@@ -277,7 +302,8 @@ impl Launcher for Own {
         }
         let first = made.process.try_clone().doing(|| "cannot pass on the container's process".into())?;
         let program = open_engine().doing(|| "cannot open the engine".into())?;
-        let start = Start { program, attachment, preserved, cgroup: self.unified()?, joined: Some(first) };
+        let start =
+            Start { program, attachment, preserved, cgroup: self.unified()?, joined: Some(first), entering: None };
         start.lead(&stage).await
     }
 
@@ -324,6 +350,21 @@ fn check_usage(cgroup: &Cgroup, limit_bytes: Option<u64>) -> io::Result<()> {
     }
     let (limit, used) = (bytes_and_mi(limit_bytes), bytes_and_mi(used_bytes));
     Err(io::Error::new(ErrorKind::ResourceBusy, format!("a memory limit of {limit} is below what is in use: {used}")))
+}
+
+/// Makes the container's cgroups, unless the container is deleted meanwhile.
+fn make_unless_deleted(state: &Mutex<CgroupState>, make: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    let mut state = locked(state);
+    if matches!(*state, CgroupState::Removed | CgroupState::Unwanted) {
+        return Err(io::Error::other("the container is deleted"));
+    }
+    *state = CgroupState::Made;
+    make()
+}
+
+fn limit(cgroup: &Cgroup, settings: &[Setting], devices: Option<Devices>) -> io::Result<()> {
+    apply(cgroup, settings)?;
+    devices.map_or(Ok(()), |devices| cgroup.limit_devices(&devices))
 }
 
 fn apply(cgroup: &Cgroup, settings: &[Setting]) -> io::Result<()> {

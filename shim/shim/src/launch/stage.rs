@@ -32,7 +32,12 @@ pub(super) struct Start {
     pub(super) cgroup: Option<File>,
     /// The process whose container it joins; otherwise it gets mounts and process ids of its own.
     pub(super) joined: Option<OwnedFd>,
+    /// What is done with its process before it is told anything.
+    pub(super) entering: Option<Entering>,
 }
+
+/// Something that is done with the process of this number, and may wait.
+pub(super) type Entering = Box<dyn FnOnce(u32) -> io::Result<()> + Send>;
 
 /// A first stage. As long as its process has no other owner, it is killed if this is dropped.
 struct Started {
@@ -96,7 +101,9 @@ impl Start {
         let pid = execute_with(self.program.as_fd(), &name, &files, namespaces, self.cgroup.as_ref().map(AsFd::as_fd))?;
         let child = Child::of_child(pid)?;
         ours.set_nonblocking(true)?;
-        Ok(Started { child: Some(child), stage: BufReader::new(UnixStream::from_std(ours)?) })
+        let started = Started { child: Some(child), stage: BufReader::new(UnixStream::from_std(ours)?) };
+        self.entering.map_or(Ok(()), |enter| enter(pid.cast_unsigned()))?;
+        Ok(started)
     }
 }
 

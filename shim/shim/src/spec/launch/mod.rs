@@ -35,6 +35,8 @@ use crate::spec::debug::Debug;
 pub(crate) struct Given<'a> {
     pub(crate) id: &'a str,
     pub(crate) cgroups: &'a Cgroups,
+    /// systemd makes the container's cgroup.
+    pub(crate) has_scope: bool,
     /// The container gets a session keyring of its own.
     pub(crate) has_keyring: bool,
     /// The node shows its memory as `/proc/kcore`.
@@ -109,7 +111,8 @@ pub(crate) fn understand(config: &Config, given: Given<'_>) -> Result<Plan, Reas
     if !process::is_engine(&process.args) {
         return Err(Reason("`process.args`: the program is not the engine".into()));
     }
-    if !linux.cgroups_path.starts_with('/') || matches!(given.cgroups, Cgroups::V1(dirs) if dirs.is_empty()) {
+    let is_named = given.has_scope || linux.cgroups_path.starts_with('/');
+    if !is_named || matches!(given.cgroups, Cgroups::V1(dirs) if dirs.is_empty()) {
         return Err(Reason(format!("`linux.cgroupsPath`: `{}` is not a path of a cgroup", linux.cgroups_path)));
     }
     let namespaces = Namespaces::of(linux.namespaces)?;

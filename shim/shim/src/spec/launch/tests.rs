@@ -38,7 +38,8 @@ fn plan_on_v2(spec: &Value) -> Result<Plan, Reason> {
 
 fn plan_with(spec: &Value, cgroups: &Cgroups, has_apparmor: bool) -> Result<Plan, Reason> {
     let config = Config::parse(spec.to_string().as_bytes(), Path::new("/b")).unwrap();
-    understand(&config, Given { id: "i", cgroups, has_keyring: true, has_kcore: true, has_apparmor })
+    let has_scope = false;
+    understand(&config, Given { id: "i", cgroups, has_scope, has_keyring: true, has_kcore: true, has_apparmor })
 }
 
 /// The specification with `value` at `pointer`, whose last part may be new.
