@@ -146,6 +146,8 @@ fn the_engine_opens_a_few_files_and_no_other() {
     let (name, port) = (random_name("host"), free_port());
     let job =
         HOSTILE.iter().fold(containerd.job_of(&hostile_image(containerd, &name)), |job, variable| job.env(variable));
+    // Only there can a trace begin before the engine is executed.
+    let job = job.annotation("debug.skiff.dev/launcher", "oci");
     let server = job.host_network().env(&format!("PORT={port}")).create();
     let trace = Trace::of(server.pid);
     server.start().unwrap();

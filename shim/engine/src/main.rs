@@ -92,8 +92,7 @@ fn serve(reporter: &Arc<Reporter>) -> std::io::Result<i32> {
             }
         }
         let Some(code) = code else {
-            replies.refuse(Refusal::Host("the shim has sent no code".into()))?;
-            return Ok(EXIT_ENGINE);
+            return refuse(Refusal::Host("the shim has sent no code".into()), &replies, control);
         };
         match Loaded::new(plan, &code, &account, memory_limits, reporter) {
             Ok(loaded) => {
@@ -101,24 +100,29 @@ fn serve(reporter: &Arc<Reporter>) -> std::io::Result<i32> {
                 return start(loaded, calls, replies, control);
             }
             Err(incompatible @ Refusal::Incompatible(_)) => replies.refuse(incompatible)?,
-            Err(refusal) => {
-                replies.refuse(refusal)?;
-                return Ok(EXIT_ENGINE);
-            }
+            Err(refusal) => return refuse(refusal, &replies, control),
         }
     }
+}
+
+/// Says why the guest does not run, and returns the exit code once the shim has heard it: a container that has ended cannot be started,
+/// and so nobody would hear why.
+fn refuse(refusal: Refusal, replies: &Replies, control: Control) -> std::io::Result<i32> {
+    replies.refuse(refusal)?;
+    // The shim closes its end.
+    let _heard = control.wait_to_run();
+    Ok(EXIT_ENGINE)
 }
 
 /// Brings a guest from its code to its end, and returns the exit code.
 fn start(loaded: Loaded, calls: Option<File>, replies: Replies, control: Control) -> std::io::Result<i32> {
     let sent = replies.loaded().map_err(|error| Refusal::Host(format!("cannot talk to the shim: {error}")));
-    let linked = sent.and_then(|()| loaded.link());
-    if linked.is_ok() {
-        control.wait_to_run()?;
-    } else {
-        drop(control);
-    }
-    match linked.and_then(|linked| linked.prepare(calls)) {
+    let linked = match sent.and_then(|()| loaded.link()) {
+        Ok(linked) => linked,
+        Err(refusal) => return refuse(refusal, &replies, control),
+    };
+    control.wait_to_run()?;
+    match linked.prepare(calls) {
         Ok(prepared) => {
             replies.ready()?;
             Ok(prepared.run())

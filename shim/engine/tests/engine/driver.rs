@@ -336,6 +336,7 @@ impl Guest {
         match running.reply() {
             Reply::Refused(refusal) => {
                 if !matches!(refusal, Refusal::Incompatible(_)) {
+                    running.socket.shutdown(std::net::Shutdown::Both).unwrap();
                     assert_eq!(running.end().code, 125);
                 }
                 refusal

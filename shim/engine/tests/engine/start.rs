@@ -87,6 +87,7 @@ fn what_no_shim_hears_is_said_on_stderr() {
     let mut running = guest.spawn();
     drop(heard);
     send_message(&running.socket, &message).unwrap();
+    running.socket.shutdown(std::net::Shutdown::Write).unwrap();
     let ended = running.end();
     assert_eq!((ended.code, ended.stdout), (125, String::new()));
     assert!(ended.stderr.starts_with("skiff: cannot talk to the shim: "), "{}", ended.stderr);
