@@ -81,8 +81,7 @@ fn main() {
 fn look() -> Value {
     json!({
         "arguments": std::env::args().collect::<Vec<_>>(),
-        // The OCI runtime gives every process a home.
-        "environment": std::env::vars().filter(|(name, _)| name != "HOME").collect::<BTreeMap<_, _>>(),
+        "environment": std::env::vars().collect::<BTreeMap<_, _>>(),
         "directory": std::env::current_dir().map_err(|error| error.to_string()).ok(),
         "namespaces": links("/proc/self/ns"),
         "status": status(),

@@ -104,8 +104,7 @@ pub(super) fn understand(
     let capabilities = container.map_or_else(|| sets(process.capabilities), Ok)?;
     let limit = |limit: &strict::Rlimit| Limit { resource: limit.resource, soft: limit.soft, hard: limit.hard };
     let limits = process.rlimits.iter().map(limit).collect();
-    // No variable of a container is the engine's, and so it has no home either.
-    let env = if is_engine(&process.args) { process.env } else { without_repetitions(process.env)? };
+    let env = without_repetitions(process.env)?;
     let umask = inherited.map_or(user.umask, |inherited| inherited.umask);
     Ok(Understood {
         has_terminal: process.terminal,
@@ -142,7 +141,7 @@ impl Understood {
         // Only a privileged process may install a filter otherwise.
         let (early, late) = if self.no_new_privileges { (None, filter) } else { (filter, None) };
         steps.extend(self.no_new_privileges.then_some(Step::NoNewPrivileges));
-        steps.extend((!is_engine(&self.args)).then_some(Step::Home));
+        steps.push(Step::Home);
         steps.extend(self.limits.into_iter().map(Step::Limit));
         steps.extend(early);
         steps.push(Step::Become(self.identity));

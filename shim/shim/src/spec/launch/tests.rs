@@ -97,7 +97,7 @@ fn a_small_container_is_made_in_this_order() {
     let names: Vec<&str> =
         names.iter().map(|name| name.split(|character| " ({".contains(character)).next().unwrap()).collect();
     let expected = "Keyring OomScore Session Cgroups Root Mount Mount Device Device Device Device Device Device Link Link Link \
-                    Link Link Link NullStreams Directory Mask Pivot Umask Become Cgroups";
+                    Link Link Link NullStreams Directory Mask Pivot Umask Home Become Cgroups";
     assert_eq!(names.join(" "), expected);
     assert_eq!(plan.stage.args, ["/proc/self/fd/3", "/app.wasm"]);
     assert_eq!(plan.stage.steps[3], Step::Cgroups(vec!["/cg/memory/c/tasks".into()]));
@@ -722,7 +722,7 @@ fn a_further_process_joins_the_first_one() {
     let engine = further
         .stage(&process(json!({"cwd": "/", "user": {"uid": 1, "gid": 2}, "args": ["/proc/self/fd/3"]})))
         .unwrap();
-    assert!(!engine.steps.contains(&Step::Home) && engine.env.is_empty());
+    assert!(engine.steps.contains(&Step::Home) && engine.env.is_empty());
     let without = json!({"cwd": "/", "user": {"uid": 1, "gid": 2}, "args": ["sh"], "capabilities": {}});
     let without = further.stage(&process(without)).unwrap();
     let is_without = |step: &Step| matches!(step, Step::Become(who) if who.capabilities == Capabilities::default());
