@@ -309,9 +309,12 @@ pub fn succeeded(output: &Output) -> &Output {
     output
 }
 
-/// Whether a file is one that a cache keeps: compiled code, what is remembered of a failure, or its counters.
+/// Whether a file is one that a cache keeps: compiled code, what is remembered of a failure, filters, or its counters.
 fn is_the_caches(path: &Path) -> bool {
-    path.ends_with("counters.1") || path.extension().is_some_and(|kind| kind == "cwasm" || kind == "failed")
+    let is_filter = path.parent().is_some_and(|directory| directory.ends_with("cache/filters"));
+    is_filter
+        || path.ends_with("counters.1")
+        || path.extension().is_some_and(|kind| kind == "cwasm" || kind == "failed")
 }
 
 fn copy(from: &Path, to: &Path) {

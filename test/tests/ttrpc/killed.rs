@@ -168,7 +168,7 @@ async fn a_shim_killed_at_any_step_of_an_exec_leaves_nothing_behind_delete() {
         let mut bundle = containerd.wasm(moment, "c-sleep", &[]);
         fs::copy(guest("c-sleep"), bundle.image.join("beside.wasm")).unwrap();
         let runtime = logging_runtime(&containerd, &script);
-        bundle.options = runtime_options(&containerd.toml(&format!("BinaryName = \"{runtime}\"")));
+        bundle.options = runtime_options(&containerd.toml(&format!("OwnLauncher = false\nBinaryName = \"{runtime}\"")));
         let shim = containerd.run(&bundle).await;
         let pid = shim.pid().await;
         let request = add_exec(&shim, &bundle, &["beside"], terminal).await;

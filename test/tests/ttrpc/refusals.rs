@@ -220,7 +220,7 @@ async fn a_create_whose_time_is_over_leaves_no_half_made_container() {
     let containerd = FakeContainerd::new().await;
     let mut bundle = containerd.wasm("a", "c-sleep", &[]);
     let slow = logging_runtime(&containerd, "case \"$*\" in *' create '*) sleep 0.7;; esac");
-    bundle.options = runtime_options(&containerd.toml(&format!("BinaryName = \"{slow}\"")));
+    bundle.options = runtime_options(&containerd.toml(&format!("OwnLauncher = false\nBinaryName = \"{slow}\"")));
     let shim = containerd.start(&bundle).await;
     let hurried = shim.tasks.create(with_timeout(300_000_000), &bundle.create_request()).await;
     assert!(hurried.is_err(), "{hurried:?}");
