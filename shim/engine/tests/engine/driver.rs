@@ -438,6 +438,8 @@ impl Running {
 
     /// Waits for the engine's end.
     pub(crate) fn end(&mut self) -> Ended {
+        // Nobody may have read yet that the guest is loaded.
+        let _listens = let_run(&self.socket);
         let deadline = Instant::now() + PATIENCE;
         let status = loop {
             match self.child.try_wait().unwrap() {
