@@ -49,10 +49,10 @@ impl Buffers {
             reserved_bytes: reserved << 10,
         };
         match limit_bytes {
-            Some(limit_bytes) if limit_bytes < 128 * MIB => of(16, Some(8), 4, 80),
-            Some(limit_bytes) if limit_bytes < 512 * MIB => of(32, Some(32), 16, 208),
-            Some(_) => of(64, Some(64), 32, 400),
-            None => of(64, None, 32, 400),
+            Some(limit_bytes) if limit_bytes < 128 * MIB => of(16, Some(8), 4, 76),
+            Some(limit_bytes) if limit_bytes < 512 * MIB => of(32, Some(32), 16, 204),
+            Some(_) => of(64, Some(64), 32, 396),
+            None => of(64, None, 32, 396),
         }
     }
 }
@@ -80,12 +80,12 @@ mod tests {
             (None, 1024, (512, 512)),
             (None, 0, (1, 1)),
             (Some(MIB), 1 << 20, (17, 16)),
-            (Some(16 * MIB), 1024, (63, 25)),
-            (Some(64 * MIB), 1024, (217, 26)),
-            (Some(256 * MIB), 1024, (334, 40)),
-            (Some(256 * MIB), 1 << 20, (334, 40)),
+            (Some(16 * MIB), 1024, (67, 27)),
+            (Some(64 * MIB), 1024, (228, 27)),
+            (Some(256 * MIB), 1024, (341, 41)),
+            (Some(256 * MIB), 1 << 20, (341, 41)),
             (Some(256 * MIB), 64, (32, 32)),
-            (Some(1024 * MIB), 1 << 20, (697, 84)),
+            (Some(1024 * MIB), 1 << 20, (704, 85)),
             (Some(u64::MAX / 4), 1 << 20, (4096, 4096)),
         ] {
             let each_bytes = Buffers::under(limit_bytes).reserved_bytes;

@@ -47,6 +47,8 @@ struct Connection {
 pub(super) enum Need {
     /// Places, or descriptors.
     Place,
+    /// Memory for one more place.
+    PaidPlace,
     /// Memory of the guest's share.
     Memory,
     /// Instances: clients that take nothing hold them.
@@ -57,7 +59,8 @@ impl Need {
     /// Whether a connection's end helps.
     fn is_met_by(self, standing: Standing, leased_bytes: u64) -> bool {
         match self {
-            Self::Place => true,
+            // Those that the host's share pays for are counted, and not told apart.
+            Self::Place | Self::PaidPlace => true,
             Self::Memory => leased_bytes > 0 || matches!(standing, Standing::Stalled(_)),
             Self::Instance => matches!(standing, Standing::Stalled(_)),
         }
@@ -83,10 +86,10 @@ impl Places {
     pub(super) async fn take(self: &Arc<Self>) -> Place {
         loop {
             let freed = self.freed.notified();
-            if let Some(place) = self.try_take() {
-                return place;
+            match self.try_take() {
+                Ok(place) => return place,
+                Err(need) => self.make_room(need),
             }
-            self.make_room(Need::Place);
             // Whatever comes of it, the next look finds it.
             let _waited = timeout(RETRY, freed).await;
         }
@@ -107,17 +110,17 @@ impl Places {
         self.taken().connections.values().all(|connection| is_idle(connection.activity.standing()))
     }
 
-    /// Takes a place if there is one.
-    fn try_take(self: &Arc<Self>) -> Option<Place> {
+    /// Takes a place if there is one, and the memory for it.
+    fn try_take(self: &Arc<Self>) -> Result<Place, Need> {
         let reserved_bytes = self.buffers.reserved_bytes;
         let (max, paid_by_host) = self.maximum();
         let count = self.taken().connections.len();
         let lease = match count {
             _ if count < paid_by_host => Lease::new(&self.budget),
-            _ if count < max => self.budget.lease(reserved_bytes).ok()?,
-            _ => return None,
+            _ if count < max => self.budget.lease(reserved_bytes).map_err(|_| Need::PaidPlace)?,
+            _ => return Err(Need::Place),
         };
-        Some(self.place(lease))
+        Ok(self.place(lease))
     }
 
     /// Asks the connection to give way that has been idle for longest of those whose end helps.
@@ -132,7 +135,7 @@ impl Places {
         let ranked = others.filter_map(|(_, Connection { activity, lease })| {
             let standing = activity.standing();
             let rank @ (_, since) = standing.rank(now)?;
-            let is_fresh = need == Need::Memory && now.duration_since(since) < FRESH;
+            let is_fresh = matches!(need, Need::Memory | Need::PaidPlace) && now.duration_since(since) < FRESH;
             (!is_fresh && need.is_met_by(standing, lease.held_bytes())).then_some((rank, activity))
         });
         if let Some((_, idlest)) = ranked.min_by_key(|(rank, _)| *rank) {
