@@ -38,7 +38,8 @@ pub(super) fn pool_instances(limit_bytes: Option<u64>) -> u32 {
 /// How many bytes of an instance's memories stay resident for the next one, in a server that starts under a memory limit.
 pub(super) fn resident_bytes(limit_bytes: Option<u64>) -> u64 {
     let share_bytes = limit_bytes.map_or(u64::MAX, guest_share_bytes);
-    (share_bytes / RESIDENT_PART / u64::from(instances_max(limit_bytes))).min(RESIDENT_BYTES_MAX)
+    // A limit that is raised and lowered again may have filled all of the pool.
+    (share_bytes / RESIDENT_PART / u64::from(pool_instances(limit_bytes) + PROBE_INSTANCES)).min(RESIDENT_BYTES_MAX)
 }
 
 /// How many threads of a server run guests, and how many more may block on files and slow readers, if the process may use
@@ -65,11 +66,12 @@ mod tests {
     #[test]
     fn what_stays_resident_is_an_eighth_of_the_guests_share_at_most() {
         for limit_bytes in [0, 16 * MIB, 64 * MIB, 1 << 30, u64::MAX / 4] {
-            let all_bytes = resident_bytes(Some(limit_bytes)) * u64::from(instances_max(Some(limit_bytes)));
+            let instances = pool_instances(Some(limit_bytes)) + PROBE_INSTANCES;
+            let all_bytes = resident_bytes(Some(limit_bytes)) * u64::from(instances);
             assert!(all_bytes <= guest_share_bytes(limit_bytes) / 8, "under {limit_bytes}");
         }
         assert_eq!(resident_bytes(None), MIB);
-        assert!((96 << 10..131 << 10).contains(&resident_bytes(Some(64 * MIB))));
+        assert!((96 << 10..131 << 10).contains(&resident_bytes(Some(512 * MIB))));
     }
 
     #[test]

@@ -166,6 +166,8 @@ impl Budget {
         let Some(room) = room else { return u64::MAX };
         let kept_bytes = self.kept_bytes.load(Ordering::Relaxed);
         let idle_bytes = self.pool.get().map_or(0, |pool| pool.unused_memory_bytes_resident() as u64);
+        // Under a limit that was lowered by far it may be more than all, and instances are what makes use of it again.
+        let idle_bytes = idle_bytes.min(room.guest_bytes() / 2);
         room.guest_bytes().saturating_sub(kept_bytes.saturating_add(idle_bytes))
     }
 
