@@ -38,8 +38,11 @@ pub(super) fn pool_instances(limit_bytes: Option<u64>) -> u32 {
 /// How many bytes of an instance's memories stay resident for the next one, in a server that starts under a memory limit.
 pub(super) fn resident_bytes(limit_bytes: Option<u64>) -> u64 {
     let share_bytes = limit_bytes.map_or(u64::MAX, guest_share_bytes);
-    // A limit that is raised and lowered again may have filled all of the pool.
-    (share_bytes / RESIDENT_PART / u64::from(pool_instances(limit_bytes) + PROBE_INSTANCES)).min(RESIDENT_BYTES_MAX)
+    // A small limit that is raised and lowered again may have filled a pool that is far too large for it.
+    match instances_max(limit_bytes) {
+        ..POOL_MIN => 0,
+        instances => (share_bytes / RESIDENT_PART / u64::from(instances + PROBE_INSTANCES)).min(RESIDENT_BYTES_MAX),
+    }
 }
 
 /// How many threads of a server run guests, and how many more may block on files and slow readers, if the process may use
