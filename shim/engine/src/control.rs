@@ -11,7 +11,8 @@ use skiff_protocol::{CONTROL_FD, ENGINE_FD, Message, Refusal, Reply};
 
 use crate::report::Reporter;
 
-/// The control socket. Messages and the word to run come through it, and nothing goes back. Invariant: no guest code runs while it is open.
+/// The control socket. Messages and the word to run come through it, and nothing goes back. Invariant: no guest code runs while
+/// it is open.
 pub(crate) struct Control(UnixStream);
 
 impl Control {
