@@ -10,6 +10,11 @@ const ROOT: &str = "/sys/fs/cgroup";
 const PATIENCE: Duration = Duration::from_secs(5);
 const OFTEN: Duration = Duration::from_millis(10);
 
+/// Whether the node's controllers are those of version 1.
+pub(crate) fn is_version_1() -> bool {
+    Path::new(ROOT).join("memory").is_dir()
+}
+
 /// A cgroup, by its name below the root.
 pub(crate) struct Group {
     name: String,

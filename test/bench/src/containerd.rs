@@ -19,20 +19,35 @@ use tonic::metadata::MetadataValue;
 
 use crate::cgroup::Group;
 use crate::container;
+use crate::cri::Cri;
 use crate::image::{Form, Image};
 use crate::processes;
 use crate::programs::Programs;
 
-/// containerd's namespace of everything here.
+/// containerd's namespace of the containers here.
 const NAMESPACE: &str = "bench";
+/// containerd's namespace of everything that comes through the CRI.
+const POD_NAMESPACE: &str = "k8s.io";
+/// The image of the sandboxes that need one.
+const PAUSE: &str = "localhost/pause-file:1";
 const PATIENCE: Duration = Duration::from_secs(30);
 const OFTEN: Duration = Duration::from_millis(5);
+
+/// What a containerd is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Serves {
+    /// Containers of its own interface.
+    Containers,
+    /// Pods of the CRI, too.
+    Pods,
+}
 
 /// A running containerd.
 pub(crate) struct Containerd {
     process: Child,
     directory: TempDir,
     client: Client,
+    cri: Cri,
     ctr: PathBuf,
     tag: String,
     group: Group,
@@ -43,10 +58,10 @@ impl Containerd {
     ///
     /// # Errors
     /// When it does not start.
-    pub(crate) async fn start(programs: &Programs) -> Result<Self> {
+    pub(crate) async fn start(programs: &Programs, serves: Serves) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("skiff-bench.").tempdir()?;
         let home = directory.path();
-        std::fs::write(home.join("config.toml"), configuration(home))?;
+        std::fs::write(home.join("config.toml"), configuration(home, serves))?;
         let log = std::fs::File::create(home.join("containerd.log"))?;
         let process = Command::new(programs.tool("containerd"))
             .arg("--config")
@@ -62,7 +77,8 @@ impl Containerd {
         let client = answering(&home.join("c.sock")).await.context("containerd does not answer")?;
         let tag = format!("sb{}", std::process::id());
         let group = Group::of(&tag, pid_of(&process)?)?;
-        Ok(Self { process, client, ctr: programs.tool("ctr"), tag, group, directory })
+        let cri = Cri::new(client.channel());
+        Ok(Self { process, client, cri, ctr: programs.tool("ctr"), tag, group, directory })
     }
 
     /// Its process.
@@ -83,6 +99,16 @@ impl Containerd {
         &self.client
     }
 
+    /// The client of its CRI.
+    pub(crate) fn cri(&self) -> &Cri {
+        &self.cri
+    }
+
+    /// What the command line of each of its shims holds, and that of nothing else.
+    pub(crate) fn shims(&self) -> String {
+        self.directory().join("c.sock").display().to_string()
+    }
+
     /// Where everything is kept.
     pub(crate) fn directory(&self) -> &Path {
         self.directory.path()
@@ -98,9 +124,21 @@ impl Containerd {
     /// # Errors
     /// When the program cannot be read or `ctr` fails.
     pub(crate) async fn image_of(&self, program: &Path, form: Form) -> Result<Image> {
+        self.import(program, form, NAMESPACE).await
+    }
+
+    /// The same for pods, as a file.
+    ///
+    /// # Errors
+    /// Those of [`Containerd::image_of`].
+    pub(crate) async fn pod_image(&self, program: &Path) -> Result<Image> {
+        self.import(program, Form::File, POD_NAMESPACE).await
+    }
+
+    async fn import(&self, program: &Path, form: Form, namespace: &str) -> Result<Image> {
         let image = Image::pack(program, form, self.directory())?;
         let output = Command::new(&self.ctr)
-            .args(["--namespace", NAMESPACE, "--address"])
+            .args(["--namespace", namespace, "--address"])
             .arg(self.directory().join("c.sock"))
             .args(["images", "import", "--local", "--platform", &image.platform])
             .arg(format!("--no-unpack={}", form == Form::WasmLayer))
@@ -169,12 +207,28 @@ pub(crate) fn request<T>(message: T) -> Request<T> {
     request
 }
 
-fn configuration(home: &Path) -> String {
+fn configuration(home: &Path, serves: Serves) -> String {
     let home = home.display();
+    let served = match serves {
+        Serves::Containers => "disabled_plugins = ['io.containerd.grpc.v1.cri', 'io.containerd.cri.v1.runtime', \
+             'io.containerd.cri.v1.images']\n"
+            .into(),
+        Serves::Pods => {
+            let cri = "plugins.'io.containerd.cri.v1.runtime'";
+            format!(
+                "[plugins.'io.containerd.nri.v1.nri']\ndisable = true\n\
+                 [plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = '{PAUSE}'\n\
+                 [{cri}]\nrestrict_oom_score_adj = true\n\
+                 [{cri}.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n\
+                 [{cri}.containerd.runtimes.runc.options]\nRoot = '{home}/runc'\n\
+                 [{cri}.containerd.runtimes.skiff]\nruntime_type = 'io.containerd.skiff.v1'\n\
+                 [{cri}.containerd.runtimes.skiff.options]\nRoot = '{home}/skiff'\nCacheDir = '{home}/cache'\n"
+            )
+        }
+    };
     format!(
-        "version = 3\nroot = \"{home}/root\"\nstate = \"{home}/state\"\n\
-         disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.runtime\", \"io.containerd.cri.v1.images\"]\n\
-         [grpc]\naddress = \"{home}/c.sock\"\n[ttrpc]\naddress = \"{home}/c.sock.ttrpc\"\n[debug]\nlevel = \"warn\"\n"
+        "version = 3\nroot = '{home}/root'\nstate = '{home}/state'\n{served}\
+         [grpc]\naddress = '{home}/c.sock'\n[ttrpc]\naddress = '{home}/c.sock.ttrpc'\n[debug]\nlevel = 'warn'\n"
     )
 }
 

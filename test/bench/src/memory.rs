@@ -49,7 +49,6 @@ pub(crate) async fn marginal(
         rows.push(row.with_context(|| format!("{} failed", sleeper.name))?);
     }
     if let Some(skiff) = rows.last() {
-        report.goal(Goal::at_most("marginal PSS of a container, MB", skiff.marginal_mb, 2.5));
         report.goal(Goal::at_most("wake-ups a second of a sleeping container", skiff.wake_ups, 0.1));
     }
     report.memory(few, many, rows);

@@ -44,13 +44,23 @@ fn sleeps_of(task: &Path) -> Option<u64> {
     status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse().ok())
 }
 
-/// The memory of a process that it shares with no other one, in bytes.
+/// The memory that a process has written, in bytes. Pages of files do not count: others that map them share them.
 ///
 /// # Errors
 /// When there is no such process.
 pub(crate) fn private_bytes(pid: u32) -> Result<u64> {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    Ok(kilobytes(&rollup, &["Private_Clean:", "Private_Dirty:"]) * 1024)
+    Ok(kilobytes(&rollup, &["Private_Dirty:"]) * 1024)
+}
+
+/// The memory that the shims of these containers share with nobody, in bytes.
+pub(crate) fn private_bytes_of_shims(word: &str) -> u64 {
+    let is_shim = |pid: &i32| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+        name.is_ok_and(|name| name.starts_with("containerd-shim"))
+    };
+    let shims = belonging(word).into_iter().filter(is_shim);
+    shims.filter_map(|pid| private_bytes(u32::try_from(pid).ok()?).ok()).sum()
 }
 
 /// The processor time that a process has used, with that of its threads.

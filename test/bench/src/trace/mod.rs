@@ -15,7 +15,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use self::event::Event;
 use self::kernel::{Kernel, threads_of};
-use self::steps::{Requests, Step, steps};
+use self::steps::{Maker, Requests, Step, steps};
 use crate::container::{Moments, Plan, milliseconds, prepare};
 use crate::containerd::Containerd;
 use crate::image::Form;
@@ -75,7 +75,8 @@ async fn once(kernel: &Kernel, containerd: &Containerd, plan: &Plan<'_>, id: Str
     let moments = moments?;
     let events = Event::parse_all(&trace);
     let (deeds, slices) = work::of(&events, &threads, moments.pid);
-    steps(&deeds, &slices, requests(&moments)?)
+    let maker = if plan.target == Target::Skiff { Maker::Shim } else { Maker::Runtime };
+    steps(maker, &deeds, &slices, requests(&moments)?)
 }
 
 /// The moments on the kernel's clock.
