@@ -22,6 +22,13 @@ pub fn heap_bytes() -> usize {
     heap.uordblks.saturating_add(heap.hblkhd)
 }
 
+/// Lets all threads that begin later allocate from the one heap that grows by large steps. Each of the others would have a heap of its
+/// own that grows page by page, with a system call for each.
+pub fn use_one_heap() {
+    // SAFETY: it changes a setting of the allocator under the allocator's locks.
+    let _set = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
 /// Gives the kernel those pages of this process's heap that nothing uses any more.
 pub fn trim_heap() {
     // SAFETY: it changes nothing that is in use, under the allocator's locks.

@@ -1,6 +1,6 @@
 //! `containerd-shim-skiff-v1`: the process that containerd starts for a pod, and that runs the pod's containers.
 //!
-//! `start` makes it, `delete` cleans up after one that was killed, and without an action it serves the Task API.
+//! The action `start` makes it, which then serves the Task API, and `delete` cleans up after one that was killed.
 
 mod code;
 mod containerd;

@@ -137,7 +137,7 @@ async fn concurrent_starts_of_one_pod_give_one_shim() {
         assert_eq!(addresses.len(), 1, "with {round}: {addresses:?}");
         let shim = containerd.connect(addresses.iter().next().unwrap()).await;
         let pid = shim.pid().await;
-        let serving: Vec<_> = containerd.processes().into_iter().filter(|(_, line)| line.contains("-socket")).collect();
+        let serving: Vec<_> = containerd.processes().into_iter().filter(|(_, line)| line.contains("start")).collect();
         assert_eq!(serving.len(), 1, "with {round}: {serving:?}");
         assert_eq!(serving[0].0, pid);
         if round == "no socket" {

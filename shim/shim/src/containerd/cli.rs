@@ -1,4 +1,4 @@
-//! The shim's command line, as containerd uses it: `start`, `delete`, `-info`, `-v`, and serving. `skiff` uses one action more.
+//! The shim's command line, as containerd uses it: `start`, `delete`, `-info` and `-v`. `skiff` uses one action more.
 
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
@@ -9,7 +9,8 @@ use protobuf::well_known_types::any::Any;
 use skiff_protocol::WARM_ACTION;
 
 use crate::code;
-use crate::containerd::{bootstrap, cleanup, options, server, start};
+use crate::containerd::start::{self, Started};
+use crate::containerd::{bootstrap, cleanup, options, server};
 use crate::error::{Context, Error, Result};
 use crate::host::pid_namespace;
 
@@ -29,13 +30,16 @@ pub(crate) fn run() -> Result<()> {
         return print(&info()?);
     }
     match flags.action.as_str() {
-        "start" => print(&start::start(&flags)?),
+        "start" => match start::start(&flags)? {
+            Started::Answer(answer) => print(&answer),
+            Started::Shim(serving) => server::run(serving),
+        },
         "delete" => print(&cleanup::delete(&flags)?),
         pid_namespace::ACTION => {
             pid_namespace::run_init().doing(|| "cannot run the first process of the pid namespace".into())
         }
         WARM_ACTION => print(&code::warm()?),
-        "" => server::run(flags),
+        "" => Err(Error::invalid("containerd starts the shim with the action `start`")),
         other => Err(Error::invalid(format!("`{other}` is not a shim action"))),
     }
 }

@@ -5,11 +5,10 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use containerd_shim::Flags;
 use containerd_shim::protos::shim_async::create_task;
 use containerd_shim::protos::ttrpc::asynchronous::transport::Listener;
 use containerd_shim::protos::ttrpc::asynchronous::{Server, Service};
-use skiff_linux::descriptors::inherit;
+use skiff_linux::memory::use_one_heap;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
@@ -19,7 +18,6 @@ use crate::containerd::task::TaskService;
 use crate::error::{Context, Error, Kind, Result};
 use crate::host::compile::finish_for_others;
 use crate::host::namespaces::{self, Holder};
-use crate::host::process::FIRST_PASSED;
 use crate::host::{orphans, shim_log};
 use crate::identity::Identity;
 use crate::pod::Pod;
@@ -31,14 +29,22 @@ const DISCONNECT_LIMIT: Duration = Duration::from_millis(300);
 /// How long the shim waits at its end for events to be taken.
 const FLUSH_LIMIT: Duration = Duration::from_secs(5);
 
+/// What a shim begins to serve with.
+pub(super) struct Serving {
+    pub(super) listener: UnixListener,
+    pub(super) identity: Identity,
+    /// containerd's socket for events.
+    pub(super) events: String,
+    pub(super) debug: bool,
+}
+
 /// Serves the Task API until containerd has no more use for it. The calling thread, which must be the main one, holds the
 /// pod's namespaces meanwhile.
-pub(super) fn run(flags: Flags) -> Result<()> {
-    shim_log::open(flags.debug);
-    let listener = passed_listener()?;
+pub(super) fn run(serving: Serving) -> Result<()> {
+    let Serving { listener, identity, events, debug } = serving;
+    use_one_heap();
+    shim_log::open(debug);
     nix::sys::prctl::set_child_subreaper(true).doing(|| "cannot become the subreaper".into())?;
-    let identity = Identity { namespace: flags.namespace, containerd: flags.address, socket: flags.socket };
-    let events = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
     let (holder, jobs) = namespaces::holder();
     let serving = std::thread::Builder::new().name("serve".into()).spawn(move || {
         let runtime =
@@ -54,13 +60,6 @@ pub(super) fn run(flags: Flags) -> Result<()> {
         log::error!("{}", crate::error::chain(error));
     }
     served
-}
-
-/// The socket that `start` has bound.
-fn passed_listener() -> Result<UnixListener> {
-    let listener = inherit(FIRST_PASSED)
-        .doing(|| "the shim has no socket: containerd starts it with the action `start`".into())?;
-    Ok(listener.into())
 }
 
 /// Serves at `listener` until containerd shuts the shim down or a signal ends it.
