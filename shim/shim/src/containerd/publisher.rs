@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use containerd_shim::event::Event;
 use containerd_shim::protos::shim_async::{Client, EventsClient};
-use protobuf::MessageDyn;
+use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::timestamp::Timestamp;
 use tokio::sync::{mpsc, oneshot};
@@ -15,6 +15,8 @@ use tokio::sync::{mpsc, oneshot};
 use containerd_shim::protos::shim::event::Envelope;
 use containerd_shim::protos::shim::events::ForwardRequest;
 
+/// The package of all events.
+const PACKAGE: &str = "containerd.events";
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_DELAY: Duration = Duration::from_millis(500);
 /// How often an event is tried that containerd refuses; while it is down, an event waits for as long as that takes.
@@ -41,14 +43,14 @@ impl Publisher {
     }
 
     /// Queues `event`.
-    pub(super) fn publish(&self, event: impl Event) {
+    pub(super) fn publish<E: Event + Message>(&self, event: E) {
         let topic = event.topic();
-        let message: &dyn MessageDyn = &event;
-        let Ok(value) = message.write_to_bytes_dyn() else {
+        let Ok(value) = event.write_to_bytes() else {
             log::error!("cannot encode an event of `{topic}`");
             return;
         };
-        let any = Any { type_url: message.descriptor_dyn().full_name().to_string(), value, ..Any::default() };
+        // The library knows the whole name as well, but has to build descriptors of all messages for it, which takes a millisecond.
+        let any = Any { type_url: format!("{PACKAGE}.{}", E::NAME), value, ..Any::default() };
         let envelope = Envelope {
             timestamp: Some(Timestamp::now()).into(),
             namespace: self.namespace.clone(),
