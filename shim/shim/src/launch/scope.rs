@@ -1,6 +1,8 @@
 //! The scope of systemd that is a container's cgroup, where a specification names one as `slice:prefix:name`.
 
 use std::io;
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 
 use cgroups_rs::systemd::props::PropertiesBuilder;
 use cgroups_rs::systemd::{
@@ -10,6 +12,8 @@ use cgroups_rs::systemd::{
 
 use crate::spec::launch::Setting;
 
+/// How long systemd may take to answer; what programs usually wait on its bus.
+const LIMIT: Duration = Duration::from_secs(25);
 /// Of which unit of time systemd counts the processor time that is allowed, and how finely, in microseconds.
 const SECOND_US: u64 = 1_000_000;
 const QUOTA_STEP_US: u64 = 10_000;
@@ -46,8 +50,8 @@ impl Scope {
         let made = PropertiesBuilder::default_cgroup(&self.slice, &self.unit);
         let mut properties = made.description(format!("skiff container {id}")).pids(vec![pid]).build();
         properties.extend(properties_of(settings));
-        let client = SystemdClient::new(&self.unit, properties);
-        client.and_then(|client| client.start()).map_err(|error| self.failed("make", &error))
+        let unit = self.unit.clone();
+        self.ask("make", LIMIT, move || SystemdClient::new(&unit, properties)?.start())
     }
 
     /// Tells systemd what has become of these settings.
@@ -55,9 +59,8 @@ impl Scope {
     /// # Errors
     /// systemd's, and those of the bus.
     pub(super) fn update(&self, settings: &[Setting]) -> io::Result<()> {
-        let client = SystemdClient::new(&self.unit, Vec::new());
-        let updated = client.and_then(|mut client| client.set_properties(&properties_of(settings)));
-        updated.map_err(|error| self.failed("update", &error))
+        let (unit, properties) = (self.unit.clone(), properties_of(settings));
+        self.ask("update", LIMIT, move || SystemdClient::new(&unit, Vec::new())?.set_properties(&properties))
     }
 
     /// Removes it. One that is gone is no error.
@@ -65,13 +68,26 @@ impl Scope {
     /// # Errors
     /// systemd's, and those of the bus.
     pub(super) fn remove(&self) -> io::Result<()> {
-        let client = SystemdClient::new(&self.unit, Vec::new());
-        client.and_then(|client| client.stop()).map_err(|error| self.failed("remove", &error))
+        let unit = self.unit.clone();
+        self.ask("remove", LIMIT, move || SystemdClient::new(&unit, Vec::new())?.stop())
     }
 
-    fn failed(&self, doing: &str, error: &dyn std::error::Error) -> io::Error {
-        let words = crate::error::chain(error);
-        io::Error::other(format!("systemd cannot {doing} the scope `{}`: {words}", self.unit))
+    /// Waits for systemd, but for no longer than `limit`. A question that it has not answered by then is left to a thread of its own.
+    fn ask(
+        &self,
+        doing: &str,
+        limit: Duration,
+        question: impl FnOnce() -> cgroups_rs::systemd::dbus::error::Result<()> + Send + 'static,
+    ) -> io::Result<()> {
+        let (answer, answered) = sync_channel(1);
+        // Whoever asked may be gone.
+        std::thread::Builder::new().name("systemd".into()).spawn(move || drop(answer.send(question())))?;
+        let words = match answered.recv_timeout(limit) {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => crate::error::chain(&error),
+            Err(_) => format!("it has not answered within {} s", limit.as_secs()),
+        };
+        Err(io::Error::other(format!("systemd cannot {doing} the scope `{}`: {words}", self.unit)))
     }
 }
 
@@ -135,6 +151,20 @@ mod tests {
         ] {
             assert_eq!(Scope::named(path), expected, "{path}");
         }
+    }
+
+    #[test]
+    fn systemd_is_not_waited_for_for_ever() {
+        let scope = Scope::named("a.slice:cri:b").unwrap();
+        let (asked, silent) = std::sync::mpsc::channel::<()>();
+        let question = move || {
+            silent.recv().ok();
+            Ok(())
+        };
+        let error = scope.ask("make", Duration::ZERO, question).unwrap_err();
+        assert_eq!(error.to_string(), "systemd cannot make the scope `cri-b.scope`: it has not answered within 0 s");
+        drop(asked);
+        scope.ask("make", LIMIT, || Ok(())).unwrap();
     }
 
     #[test]
