@@ -8,6 +8,7 @@ pub(crate) mod console;
 pub(crate) mod engine;
 pub(crate) mod idmap;
 pub(crate) mod kernel_files;
+pub(crate) mod layers;
 pub(crate) mod logging_program;
 pub(crate) mod lookup;
 pub(crate) mod memory_limits;

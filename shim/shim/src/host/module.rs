@@ -20,8 +20,8 @@ use skiff_protocol::{MODULE_BYTES_MAX, bytes_and_mi};
 use super::lookup::open_file;
 use crate::spec::config::Mount;
 
-/// How many bytes are read and hashed at a time: few enough to stay in the processor's cache.
-const PIECE_BYTES: usize = 128 << 10;
+/// How many bytes are read and hashed at a time: few enough to stay in the processor's cache, and for a buffer on the heap.
+const PIECE_BYTES: usize = 32 << 10;
 
 /// Where a module is read from.
 #[derive(Clone, Debug)]

@@ -10,6 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Context, Error, Kind, Result};
+use crate::host::layers::Layers;
 use crate::host::lookup::{content_of, open_file};
 use crate::host::module::{Source, digest_of};
 use crate::host::reader::{read_apart, read_in_turn};
@@ -36,7 +37,7 @@ pub(crate) struct Module {
     pub(crate) digest: String,
 }
 
-/// Finds what the container `id` of `config` runs. Its root file system must be mounted.
+/// Finds what the container `id` of `config` runs. Its root file system, of these `layers`, must be mounted.
 ///
 /// # Errors
 /// `Invalid` for what is not a file, or for a module that is too large; the host's, when it cannot be read.
@@ -44,12 +45,13 @@ pub(crate) async fn find(
     identity: &Identity,
     id: &str,
     config: &Arc<Config>,
+    layers: Option<Layers>,
     unwanted: &CancellationToken,
 ) -> Result<Program> {
     let Some(entrypoint) = config.entrypoint() else { return Ok(Program::Native) };
     let found = {
         let (config, unwanted) = (config.clone(), unwanted.clone());
-        read_apart(move || find_file(&config, &unwanted)).await?
+        read_apart(move || find_file(&config, layers.as_ref(), &unwanted)).await?
     };
     if let Some(program) = found {
         return Ok(program);
@@ -62,10 +64,10 @@ pub(crate) async fn find(
 
 /// The file that the entry point means, hashed if it is a module. For a thread with a file table of its own; it waits for as
 /// long as the volumes do.
-fn find_file(config: &Config, unwanted: &CancellationToken) -> Result<Option<Program>> {
+fn find_file(config: &Config, layers: Option<&Layers>, unwanted: &CancellationToken) -> Result<Option<Program>> {
     let (Some(process), Some(entrypoint)) = (&config.process, config.entrypoint()) else { return Ok(None) };
     let candidates = candidates(entrypoint, &process.cwd, &process.env);
-    choose(&config.root.path, &config.mounts, candidates, unwanted)
+    choose(&config.root.path, &config.mounts, layers, candidates, unwanted)
 }
 
 /// What a further process of a wasm container runs.
@@ -92,7 +94,7 @@ pub(crate) async fn find_in(
     let unwanted = unwanted.clone();
     let look = move || {
         let candidates = candidates_in_wasm(&wanted.argument, &wanted.cwd, &wanted.env);
-        choose(&root, &[], candidates, &unwanted)
+        choose(&root, &[], None, candidates, &unwanted)
     };
     read_in_turn(turn, look).await
 }
@@ -101,6 +103,7 @@ pub(crate) async fn find_in(
 fn choose(
     rootfs: &Path,
     mounts: &[Mount],
+    layers: Option<&Layers>,
     candidates: impl Iterator<Item = Candidate>,
     unwanted: &CancellationToken,
 ) -> Result<Option<Program>> {
@@ -119,8 +122,10 @@ fn choose(
         let reading = || format!("cannot read `{name}`");
         let content = content_of(&file).doing(reading)?;
         if content == Content::Wasm {
+            let hash = || digest_of(&file, &|| unwanted.is_cancelled());
+            let digest = layers.map_or_else(hash, |layers| layers.digest_of(rootfs, &file, hash));
             return Ok(Some(Program::Wasm(Module {
-                digest: digest_of(&file, &|| unwanted.is_cancelled()).map_err(|error| cannot_read(&name, error))?,
+                digest: digest.map_err(|error| cannot_read(&name, error))?,
                 source: Source::Container {
                     rootfs: rootfs.to_path_buf(),
                     mounts: mounts.to_vec(),
@@ -228,7 +233,7 @@ mod tests {
             "process": {"args": ["app"], "cwd": "/", "env": ["PATH=/first:/second"]},
         }))
         .unwrap();
-        let find = || find_file(&config, &CancellationToken::new());
+        let find = || find_file(&config, None, &CancellationToken::new());
         let Err(error) = find() else { panic!("it is refused") };
         assert_eq!(error.to_string(), "`/first/app` is neither wasm nor executable: its mode is 0644");
         put("second/app", b"\0asm\x01\0\0\0");

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::code::{Compiled, Tenant};
 use crate::error::{Context, Error, Kind as ErrorKind, Result, chain};
+use crate::host::layers::Layers;
 use crate::host::logging_program::Owner;
 use crate::host::reader::blocking;
 use crate::host::record::{LauncherName, Record};
@@ -143,7 +144,8 @@ impl Pod {
         record.save(&request.bundle).doing(|| "cannot write the record of the container".into())?;
         let rootfs = mount(request, &config).await?;
         let config = Arc::new(config);
-        let program = image::find(&self.identity, &request.id, &config, unwanted).await?;
+        let layers = Layers::of(&request.rootfs, &request.settings);
+        let program = image::find(&self.identity, &request.id, &config, layers, unwanted).await?;
         let parts = Parts { request, owner: self.owner_of(request), config: config.clone(), rootfs, launcher };
         match program {
             Program::Native if !request.checkpoint.is_empty() => Native::from_checkpoint(parts).map(Created::of_native),

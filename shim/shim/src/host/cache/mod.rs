@@ -7,11 +7,12 @@
 //! sentence with which the guest recently failed to compile, and which limit on memory that was for. The directories `DIR/slot.N` are locks that limit how many
 //! guests are compiled at once.
 //!
-//! `counters.1` has the numbers of hits, misses, compilations and evictions.
+//! `digests` has the digests of files that need not be hashed again, and `counters.1` the numbers of hits, misses, compilations and evictions.
 //!
 //! The cache does not know how code is compiled or whether an engine accepts it.
 
 mod counters;
+mod digests;
 mod failures;
 mod room;
 mod slots;
@@ -30,6 +31,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use skiff_protocol::names::CODE_EXTENSION;
 use skiff_protocol::{CODE_ID, Counters};
 
+pub(crate) use self::digests::FileIdentity;
 use super::read_only;
 
 /// The file name extension of a lock, which becomes the entry.

@@ -22,7 +22,7 @@ const HEAD_BYTES: usize = KEY_BYTES + OWNER_BYTES;
 const TRAILER_BYTES: usize = HEAD_BYTES + 16;
 
 /// How many bytes are read and hashed at a time: they stay in the processor's cache.
-const CHUNK_BYTES: usize = 128 << 10;
+const CHUNK_BYTES: usize = 32 << 10;
 
 /// Copies what the compiler wrote to `entry`, from its beginning, and appends the trailer.
 ///
