@@ -4,7 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use containerd_shim::mount::{mount_rootfs, umount_recursive};
-use nix::mount::MntFlags;
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
 
 use super::idmap::{self, Idmapped};
 use crate::error::{Context, Error, Result};
@@ -73,11 +74,19 @@ fn scratch_of(path: &Path) -> PathBuf {
     path.with_extension("idmapped")
 }
 
-/// Removes every mount at or below `path`, and what a shim left beside it if it was killed while mounting.
+/// Removes every mount at `path`, with what is mounted below it, and what a shim left beside it if it was killed while mounting.
 pub(crate) fn unmount(path: &Path) -> io::Result<()> {
     let scratch = scratch_of(path);
     if scratch.exists() {
         umount_recursive(scratch.to_str(), MntFlags::MNT_DETACH.bits()).map_err(io::Error::other)?;
     }
-    umount_recursive(path.to_str(), MntFlags::MNT_DETACH.bits()).map_err(io::Error::other)
+    // What is mounted below a mount goes with it.
+    loop {
+        match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => {}
+            // Nothing is mounted there.
+            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }

@@ -242,7 +242,8 @@ impl Launcher for Own {
             }
             *state = CgroupState::Removed;
             let cgroup = cgroup?;
-            let removed = cgroup.kill_all().and_then(|()| cgroup.remove());
+            let is_gone = cgroup.remove_if_empty();
+            let removed = if is_gone { Ok(()) } else { cgroup.kill_all().and_then(|()| cgroup.remove()) };
             let removed = removed.and_then(|()| scope.map_or(Ok(()), |scope| scope.remove()));
             removed.doing(|| "cannot remove the container's cgroup".into())
         };

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -47,6 +47,8 @@ pub(super) struct OciRuntime {
     directory: PathBuf,
     record: Record,
     state_root: PathBuf,
+    /// The container's cgroup, once it was asked for.
+    cgroup: OnceLock<Cgroup>,
 }
 
 impl OciRuntime {
@@ -64,7 +66,14 @@ impl OciRuntime {
             .systemd_cgroup(settings.systemd_cgroup)
             .build()
             .map_err(|_| Error::new(Kind::Host, format!("cannot find the OCI runtime `{}`", settings.binary_name)))?;
-        Ok(Self { id: id.into(), client, directory: bundle.into(), record: record.clone(), state_root })
+        Ok(Self {
+            id: id.into(),
+            client,
+            directory: bundle.into(),
+            record: record.clone(),
+            state_root,
+            cgroup: OnceLock::new(),
+        })
     }
 
     /// The bundle for the runtime: containerd's, unless the specification differs from the one there. The root file system is
@@ -153,9 +162,13 @@ impl Launcher for OciRuntime {
     }
 
     fn cgroup(&self) -> Result<Cgroup> {
+        if let Some(cgroup) = self.cgroup.get() {
+            return Ok(cgroup.clone());
+        }
         let path = self.record.cgroups_path.as_deref().unwrap_or_default();
-        Cgroup::from_spec(path, self.record.settings.systemd_cgroup, &self.id)
-            .doing(|| "cannot find the container's cgroup".into())
+        let cgroup = Cgroup::from_spec(path, self.record.settings.systemd_cgroup, &self.id)
+            .doing(|| "cannot find the container's cgroup".into())?;
+        Ok(self.cgroup.get_or_init(|| cgroup).clone())
     }
 
     async fn restore(&self, config: &Config, attachment: Attachment, image: &Path) -> Result<Child> {

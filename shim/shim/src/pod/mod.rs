@@ -28,6 +28,7 @@ use self::slots::Slots;
 use crate::error::{Error, Kind, Result};
 use crate::events::Events;
 use crate::host::namespaces::Holder;
+use crate::host::record::Record;
 use crate::identity::Identity;
 
 /// A pod.
@@ -83,6 +84,10 @@ impl Pod {
         let deleted = container.delete().await?;
         if container.is_pods_sandbox {
             self.sandbox.end_pids().await?;
+        }
+        // For the end of the action `delete`, which would look for what the record names, containerd waits after each shim's.
+        if let Err(error) = Record::remove(&container.bundle) {
+            log::warn!("cannot remove the record of a deleted container: {error}");
         }
         if !self.slots.remove(&container) {
             return Err(Error::new(Kind::NotFound, format!("container `{id}` was deleted by somebody else")));

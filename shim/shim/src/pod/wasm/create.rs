@@ -64,12 +64,17 @@ impl Wasm {
             say_how_long_it_took(code.name(), took, voice);
         }
         let engine = open_engine().doing(|| "cannot open the engine".into())?;
-        let launched = parts.launcher.create(&config, attachment, vec![engine.into(), theirs]).await?;
-        let Launched { child, cgroup } = launched;
-        let account = Account::create().and_then(|account| account::show_in(&parts.request.bundle, account));
-        let account = account.doing(|| "cannot make the account of the guest's memory".into())?;
+        let bundle = &parts.request.bundle;
+        // While others make the container.
+        let meanwhile = async {
+            let account = Account::create().and_then(|account| account::show_in(bundle, account));
+            let account = account.doing(|| "cannot make the account of the guest's memory".into())?;
+            Ok((account, call_socket::listen(bundle).doing(|| "cannot make the call socket".into())?))
+        };
+        let launching = parts.launcher.create(&config, attachment, vec![engine.into(), theirs]);
+        let (launched, meanwhile) = tokio::join!(launching, meanwhile);
+        let (Launched { child, cgroup }, (account, calls)) = (launched?, meanwhile?);
         plan.processors = cgroup.processors();
-        let calls = call_socket::listen(&parts.request.bundle).doing(|| "cannot make the call socket".into())?;
         let (tenant, guest) = (code.tenant().clone(), EnginePlan { args: vec![], env: vec![], ..plan.clone() });
         let memory_limits = limits_of(&parts.request.id, &cgroup)?;
         let given = Given { code: Some(code), plan, account: account.clone(), memory_limits, calls: Some(calls) };
