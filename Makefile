@@ -9,7 +9,7 @@ build: ## build the three programs; the last line shows where they are
 check: ## check formatting and lints, and run the tidy test
 	@test/all.sh check
 test: ## run every test, including those on Kubernetes; ends with `N passed, N failed`
-	@test/all.sh check unit suites nodes cluster
+	@test/all.sh check unit suites soak nodes cluster
 soak: ## run 2,000 containers beside 30 minutes of HTTP load: nothing may grow
 	@SKIFF_SOAK=whole test/all.sh soak
 run: ## run a guest in a private containerd: WASM=path.wasm or IMAGE=archive.tar or IMAGE=reference, ARGS="...", PORT=...
