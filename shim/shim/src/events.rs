@@ -29,6 +29,22 @@ pub(crate) trait Events: Send + Sync {
     fn deleted(&self, id: &str, pid: i32, exit: Exit);
 }
 
+/// Publishes nothing: containerd would look for a container with the id of a sandbox that was made without one.
+pub(crate) struct Unpublished;
+
+impl Events for Unpublished {
+    fn created(&self, _request: &CreateRequest, _pid: i32) {}
+    fn started(&self, _id: &str, _pid: i32) {}
+    fn exec_added(&self, _id: &str, _exec_id: &str) {}
+    fn exec_started(&self, _id: &str, _exec_id: &str, _pid: i32) {}
+    fn paused(&self, _id: &str) {}
+    fn resumed(&self, _id: &str) {}
+    fn checkpointed(&self, _id: &str, _image: &Path) {}
+    fn out_of_memory(&self, _id: &str) {}
+    fn exited(&self, _id: &str, _exec_id: &str, _pid: i32, _exit: Exit) {}
+    fn deleted(&self, _id: &str, _pid: i32, _exit: Exit) {}
+}
+
 /// Writes events down as sentences, for tests.
 #[cfg(test)]
 #[derive(Debug, Default)]

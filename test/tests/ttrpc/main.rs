@@ -7,6 +7,7 @@ mod killed;
 mod life;
 mod options;
 mod refusals;
+mod sandbox;
 mod start;
 
 use std::fs;

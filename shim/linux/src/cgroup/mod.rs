@@ -123,6 +123,15 @@ impl Cgroup {
         self.own_nodes().any(|node| node.path.is_dir())
     }
 
+    /// The cgroup above, which is the pod's for a container.
+    pub fn parent(&self) -> Self {
+        let above = |node: &Node| {
+            let path = node.path.parent().unwrap_or(&node.path).to_path_buf();
+            Node { is_own: node.is_own && path != node.mountpoint, path, ..node.clone() }
+        };
+        Self { hierarchy: self.hierarchy, nodes: self.nodes.iter().map(above).collect() }
+    }
+
     /// Makes the cgroups, without processes and limits. Existing ones stay as they are.
     ///
     /// # Errors

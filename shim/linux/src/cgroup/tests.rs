@@ -107,6 +107,17 @@ fn what_the_shim_shares_with_a_process_is_not_the_process_own() {
 }
 
 #[test]
+fn the_cgroup_above_is_no_containers_at_the_root_of_the_hierarchy() {
+    let mountpoint = Path::new("/sys/fs/cgroup");
+    let container = Cgroup::unified(mountpoint, mountpoint.join("pod/container"));
+    let pod = container.parent();
+    assert_eq!(pod, Cgroup::unified(mountpoint, mountpoint.join("pod")));
+    for above in [pod.parent(), pod.parent().parent()] {
+        assert!(!above.exists(), "{above:?}");
+    }
+}
+
+#[test]
 fn the_shim_does_not_kill_itself() {
     let mut ours = Cgroup::of_pid(nix::unistd::getpid().as_raw()).unwrap();
     for node in &mut ours.nodes {

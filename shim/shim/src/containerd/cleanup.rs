@@ -12,7 +12,7 @@ use crate::containerd::wire::{timestamp, unsigned};
 use crate::error::{Context, Result};
 use crate::host::cache::Cache;
 use crate::host::record::Record;
-use crate::host::{console, rootfs};
+use crate::host::{console, rootfs, sandbox_files};
 use crate::launch::{self, Launcher};
 
 /// Removes whatever the shim had of the container `-id`, in the working directory, and returns the answer for containerd.
@@ -54,6 +54,7 @@ fn clean_up(id: &str, bundle: &Path, record: &Record) -> Result<i32> {
         if record.launcher.is_some() { clean_cache(record) } else { Ok(()) },
         launcher.and_then(|launcher| launcher.map_or(Ok(()), |launcher| end_processes(&*launcher))),
         remove_cgroup(id, record),
+        if record.launcher.is_none() { sandbox_files::remove(bundle) } else { Ok(()) },
         rootfs::unmount(&bundle.join("rootfs")).doing(|| "cannot unmount the root file system".into()),
         remove_sockets(record),
     ];

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
+use containerd_shim::protos::sandbox_async::create_sandbox;
 use containerd_shim::protos::shim_async::create_task;
 use containerd_shim::protos::ttrpc::asynchronous::transport::Listener;
 use containerd_shim::protos::ttrpc::asynchronous::{Server, Service};
@@ -13,6 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::containerd::publisher::Publisher;
+use crate::containerd::sandbox::SandboxService;
 use crate::containerd::socket;
 use crate::containerd::task::TaskService;
 use crate::error::{Context, Error, Kind, Result};
@@ -38,7 +40,7 @@ pub(super) struct Serving {
     pub(super) debug: bool,
 }
 
-/// Serves the Task API until containerd has no more use for it. The calling thread, which must be the main one, holds the
+/// Serves the Task and the Sandbox API until containerd has no more use for it. The calling thread, which must be the main one, holds the
 /// pod's namespaces meanwhile.
 pub(super) fn run(serving: Serving) -> Result<()> {
     let Serving { listener, identity, events, debug } = serving;
@@ -68,12 +70,14 @@ async fn serve(listener: UnixListener, identity: Identity, events: String, holde
     let address = identity.socket.clone();
     let done = Arc::new(Notify::new());
     let pod = Arc::new(Pod::new(identity, Arc::new(publisher.clone()), holder));
-    let tasks = TaskService::new(pod, done.clone());
+    let tasks = TaskService::new(pod.clone(), done.clone());
+    let sandboxes = SandboxService::new(pod, done.clone());
     tokio::spawn(orphans::reap());
     listener.set_nonblocking(true).doing(|| "cannot use the socket".into())?;
     let listener = tokio::net::UnixListener::from_std(listener).doing(|| "cannot use the socket".into())?;
     let listener = Listener::from(listener);
-    let mut server = Server::new().add_listener(listener).register_service(services(Arc::new(tasks)));
+    let mut server =
+        Server::new().add_listener(listener).register_service(services(Arc::new(tasks), Arc::new(sandboxes)));
     server.start().await.doing(|| "cannot serve".into())?;
     let mut signals = Signals::new()?;
     tokio::select! {
@@ -116,9 +120,10 @@ impl Signals {
     }
 }
 
-/// The one service under both names: their messages are the same.
-fn services(tasks: Arc<TaskService>) -> HashMap<String, Service> {
+/// The Sandbox service, and the Task service under both of its names: their messages are the same.
+fn services(tasks: Arc<TaskService>, sandboxes: Arc<SandboxService>) -> HashMap<String, Service> {
     let mut services = create_task(tasks.clone());
+    services.extend(create_sandbox(sandboxes));
     if let Some(service) = create_task(tasks).remove(VERSION_3) {
         services.insert(VERSION_2.into(), service);
     }

@@ -39,7 +39,7 @@ impl TaskService {
 }
 
 /// Runs `work` to its end, whatever becomes of the request. It is the `step` of a container.
-async fn to_the_end<T: Send + 'static>(
+pub(super) async fn to_the_end<T: Send + 'static>(
     step: &str,
     container: &str,
     work: impl Future<Output = Result<T>> + Send + 'static,
@@ -164,7 +164,7 @@ impl Task for TaskService {
 
     async fn exec(&self, _context: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
         let container = self.pod.container(&request.id)?;
-        if !is_exec_id(&request.exec_id) {
+        if !wire::is_name(&request.exec_id) {
             return Err(Error::invalid(format!("`{}` is not a valid exec id", request.exec_id)).into());
         }
         let spec = serde_json::from_slice(&request.spec.value)
@@ -242,9 +242,4 @@ fn create_request(request: CreateTaskRequest) -> Result<CreateRequest> {
         checkpoint: request.checkpoint,
         settings: options::decode(request.options.as_ref())?,
     })
-}
-
-/// Whether `id` can name a file.
-fn is_exec_id(id: &str) -> bool {
-    !id.is_empty() && Path::new(id).file_name().is_some_and(|name| name == id)
 }

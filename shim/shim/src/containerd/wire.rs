@@ -1,5 +1,6 @@
 //! The words of containerd's messages: plain values in, plain values out.
 
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use containerd_shim::protos::api::{ProcessInfo, Status};
@@ -27,6 +28,11 @@ pub(super) fn timestamp(time: SystemTime) -> Timestamp {
         nanos: i32::try_from(since.subsec_nanos()).unwrap_or_default(),
         ..Timestamp::default()
     }
+}
+
+/// Whether `id` can name a file.
+pub(super) fn is_name(id: &str) -> bool {
+    !id.is_empty() && Path::new(id).file_name().is_some_and(|name| name == id)
 }
 
 /// The status that a process has for containerd.

@@ -21,6 +21,7 @@ pub(crate) mod read_only;
 pub(crate) mod reader;
 pub(crate) mod record;
 pub(crate) mod rootfs;
+pub(crate) mod sandbox_files;
 pub(crate) mod shim_log;
 pub(crate) mod stdio;
 pub(crate) mod termination_log;

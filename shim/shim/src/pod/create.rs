@@ -14,6 +14,7 @@ use crate::host::logging_program::Owner;
 use crate::host::reader::blocking;
 use crate::host::record::{LauncherName, Record};
 use crate::host::rootfs::Rootfs;
+use crate::host::sandbox_files::SandboxFiles;
 use crate::host::shim_log;
 use crate::image::{self, Module, Program};
 use crate::launch::{self, Choice, Launcher};
@@ -44,11 +45,12 @@ impl Pod {
         shim_log::name_pod(|| self.name_of(&request, &config));
         let created = match launch::choose(&config, &request.settings) {
             Choice::Shim(namespaces) => {
-                let record = self.record_of(&request, &config, None);
-                self.create_sandbox(&request, &record, namespaces).await?
+                let record = self.record_of(&request, config.linux.cgroups_path.clone(), None);
+                record.save(&request.bundle).doing(|| "cannot write the record of the container".into())?;
+                self.create_sandbox(&request, &record, namespaces, None).await?
             }
             Choice::Launcher(name) => {
-                let record = self.record_of(&request, &config, Some(name));
+                let record = self.record_of(&request, config.linux.cgroups_path.clone(), Some(name));
                 let launcher = launch::launcher(name, &record, &request.id, &request.bundle)?;
                 self.create_or_take_back(&request, config, &record, launcher, &reservation.unwanted).await?
             }
@@ -65,7 +67,7 @@ impl Pod {
         request: &CreateRequest,
     ) -> Result<i32> {
         let pid = container.init.pid();
-        if !reservation.fill(&container, || self.events.created(request, pid)) {
+        if !reservation.fill(&container, || container.events.created(request, pid)) {
             undo(&container).await;
             // Its mounts go before its place is free.
             drop(container);
@@ -75,8 +77,12 @@ impl Pod {
         Ok(pid)
     }
 
-    fn record_of(&self, request: &CreateRequest, config: &Config, launcher: Option<LauncherName>) -> Record {
-        let cgroups_path = config.linux.cgroups_path.clone();
+    pub(super) fn record_of(
+        &self,
+        request: &CreateRequest,
+        cgroups_path: Option<String>,
+        launcher: Option<LauncherName>,
+    ) -> Record {
         Record {
             settings: request.settings.clone().for_cgroups_path(cgroups_path.as_deref()),
             namespace: self.identity.namespace.clone(),
@@ -87,16 +93,16 @@ impl Pod {
         }
     }
 
-    /// Makes the pod's sandbox, and the Task API's view of it.
-    async fn create_sandbox(
+    /// Makes the pod's sandbox, and the Task API's view of it. Its bundle has a record by then.
+    pub(super) async fn create_sandbox(
         &self,
         request: &CreateRequest,
         record: &Record,
         namespaces: SandboxNamespaces,
+        files: Option<SandboxFiles>,
     ) -> Result<Created<Kind>> {
-        record.save(&request.bundle).doing(|| "cannot write the record of the container".into())?;
         let cgroup = record.cgroup(&request.id).doing(|| "cannot make the cgroup of the sandbox".into())?;
-        self.sandbox.create(namespaces, cgroup).await?;
+        self.sandbox.create(namespaces, cgroup, files).await?;
         let first = Process::held_by_the_shim(request.stdio.clone());
         Ok(Created { first, kind: Kind::Sandbox(self.sandbox.clone()) })
     }
@@ -137,9 +143,14 @@ impl Pod {
         launcher: Arc<dyn Launcher>,
         unwanted: &CancellationToken,
     ) -> Result<Created<Kind>> {
-        if let Some(namespace) = shared_pids(&mut config, std::process::id()) {
+        if !self.sandbox.has_nodes_pids()
+            && let Some(namespace) = shared_pids(&mut config, std::process::id())
+        {
             namespace.path = Some(self.shared_pids().await?.into());
             config.is_rewritten = true;
+        }
+        if let Some(files) = self.sandbox.files() {
+            files.add_to(&mut config);
         }
         record.save(&request.bundle).doing(|| "cannot write the record of the container".into())?;
         let rootfs = mount(request, &config).await?;

@@ -9,6 +9,7 @@ mod native;
 mod places;
 mod process;
 mod sandbox;
+mod sandbox_api;
 mod shared_pids;
 mod slots;
 mod standin;
@@ -92,7 +93,7 @@ impl Pod {
         if !self.slots.remove(&container) {
             return Err(Error::new(Kind::NotFound, format!("container `{id}` was deleted by somebody else")));
         }
-        self.events.deleted(id, deleted.pid, deleted.exit);
+        container.events.deleted(id, deleted.pid, deleted.exit);
         Ok(deleted)
     }
 

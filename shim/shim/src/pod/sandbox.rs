@@ -7,20 +7,32 @@ use skiff_protocol::exit_code_of_signal;
 
 use crate::error::{Context, Result, chain};
 use crate::host::namespaces::Holder;
+use crate::host::reader::blocking;
+use crate::host::sandbox_files::SandboxFiles;
 use crate::pod::shared_pids::SharedPids;
 use crate::pod::standin::StandIn;
+use crate::spec::pod_files::PodFiles;
 use crate::spec::sandbox::SandboxNamespaces;
 
 /// The sandbox of a pod, whether it was made or not.
 pub(crate) struct Sandbox {
     /// Held for as long as the pod is: the main thread serves until the last holder is gone.
     holder: Holder,
-    /// The cgroup of the sandbox that was made, if it has one.
-    cgroup: Mutex<Option<Cgroup>>,
+    made: Mutex<Made>,
     /// Shows the pod's network namespace in the cgroup.
     stand_in: tokio::sync::Mutex<StandIn>,
     /// The pid namespace that containers of the pod share, once one does. Its drop ends nothing; [`Sandbox::end_pids`] does.
     pids: tokio::sync::Mutex<Option<SharedPids>>,
+}
+
+/// What was made of a sandbox.
+#[derive(Default)]
+struct Made {
+    cgroup: Option<Cgroup>,
+    /// The files of the pod, if they are not containerd's.
+    files: Option<SandboxFiles>,
+    /// Containers that name the pod's pid namespace mean the node's.
+    has_nodes_pids: bool,
 }
 
 impl Sandbox {
@@ -28,25 +40,31 @@ impl Sandbox {
     pub(super) fn new(holder: Holder) -> Self {
         Self {
             holder,
-            cgroup: Mutex::default(),
+            made: Mutex::default(),
             stand_in: tokio::sync::Mutex::new(StandIn::Unwanted),
             pids: tokio::sync::Mutex::default(),
         }
     }
 
-    /// Makes the sandbox: an empty cgroup, and the `namespaces`. Nothing is left behind when that fails.
-    pub(super) async fn create(&self, namespaces: SandboxNamespaces, cgroup: Option<Cgroup>) -> Result<()> {
+    /// Makes the sandbox: an empty cgroup, and the `namespaces`. Nothing is left behind when that fails, not even of the `files`
+    /// that were made for it.
+    pub(super) async fn create(
+        &self,
+        namespaces: SandboxNamespaces,
+        cgroup: Option<Cgroup>,
+        files: Option<SandboxFiles>,
+    ) -> Result<()> {
         if let Some(cgroup) = &cgroup {
             cgroup.create_empty().doing(|| "cannot make the cgroup of the sandbox".into())?;
         }
-        let has_own_network = namespaces.network.is_some();
+        let (has_own_network, has_nodes_pids) = (namespaces.network.is_some(), namespaces.nodes_pids);
         let entered = self.holder.enter(namespaces).await.doing(|| "cannot enter the namespaces of the pod".into());
         if entered.is_ok() {
             // On the node's network there is nothing to find.
             if has_own_network {
                 *self.stand_in.lock().await = StandIn::Expected;
             }
-            *self.held_cgroup() = cgroup;
+            *self.made() = Made { cgroup, files, has_nodes_pids };
         } else if let Some(cgroup) = cgroup
             && let Err(error) = remove(cgroup).await
         {
@@ -72,12 +90,21 @@ impl Sandbox {
         self.stand_in.lock().await.end().await;
     }
 
-    /// Leaves the namespaces, which ends them, and removes the cgroup.
-    pub(super) async fn delete(&self) -> Result<()> {
+    /// Leaves the namespaces, which ends them unless a container is still in them.
+    pub(super) async fn leave(&self) -> Result<()> {
         self.end().await;
+        self.holder.leave().await.doing(|| "cannot leave the namespaces of the pod".into())
+    }
+
+    /// Leaves the namespaces, and removes the files and the cgroup.
+    pub(super) async fn delete(&self) -> Result<()> {
         // Whoever enters after this one has left may already have a cgroup of their own here.
         let cgroup = self.cgroup();
-        self.holder.leave().await.doing(|| "cannot leave the namespaces of the pod".into())?;
+        let files = self.made().files.take();
+        self.leave().await?;
+        if let Some(files) = files {
+            blocking(move || files.remove()).await?;
+        }
         match cgroup {
             Some(cgroup) => remove(cgroup).await,
             None => Ok(()),
@@ -86,7 +113,17 @@ impl Sandbox {
 
     /// Its cgroup, if it was made with one.
     pub(super) fn cgroup(&self) -> Option<Cgroup> {
-        self.held_cgroup().clone()
+        self.made().cgroup.clone()
+    }
+
+    /// The files of the pod that containers get, if they are not containerd's.
+    pub(super) fn files(&self) -> Option<PodFiles> {
+        self.made().files.as_ref().map(|files| files.places.clone())
+    }
+
+    /// Whether containers that name the pod's pid namespace mean the node's.
+    pub(super) fn has_nodes_pids(&self) -> bool {
+        self.made().has_nodes_pids
     }
 
     /// The code that it exits with at `signal`, as the pause program would, whose place it has: that one ends well when it is
@@ -124,8 +161,8 @@ impl Sandbox {
         drop(self.pids.lock().await.take());
     }
 
-    fn held_cgroup(&self) -> MutexGuard<'_, Option<Cgroup>> {
-        self.cgroup.lock().unwrap_or_else(PoisonError::into_inner)
+    fn made(&self) -> MutexGuard<'_, Made> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -9,6 +9,8 @@ pub(crate) mod exec;
 pub(crate) mod http;
 pub(crate) mod launch;
 pub(crate) mod limits;
+pub(crate) mod pod;
+pub(crate) mod pod_files;
 pub(crate) mod sandbox;
 pub(crate) mod termination;
 pub(crate) mod wasm;

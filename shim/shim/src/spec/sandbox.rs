@@ -17,6 +17,8 @@ pub(crate) struct SandboxNamespaces {
     pub(crate) new_ipc: bool,
     /// A new UTS namespace.
     pub(crate) new_uts: bool,
+    /// Containers that name the pod's pid namespace mean the node's.
+    pub(crate) nodes_pids: bool,
     /// The host name in the new UTS namespace.
     pub(crate) hostname: Option<String>,
     /// Sysctls to set inside, by their dotted names.
@@ -45,6 +47,7 @@ pub(crate) fn held_by_the_shim(config: &Config) -> Option<SandboxNamespaces> {
         network: network.and_then(|namespace| namespace.path.clone()),
         new_ipc: new(LinuxNamespaceType::Ipc),
         new_uts: new(LinuxNamespaceType::Uts),
+        nodes_pids: config.namespace(LinuxNamespaceType::Pid).is_none(),
         hostname: config.hostname.clone().filter(|name| !name.is_empty()),
         sysctls: config.linux.sysctl.clone().into_iter().collect(),
     })
@@ -93,6 +96,7 @@ mod tests {
                 network: Some("/var/run/netns/cni-1".into()),
                 new_ipc: true,
                 new_uts: true,
+                nodes_pids: false,
                 hostname: Some("pod-1".into()),
                 sysctls: vec![("net.ipv4.ip_unprivileged_port_start".into(), "0".into())],
             })
@@ -103,6 +107,12 @@ mod tests {
     fn a_pod_on_the_nodes_network_joins_nothing() {
         let spec = spec(&POD.replace(r#",{"type":"network","path":"/var/run/netns/cni-1"}"#, ""));
         assert_eq!(held_by_the_shim(&spec).unwrap().network, None);
+    }
+
+    #[test]
+    fn a_pod_without_pids_of_its_own_has_the_nodes() {
+        let spec = spec(&POD.replace(r#"{"type":"pid"},"#, ""));
+        assert!(held_by_the_shim(&spec).unwrap().nodes_pids);
     }
 
     #[test]

@@ -1,0 +1,150 @@
+//! The files of a pod (`/etc/hostname`, `/etc/hosts`, `/etc/resolv.conf`) and its shared memory, in the bundle of its sandbox. They
+//! are what containerd makes for a pause container.
+//! <https://github.com/containerd/containerd/blob/v2.4.2/internal/cri/server/podsandbox/sandbox_run_linux.go> (`setupSandboxFiles`)
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::error::{Context, Result, chain};
+use crate::spec::pod::PodConfig;
+use crate::spec::pod_files::PodFiles;
+
+const SHARED_MEMORY: &str = "shm";
+/// 64 MiB, as for every container runtime.
+const SHARED_MEMORY_OPTIONS: &str = "mode=1777,size=67108864";
+
+/// The files of a pod; dropping it removes them.
+#[derive(Debug)]
+pub(crate) struct SandboxFiles {
+    bundle: PathBuf,
+    /// Where they are.
+    pub(crate) places: PodFiles,
+}
+
+impl SandboxFiles {
+    /// Makes the files of `pod` in `bundle`. Blocks.
+    pub(crate) fn make(bundle: &Path, pod: &PodConfig) -> Result<Self> {
+        let place = |name| bundle.join(name);
+        let places = PodFiles {
+            hostname: place("hostname"),
+            hosts: place("hosts"),
+            resolv_conf: place("resolv.conf"),
+            shared_memory: (!pod.has_nodes_ipc).then(|| place(SHARED_MEMORY)),
+        };
+        let files = Self { bundle: bundle.into(), places };
+        files.write(pod).doing(|| "cannot make the files of the pod".into())?;
+        Ok(files)
+    }
+
+    fn write(&self, pod: &PodConfig) -> io::Result<()> {
+        let hostname = match pod.hostname.as_str() {
+            "" => nix::unistd::gethostname()?.to_string_lossy().into_owned(),
+            given => given.into(),
+        };
+        fs::write(&self.places.hostname, format!("{hostname}\n"))?;
+        fs::write(&self.places.hosts, of_the_node("/etc/hosts")?)?;
+        let resolver = match &pod.dns {
+            Some(dns) => dns.to_text().into(),
+            None => of_the_node("/etc/resolv.conf")?,
+        };
+        fs::write(&self.places.resolv_conf, resolver)?;
+        let Some(place) = &self.places.shared_memory else { return Ok(()) };
+        fs::DirBuilder::new().mode(0o700).create(place)?;
+        let flags = MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        mount(Some("shm"), place, Some("tmpfs"), flags, Some(SHARED_MEMORY_OPTIONS))?;
+        Ok(())
+    }
+
+    /// Removes them. Blocks.
+    pub(crate) fn remove(self) -> Result<()> {
+        remove(&self.bundle)
+    }
+}
+
+impl Drop for SandboxFiles {
+    fn drop(&mut self) {
+        if let Err(error) = remove(&self.bundle) {
+            log::error!("{}", chain(&error));
+        }
+    }
+}
+
+fn of_the_node(path: &str) -> io::Result<Vec<u8>> {
+    fs::read(path).map_err(|error| io::Error::new(error.kind(), format!("`{path}`: {error}")))
+}
+
+/// Removes what there is of a pod's files in `bundle`. The shared memory lives on in containers that have it mounted. Blocks.
+pub(crate) fn remove(bundle: &Path) -> Result<()> {
+    let place = bundle.join(SHARED_MEMORY);
+    match umount2(&place, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        // It is not a mount, or not there.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+        Err(error) => return Err(error).doing(|| format!("cannot unmount `{}`", place.display())),
+    }
+    for name in ["hostname", "hosts", "resolv.conf"] {
+        ignore_missing(fs::remove_file(bundle.join(name))).doing(|| "cannot remove the files of the pod".into())?;
+    }
+    ignore_missing(fs::remove_dir(&place)).doing(|| format!("cannot remove `{}`", place.display()))
+}
+
+fn ignore_missing(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::pod::Dns;
+
+    fn is_mounted(place: &Path) -> bool {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let expected = format!("shm {} tmpfs rw,nosuid,nodev,noexec,relatime,size=65536k", place.display());
+        mounts.lines().any(|line| line.starts_with(&expected))
+    }
+
+    #[test]
+    fn the_files_are_there_until_they_are_dropped() {
+        let bundle = tempfile::tempdir().unwrap();
+        let dns = Dns { servers: vec!["10.0.0.1".into()], ..Dns::default() };
+        let pod = PodConfig { hostname: "pod-1".into(), dns: Some(dns), ..PodConfig::default() };
+        let files = SandboxFiles::make(bundle.path(), &pod).unwrap();
+        let read = |name| fs::read_to_string(bundle.path().join(name)).unwrap();
+        assert_eq!((read("hostname"), read("resolv.conf")), ("pod-1\n".into(), "nameserver 10.0.0.1\n".into()));
+        assert_eq!(read("hosts"), fs::read_to_string("/etc/hosts").unwrap());
+        let place = files.places.shared_memory.clone().unwrap();
+        assert!(is_mounted(&place));
+        fs::write(place.join("file"), "in use").unwrap();
+        drop(files);
+        assert!(!is_mounted(&place));
+        assert_eq!(fs::read_dir(bundle.path()).unwrap().count(), 0);
+        remove(bundle.path()).unwrap();
+    }
+
+    #[test]
+    fn a_pod_on_the_node_has_the_nodes_names_and_memory() {
+        let bundle = tempfile::tempdir().unwrap();
+        let files =
+            SandboxFiles::make(bundle.path(), &PodConfig { has_nodes_ipc: true, ..PodConfig::default() }).unwrap();
+        assert_eq!(files.places.shared_memory, None);
+        let read = |name| fs::read_to_string(bundle.path().join(name)).unwrap();
+        assert_eq!(read("hostname").trim(), nix::unistd::gethostname().unwrap().to_string_lossy());
+        assert_eq!(read("resolv.conf"), fs::read_to_string("/etc/resolv.conf").unwrap());
+    }
+
+    #[test]
+    fn what_cannot_be_made_leaves_nothing() {
+        let bundle = tempfile::tempdir().unwrap();
+        fs::write(bundle.path().join(SHARED_MEMORY), "in the way").unwrap();
+        assert!(SandboxFiles::make(bundle.path(), &PodConfig::default()).is_err());
+        let left: Vec<_> = fs::read_dir(bundle.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, [SHARED_MEMORY], "only what was there before");
+    }
+}
