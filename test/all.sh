@@ -83,6 +83,9 @@ suites() {
   # The walls and the lives of containers again where the OCI runtime makes all of them.
   many "the OCI runtime" env SKIFF_OCI_LAUNCHER=yes cargo test --release --locked --quiet --no-fail-fast -p skiff-test \
     --test attacks --test attacks_engine --test cleanup --test exec --test files --test process --test terminal
+  # Pods again where the shim makes their sandboxes.
+  many "the Sandbox API" env SKIFF_SANDBOXER=shim cargo test --release --locked --quiet --no-fail-fast -p skiff-test \
+    --test attacks_cri --test cri --test limits_cri
 }
 
 # nodes: the suites that depend on the node's cgroups, again on cgroup v2, and again where systemd manages the cgroups.

@@ -58,6 +58,34 @@ pub(crate) fn launcher() -> &'static str {
     if std::env::var_os("SKIFF_OCI_LAUNCHER").is_some() { "OwnLauncher = false\n" } else { "" }
 }
 
+/// Who makes the sandboxes of pods: the shim with `SKIFF_SANDBOXER=shim`, and otherwise containerd.
+pub(crate) fn sandboxer() -> Sandboxer {
+    match std::env::var("SKIFF_SANDBOXER").as_deref() {
+        Err(_) | Ok("podsandbox") => Sandboxer::Containerd,
+        Ok("shim") => Sandboxer::Shim,
+        Ok(other) => panic!("`SKIFF_SANDBOXER` is `{other}`, which is neither `shim` nor `podsandbox`"),
+    }
+}
+
+/// Who makes the sandboxes of pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sandboxer {
+    /// containerd, with a container for each.
+    Containerd,
+    /// The shim, through the Sandbox API.
+    Shim,
+}
+
+impl Sandboxer {
+    /// The lines of a runtime in containerd's configuration.
+    pub(crate) fn configuration(self) -> &'static str {
+        match self {
+            Self::Containerd => "",
+            Self::Shim => "sandboxer = 'shim'\ndisable_pause_image_pull = true\n",
+        }
+    }
+}
+
 /// The compiled code that the suites share, so that a large guest is compiled once and not once per suite.
 pub(crate) fn shared_code() -> PathBuf {
     cache().join("test-code")

@@ -394,6 +394,24 @@ fn a_shared_process_namespace_is_the_pods_and_not_the_nodes() {
 }
 
 #[test]
+fn a_pod_with_the_nodes_processes_sees_them() {
+    let node = Node::start(&["c-sleep"]);
+    let mut description = node.pod("hostpid");
+    description["linux"]["security_context"]["namespace_options"]["pid"] = json!(2);
+    let pod = node.run_pod(&description);
+    let side = pod.run("side", BUSYBOX, &PATIENT, &NOTHING);
+    let guest = pod.run("guest", &image_of("c-sleep"), &[], &NOTHING);
+    for id in [&side, &guest] {
+        let pid = pid_in(&node.ask_json(&["inspect", id]));
+        assert_eq!(namespace(pid, "pid"), own_namespace("pid"));
+    }
+    let seen = node.ask(&["exec", &side, "/busybox", "ps"]);
+    assert!(seen.contains("containerd.toml"), "{seen}");
+    pod.remove();
+    node.assert_nothing_left();
+}
+
+#[test]
 fn a_pod_on_the_nodes_network_has_the_nodes_address() {
     let node = Node::start(&["rust-p2-http"]);
     let mut description = node.pod("hostnet");

@@ -21,8 +21,8 @@ use serde_json::{Value, json};
 use crate::image::{self, Archive};
 use crate::machine::{cgroups_with, clean_up, files_below, mounts_with};
 use crate::names::token;
-use crate::places::{guest, launcher, programs, search_path, shared_code, tools};
-use crate::process::{is_alive, processes_touching};
+use crate::places::{Sandboxer, guest, launcher, programs, sandboxer, search_path, shared_code, tools};
+use crate::process::{is_alive, processes_touching, signal};
 use crate::wait::until;
 
 pub use pod::{Pod, merge, pid_in};
@@ -45,6 +45,7 @@ pub struct Node {
     /// The directory that holds everything.
     pub dir: PathBuf,
     containerd: Option<Child>,
+    sandboxer: Sandboxer,
     /// The sockets of its pods' shims.
     sockets: Mutex<Vec<PathBuf>>,
 }
@@ -52,17 +53,26 @@ pub struct Node {
 impl Node {
     /// Starts a node that has the images of `guests`, each as `localhost/GUEST:1`, and busybox.
     pub fn start(guests: &[&str]) -> Self {
+        let node = Self::without_pause_image(sandboxer(), guests);
+        node.import(PAUSE, "pause", fs::read(tools().join("pause")).unwrap());
+        node
+    }
+
+    /// Starts one whose runtime `skiff` makes sandboxes by itself. It has no pause image.
+    pub fn of_the_sandbox_api(guests: &[&str]) -> Self {
+        Self::without_pause_image(Sandboxer::Shim, guests)
+    }
+
+    fn without_pause_image(sandboxer: Sandboxer, guests: &[&str]) -> Self {
         let token = token();
         let dir = std::env::temp_dir().join(format!("skiff-{token}"));
         fs::create_dir_all(dir.join("cni")).unwrap();
-        let mut node = Self { token, dir, containerd: None, sockets: Mutex::default() };
+        let mut node = Self { token, dir, containerd: None, sandboxer, sockets: Mutex::default() };
         node.write_configuration();
         node.start_containerd();
-        let read = |path: &Path| fs::read(path).unwrap();
-        node.import(PAUSE, "pause", read(&tools().join("pause")));
-        node.import(BUSYBOX, "busybox", read(&tools().join("busybox")));
+        node.import(BUSYBOX, "busybox", fs::read(tools().join("busybox")).unwrap());
         for name in guests {
-            node.import(&image_of(name), "app.wasm", read(&guest(name)));
+            node.import(&image_of(name), "app.wasm", fs::read(guest(name)).unwrap());
         }
         node
     }
@@ -79,12 +89,13 @@ impl Node {
              [{cri}]\nrestrict_oom_score_adj = true\nnetns_mounts_under_state_dir = true\n\
              [{cri}.containerd]\ndefault_runtime_name = 'runc'\n\
              [{cri}.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n\
-             [{cri}.containerd.runtimes.skiff]\nruntime_type = 'io.containerd.skiff.v1'\n\
+             [{cri}.containerd.runtimes.skiff]\nruntime_type = 'io.containerd.skiff.v1'\n{}\
              pod_annotations = ['limits.skiff.dev/*', '*.limits.skiff.dev/*', 'http.skiff.dev/*', '*.http.skiff.dev/*', \
              'calls.skiff.dev/*', '*.calls.skiff.dev/*', 'debug.skiff.dev/*', '*.debug.skiff.dev/*']\n\
              [{cri}.containerd.runtimes.skiff.options]\nRoot = '{dir}/runc'\nCacheDir = '{}'\n{}\
              [{cri}.containerd.runtimes.skiff-plain]\nruntime_type = 'io.containerd.skiff.v1'\n\
              [{cri}.cni]\nbin_dirs = ['{}']\nconf_dir = '{dir}/cni'\n",
+            self.sandboxer.configuration(),
             shared_code().display(),
             launcher(),
             tools().display(),
@@ -137,11 +148,16 @@ impl Node {
 
     /// Kills containerd and starts it again on the same state. Pods keep running.
     pub fn restart_containerd(&mut self, while_down: impl FnOnce(&Self)) {
+        self.restart_containerd_after(Signal::SIGKILL, while_down);
+    }
+
+    /// Ends containerd with `by` and starts it again.
+    pub fn restart_containerd_after(&mut self, by: Signal, while_down: impl FnOnce(&Self)) {
         let mut keeper = self.inside(&tools().join("busybox"), &["sleep", "1000"]).spawn().unwrap();
         fs::write(self.dir.join("keeper"), keeper.id().to_string()).unwrap();
         assert!(until(REQUEST_LIMIT, || fs::read_link(format!("/proc/{}/ns/net", keeper.id())).ok() == self.network()));
         let mut containerd = self.containerd.take().unwrap();
-        containerd.kill().unwrap();
+        signal(containerd.id(), by).unwrap();
         containerd.wait().unwrap();
         while_down(self);
         self.start_containerd();
@@ -253,17 +269,27 @@ impl Node {
     /// # Errors
     /// The message of `crictl`.
     pub fn try_pod(&self, handler: &str, pod: &Value) -> Result<Pod<'_>, String> {
-        let config = self.dir.join(format!("{}.json", pod["metadata"]["name"].as_str().unwrap()));
+        let config = self.config_of(pod);
         fs::write(&config, pod.to_string()).unwrap();
-        let config = config.to_str().unwrap().to_string();
         let output = self.crictl(&["runp", "--runtime", handler, &config]);
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).into_owned());
         }
         let id = String::from_utf8(output.stdout).unwrap().trim().to_string();
-        let pod = Pod { id, config, description: pod.clone(), node: self };
+        let pod = self.found_pod(&id, pod);
         self.sockets.lock().unwrap().push(pod.socket());
         Ok(pod)
+    }
+
+    /// The pod `id` of this description, which has run since before containerd was restarted.
+    pub fn found_pod(&self, id: &str, pod: &Value) -> Pod<'_> {
+        Pod { id: id.into(), config: self.config_of(pod), description: pod.clone(), node: self }
+    }
+
+    /// The file with a pod's description.
+    fn config_of(&self, pod: &Value) -> String {
+        let name = pod["metadata"]["name"].as_str().unwrap();
+        self.dir.join(format!("{name}.json")).to_str().expect("temporary paths are UTF-8").into()
     }
 
     /// The last lines of containerd's log, which has the shims' as well.
@@ -322,6 +348,7 @@ impl Node {
         for place in [
             "runc",
             "state/io.containerd.runtime.v2.task",
+            "state/io.containerd.sandbox.controller.v1.shim",
             "state/io.containerd.grpc.v1.cri",
             "addresses",
             "run/skiff",
