@@ -94,6 +94,8 @@ fn containers_have_the_files_of_their_pod() {
     }
     assert_eq!(inside(&node, &read_only, &["ls", "/dev/shm"]), "ro\nrw", "the pod's containers share it");
 
+    let on_disk = node.dir.join("root/io.containerd.sandbox.controller.v1.shim/k8s.io").join(&pod.id);
+    assert!(on_disk.join("resolv.conf").is_file(), "what a container can write is not in memory");
     let own = node.dir.join("own");
     fs::write(&own, "the container's own\n").unwrap();
     let mounts: Vec<_> = ["/etc/hosts", "/etc/../etc/hostname"]

@@ -349,6 +349,7 @@ impl Node {
             "runc",
             "state/io.containerd.runtime.v2.task",
             "state/io.containerd.sandbox.controller.v1.shim",
+            "root/io.containerd.sandbox.controller.v1.shim",
             "state/io.containerd.grpc.v1.cri",
             "addresses",
             "run/skiff",

@@ -1,5 +1,5 @@
-//! The files of a pod (`/etc/hostname`, `/etc/hosts`, `/etc/resolv.conf`) and its shared memory, in the bundle of its sandbox. They
-//! are what containerd makes for a pause container.
+//! The files of a pod (`/etc/hostname`, `/etc/hosts`, `/etc/resolv.conf`) and its shared memory. They are what containerd makes for a
+//! pause container.
 //! <https://github.com/containerd/containerd/blob/v2.4.2/internal/cri/server/podsandbox/sandbox_run_linux.go> (`setupSandboxFiles`)
 
 use std::fs;
@@ -14,6 +14,9 @@ use crate::error::{Context, Result, chain};
 use crate::spec::pod::PodConfig;
 use crate::spec::pod_files::PodFiles;
 
+/// containerd's directory for a bundle on the node's disk, a link in the bundle. Containers can write to the files and must not
+/// fill the file system in memory that bundles are on.
+const ON_DISK: &str = "work";
 const SHARED_MEMORY: &str = "shm";
 /// 64 MiB, as for every container runtime.
 const SHARED_MEMORY_OPTIONS: &str = "mode=1777,size=67108864";
@@ -29,12 +32,12 @@ pub(crate) struct SandboxFiles {
 impl SandboxFiles {
     /// Makes the files of `pod` in `bundle`. Blocks.
     pub(crate) fn make(bundle: &Path, pod: &PodConfig) -> Result<Self> {
-        let place = |name| bundle.join(name);
+        let directory = directory_of(bundle);
         let places = PodFiles {
-            hostname: place("hostname"),
-            hosts: place("hosts"),
-            resolv_conf: place("resolv.conf"),
-            shared_memory: (!pod.has_nodes_ipc).then(|| place(SHARED_MEMORY)),
+            hostname: directory.join("hostname"),
+            hosts: directory.join("hosts"),
+            resolv_conf: directory.join("resolv.conf"),
+            shared_memory: (!pod.has_nodes_ipc).then(|| bundle.join(SHARED_MEMORY)),
         };
         let files = Self { bundle: bundle.into(), places };
         files.write(pod).doing(|| "cannot make the files of the pod".into())?;
@@ -74,11 +77,16 @@ impl Drop for SandboxFiles {
     }
 }
 
+/// Where the files of the pod are whose sandbox has this bundle.
+fn directory_of(bundle: &Path) -> PathBuf {
+    fs::canonicalize(bundle.join(ON_DISK)).unwrap_or_else(|_| bundle.into())
+}
+
 fn of_the_node(path: &str) -> io::Result<Vec<u8>> {
     fs::read(path).map_err(|error| io::Error::new(error.kind(), format!("`{path}`: {error}")))
 }
 
-/// Removes what there is of a pod's files in `bundle`. The shared memory lives on in containers that have it mounted. Blocks.
+/// Removes what there is of the files of the pod whose sandbox has this `bundle`. The shared memory lives on in containers that have it mounted. Blocks.
 pub(crate) fn remove(bundle: &Path) -> Result<()> {
     let place = bundle.join(SHARED_MEMORY);
     match umount2(&place, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
@@ -86,8 +94,9 @@ pub(crate) fn remove(bundle: &Path) -> Result<()> {
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
         Err(error) => return Err(error).doing(|| format!("cannot unmount `{}`", place.display())),
     }
+    let directory = directory_of(bundle);
     for name in ["hostname", "hosts", "resolv.conf"] {
-        ignore_missing(fs::remove_file(bundle.join(name))).doing(|| "cannot remove the files of the pod".into())?;
+        ignore_missing(fs::remove_file(directory.join(name))).doing(|| "cannot remove the files of the pod".into())?;
     }
     ignore_missing(fs::remove_dir(&place)).doing(|| format!("cannot remove `{}`", place.display()))
 }
@@ -126,6 +135,18 @@ mod tests {
         assert!(!is_mounted(&place));
         assert_eq!(fs::read_dir(bundle.path()).unwrap().count(), 0);
         remove(bundle.path()).unwrap();
+    }
+
+    #[test]
+    fn files_that_containers_can_write_are_on_disk() {
+        let (bundle, disk) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::os::unix::fs::symlink(disk.path(), bundle.path().join(ON_DISK)).unwrap();
+        let pod = PodConfig { has_nodes_ipc: true, ..PodConfig::default() };
+        let files = SandboxFiles::make(bundle.path(), &pod).unwrap();
+        assert_eq!(files.places.hosts, disk.path().canonicalize().unwrap().join("hosts"));
+        assert_eq!(fs::read_dir(disk.path()).unwrap().count(), 3);
+        drop(files);
+        assert_eq!(fs::read_dir(disk.path()).unwrap().count(), 0);
     }
 
     #[test]
