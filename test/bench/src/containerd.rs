@@ -9,7 +9,7 @@ use containerd_client::Client;
 use containerd_client::services::v1::{
     DeleteTaskRequest, KillRequest, ListContainersRequest, ListTasksRequest, WaitRequest,
 };
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -61,6 +61,10 @@ impl Containerd {
     pub(crate) async fn start(programs: &Programs, serves: Serves) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("skiff-bench.").tempdir()?;
         let home = directory.path();
+        // As `/run` is on nodes.
+        let state = home.join("state");
+        std::fs::create_dir(&state)?;
+        mount(Some("tmpfs"), &state, Some("tmpfs"), MsFlags::empty(), None::<&str>).context("cannot mount a tmpfs")?;
         std::fs::write(home.join("config.toml"), configuration(home, serves))?;
         let log = std::fs::File::create(home.join("containerd.log"))?;
         let process = Command::new(programs.tool("containerd"))

@@ -86,8 +86,8 @@ impl Layers {
         let found = self.lower.iter().map(|layer| open_in(layer, inside)).find(|found| !is_absent(found))?.ok()?;
         let identity = identity(&found.metadata().ok()?)?;
         let shown = self::identity(&file.metadata().ok()?)?;
-        // The overlay shows the times of the file itself.
-        let is_shown = FileIdentity { device: identity.device, inode: identity.inode, ..shown } == identity;
+        // An overlay shows what it knows of the file itself, on a device of its own.
+        let is_shown = FileIdentity { device: identity.device, ..shown } == identity;
         (is_shown && has_times_of_its_own(&found)).then_some(identity)
     }
 
