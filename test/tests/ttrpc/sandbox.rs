@@ -1,6 +1,7 @@
 //! The Sandbox service, called as containerd's shim sandboxer calls it.
 
 use std::fs;
+use std::io::Write;
 
 use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::sandbox_api::{
@@ -289,4 +290,30 @@ async fn a_sandbox_that_the_task_service_ends_is_removed_whole() {
     shim.shutdown_after(&bundle).await;
     containerd.assert_nothing_left().await;
     assert!(containerd.events.all().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_whose_caller_does_not_wait_ends_the_shim() {
+    let containerd = FakeContainerd::new().await;
+    let bundle = sandbox_bundle(&containerd);
+    let shim = containerd.start(&bundle).await;
+    let pid = shim.pid().await;
+    let sandboxes = SandboxClient::new(shim.client.clone());
+    sandboxes.create_sandbox(call(), &create(&containerd, &bundle, &pod(&[], &[]))).await.unwrap();
+    sandboxes.start_sandbox(call(), request!(StartSandboxRequest, bundle.id)).await.unwrap();
+    let request = ttrpc::Request {
+        service: SANDBOX.into(),
+        method: "ShutdownSandbox".into(),
+        payload: request!(ShutdownSandboxRequest, bundle.id).write_to_bytes().unwrap(),
+        ..ttrpc::Request::default()
+    };
+    let request = request.write_to_bytes().unwrap();
+    // A frame: its length, the number of the stream, that it is a request, and no flags.
+    let head = [u32::try_from(request.len()).unwrap().to_be_bytes(), 1_u32.to_be_bytes()].concat();
+    let mut connection = std::os::unix::net::UnixStream::connect(&shim.socket).unwrap();
+    connection.write_all(&[&head[..], &[1, 0], &request].concat()).unwrap();
+    drop(connection);
+    holds("the shim ends", || !is_alive(pid)).await;
+    containerd.delete(&bundle).await;
+    containerd.assert_nothing_left().await;
 }

@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 use crate::containerd::task::to_the_end;
 use crate::containerd::wire::{self, timestamp, unsigned};
 use crate::containerd::{metrics, pod_config};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::pod::Pod;
 use crate::pod::state::State;
 
@@ -136,9 +136,16 @@ impl Sandbox for SandboxService {
         _context: &TtrpcContext,
         request: ShutdownSandboxRequest,
     ) -> ttrpc::Result<ShutdownSandboxResponse> {
-        let (pod, id) = (self.pod.clone(), request.sandbox_id.clone());
-        to_the_end("shut down sandbox", &request.sandbox_id, async move { pod.remove_sandbox(&id).await }).await?;
-        self.done.notify_one();
+        let (pod, id, done) = (self.pod.clone(), request.sandbox_id.clone(), self.done.clone());
+        to_the_end("shut down sandbox", &request.sandbox_id, async move {
+            let removed = pod.remove_sandbox(&id).await;
+            // The caller may be gone, and nobody may ask again: what could not be removed is found by the record.
+            if !removed.as_ref().is_err_and(|error| error.kind() == Kind::NotFound) {
+                done.notify_one();
+            }
+            removed
+        })
+        .await?;
         Ok(ShutdownSandboxResponse::default())
     }
 

@@ -221,9 +221,14 @@ impl Task for TaskService {
     }
 
     async fn shutdown(&self, _context: &TtrpcContext, request: ShutdownRequest) -> ttrpc::Result<Empty> {
-        if request.now || self.pod.is_over(&request.id).await {
-            self.done.notify_one();
-        }
+        let (pod, done, id) = (self.pod.clone(), self.done.clone(), request.id.clone());
+        to_the_end("shut down", &request.id, async move {
+            if request.now || pod.is_over(&id).await {
+                done.notify_one();
+            }
+            Ok(())
+        })
+        .await?;
         Ok(Empty::default())
     }
 }

@@ -66,8 +66,9 @@ impl Layers {
         if let Some(digest) = cache.digest_of(&before) {
             return Ok(digest);
         }
+        let is_settled = self.is_settled(&before);
         let digest = compute()?;
-        if self.is_settled(&before) && self.identity_of(rootfs, file).as_ref() == Some(&before) {
+        if is_settled && self.identity_of(rootfs, file).as_ref() == Some(&before) {
             // If that fails, it is hashed again.
             let _remembered = cache.remember_digest(before, &digest);
         }

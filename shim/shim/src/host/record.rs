@@ -58,11 +58,6 @@ impl Record {
         fs::rename(temporary, bundle.join(FILE))
     }
 
-    /// Removes the record from `bundle`: everything is gone but, maybe, the shim.
-    pub(crate) fn remove(bundle: &Path) -> io::Result<()> {
-        fs::remove_file(bundle.join(FILE))
-    }
-
     /// Reads the record of `bundle`; `None` when the shim did not get far enough to write one.
     pub(crate) fn load(bundle: &Path) -> io::Result<Option<Self>> {
         let text = match fs::read(bundle.join(FILE)) {

@@ -3,8 +3,10 @@
 //! <https://github.com/containerd/containerd/blob/v2.4.2/internal/cri/server/podsandbox/sandbox_run_linux.go> (`setupSandboxFiles`)
 
 use std::fs;
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -24,7 +26,8 @@ const SHARED_MEMORY_OPTIONS: &str = "mode=1777,size=67108864";
 /// The files of a pod; dropping it removes them.
 #[derive(Debug)]
 pub(crate) struct SandboxFiles {
-    bundle: PathBuf,
+    /// The bundle, also when containerd has given it another name in order to remove it.
+    bundle: File,
     /// Where they are.
     pub(crate) places: PodFiles,
 }
@@ -39,7 +42,8 @@ impl SandboxFiles {
             resolv_conf: directory.join("resolv.conf"),
             shared_memory: (!pod.has_nodes_ipc).then(|| bundle.join(SHARED_MEMORY)),
         };
-        let files = Self { bundle: bundle.into(), places };
+        let handle = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(bundle);
+        let files = Self { bundle: handle.doing(|| "cannot open the bundle of the sandbox".into())?, places };
         files.write(pod).doing(|| "cannot make the files of the pod".into())?;
         Ok(files)
     }
@@ -49,13 +53,13 @@ impl SandboxFiles {
             "" => nix::unistd::gethostname()?.to_string_lossy().into_owned(),
             given => given.into(),
         };
-        fs::write(&self.places.hostname, format!("{hostname}\n"))?;
-        fs::write(&self.places.hosts, of_the_node("/etc/hosts")?)?;
+        write_new(&self.places.hostname, format!("{hostname}\n").as_bytes())?;
+        write_new(&self.places.hosts, &of_the_node("/etc/hosts")?)?;
         let resolver = match &pod.dns {
             Some(dns) => dns.to_text().into(),
             None => of_the_node("/etc/resolv.conf")?,
         };
-        fs::write(&self.places.resolv_conf, resolver)?;
+        write_new(&self.places.resolv_conf, &resolver)?;
         let Some(place) = &self.places.shared_memory else { return Ok(()) };
         fs::DirBuilder::new().mode(0o700).create(place)?;
         let flags = MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
@@ -65,13 +69,17 @@ impl SandboxFiles {
 
     /// Removes them. Blocks.
     pub(crate) fn remove(self) -> Result<()> {
-        remove(&self.bundle)
+        self.remove_now()
+    }
+
+    fn remove_now(&self) -> Result<()> {
+        remove(Path::new(&format!("/proc/self/fd/{}", self.bundle.as_raw_fd())))
     }
 }
 
 impl Drop for SandboxFiles {
     fn drop(&mut self) {
-        if let Err(error) = remove(&self.bundle) {
+        if let Err(error) = self.remove_now() {
             log::error!("{}", chain(&error));
         }
     }
@@ -80,6 +88,12 @@ impl Drop for SandboxFiles {
 /// Where the files of the pod are whose sandbox has this bundle.
 fn directory_of(bundle: &Path) -> PathBuf {
     fs::canonicalize(bundle.join(ON_DISK)).unwrap_or_else(|_| bundle.into())
+}
+
+/// Writes a file that only root can change, whatever containerd's umask.
+fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?;
+    file.write_all(content)
 }
 
 fn of_the_node(path: &str) -> io::Result<Vec<u8>> {
@@ -135,6 +149,19 @@ mod tests {
         assert!(!is_mounted(&place));
         assert_eq!(fs::read_dir(bundle.path()).unwrap().count(), 0);
         remove(bundle.path()).unwrap();
+    }
+
+    #[test]
+    fn the_shared_memory_of_a_bundle_that_was_renamed_is_unmounted() {
+        let directory = tempfile::tempdir().unwrap();
+        let [bundle, renamed] = ["bundle", ".bundle"].map(|name| directory.path().join(name));
+        fs::create_dir(&bundle).unwrap();
+        let files = SandboxFiles::make(&bundle, &PodConfig::default()).unwrap();
+        fs::rename(&bundle, &renamed).unwrap();
+        assert!(is_mounted(&renamed.join(SHARED_MEMORY)));
+        files.remove().unwrap();
+        assert!(!is_mounted(&renamed.join(SHARED_MEMORY)));
+        assert_eq!(fs::read_dir(&renamed).unwrap().count(), 0);
     }
 
     #[test]

@@ -20,6 +20,8 @@ mod terminal;
 mod tests;
 mod wasm;
 
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Arc;
 
 use self::container::{Container, Deleted};
@@ -86,15 +88,25 @@ impl Pod {
         if container.is_pods_sandbox {
             self.sandbox.end_pids().await?;
         }
-        // For the end of the action `delete`, which would look for what the record names, containerd waits after each shim's.
-        if let Err(error) = Record::remove(&container.bundle) {
-            log::warn!("cannot remove the record of a deleted container: {error}");
-        }
+        self.leave_only_the_shim(&container.bundle);
         if !self.slots.remove(&container) {
             return Err(Error::new(Kind::NotFound, format!("container `{id}` was deleted by somebody else")));
         }
         container.events.deleted(id, deleted.pid, deleted.exit);
         Ok(deleted)
+    }
+
+    /// Leaves a record in `bundle` by which the action `delete`, for whose end containerd waits after that of each shim, looks for nothing
+    /// but the shim's socket.
+    fn leave_only_the_shim(&self, bundle: &Path) {
+        let Identity { namespace, socket, .. } = self.identity.clone();
+        match (Record { namespace, socket, ..Record::default() }).save(bundle) {
+            // The bundle of a pod that is no longer wanted may be gone.
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                log::warn!("cannot write the record of a deleted container: {error}");
+            }
+            _ => {}
+        }
     }
 
     /// The path of the pid namespace that the pod's containers share, made for the first of them.

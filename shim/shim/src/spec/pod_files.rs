@@ -29,12 +29,12 @@ impl PodFiles {
             }
         }
         if let Some(source) = &self.shared_memory {
-            let shared = bind(SHARED_MEMORY, source, "rw");
-            match config.mounts.iter_mut().find(|mount| is_at(mount, SHARED_MEMORY)) {
-                // The one that every specification has, which would be the container's own.
-                Some(default) if default.is_of_kind(TMPFS) => *default = shared,
-                Some(_) => {}
-                None => config.mounts.push(shared),
+            // The one that every specification has would be the container's own.
+            config.mounts.retain(|mount| !(is_at(mount, SHARED_MEMORY) && mount.is_of_kind(TMPFS)));
+            if !config.mounts.iter().any(|mount| is_at(mount, SHARED_MEMORY)) {
+                // Not below a mount that comes later, and not above one that is inside it.
+                let below = config.mounts.iter().rposition(|mount| is_at(mount, "/") || is_at(mount, "/dev"));
+                config.mounts.insert(below.map_or(0, |below| below + 1), bind(SHARED_MEMORY, source, "rw"));
             }
         }
         config.is_rewritten = true;
@@ -91,8 +91,8 @@ mod tests {
     #[test]
     fn a_container_gets_the_files_and_the_shared_memory_of_its_pod() {
         let expected = [
-            "proc at /proc ",
             "/pod/shm at /dev/shm rbind,rprivate,rw",
+            "proc at /proc ",
             "/pod/hostname at /etc/hostname rbind,rprivate,rw",
             "/pod/hosts at /etc/hosts rbind,rprivate,rw",
             "/pod/resolv.conf at /etc/resolv.conf rbind,rprivate,rw",
@@ -104,8 +104,26 @@ mod tests {
     fn files_are_read_only_where_the_root_is() {
         let mounts = mounts(&json!({"root": {"readonly": true}, "mounts": default_mounts()}));
         assert_eq!(
-            mounts[1..3],
+            [&mounts[0], &mounts[2]],
             ["/pod/shm at /dev/shm rbind,rprivate,rw", "/pod/hostname at /etc/hostname rbind,rprivate,ro"]
+        );
+    }
+
+    #[test]
+    fn the_shared_memory_is_on_top_of_the_devices_and_below_what_is_mounted_in_it() {
+        let own = |place: &str| json!({"destination": place, "type": "bind", "source": "/own", "options": []});
+        let own_mounts = [own("/dev/"), own("/dev/shm/inside"), own("/data")];
+        let default = [json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs"})];
+        let all = [&default[..], default_mounts().as_array().unwrap(), &own_mounts].concat();
+        assert_eq!(
+            mounts(&json!({"mounts": all}))[..5],
+            [
+                "tmpfs at /dev ",
+                "proc at /proc ",
+                "/own at /dev/ ",
+                "/pod/shm at /dev/shm rbind,rprivate,rw",
+                "/own at /dev/shm/inside ",
+            ]
         );
     }
 
