@@ -270,8 +270,10 @@ impl Containerd {
 
     /// The pid of the shim that was started for a container.
     pub fn shim_of(&self, id: &str) -> Option<u32> {
-        let wanted = format!("-id {id} -address {}", self.address().display());
-        let shim = processes_with(&wanted).first().map(|(pid, _)| *pid);
+        let wanted = format!("-address {} ", self.address().display());
+        // It keeps the command line of the action `start`.
+        let is_its = |line: &str| line.contains(&format!("-id {id} ")) && line.trim_end().ends_with("start");
+        let shim = processes_with(&wanted).into_iter().find(|(_, line)| is_its(line)).map(|(pid, _)| pid);
         self.shims.lock().unwrap().extend(shim);
         shim
     }

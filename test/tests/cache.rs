@@ -29,7 +29,7 @@ fn entries(containerd: &Containerd) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for engine in fs::read_dir(containerd.own_cache()).unwrap().flatten() {
         let name = engine.file_name();
-        if name == "counters.1" || name.to_string_lossy().starts_with("slot.") {
+        if name == "counters.1" || name == "digests" || name.to_string_lossy().starts_with("slot.") {
             continue;
         }
         found.extend(fs::read_dir(engine.path()).unwrap().flatten().map(|entry| entry.path()));
