@@ -11,6 +11,7 @@ use crate::image::Form;
 use crate::processes::{Usage, sleeps, usage};
 use crate::programs::Programs;
 use crate::report::{Goal, MemoryRow, Report};
+use crate::stats::{exact, megabytes};
 use crate::target::Target;
 
 /// Time for what a start leaves to the background: freeing memory, helpers that end.
@@ -93,19 +94,10 @@ fn row(name: &'static str, (few, at_few): (usize, Usage), (many, at_many): (usiz
     let more = exact(many - few);
     MemoryRow {
         name,
-        marginal_mb: (megabytes(at_many) - megabytes(at_few)) / more,
-        total_mb: megabytes(at_many),
+        marginal_mb: (megabytes(at_many.pss_bytes) - megabytes(at_few.pss_bytes)) / more,
+        total_mb: megabytes(at_many.pss_bytes),
         processes: (exact(at_many.processes) - exact(at_few.processes)) / more,
         threads: (exact(at_many.threads) - exact(at_few.threads)) / more,
         wake_ups,
     }
-}
-
-fn megabytes(usage: Usage) -> f64 {
-    // Kilobytes of all processes together fit.
-    f64::from(u32::try_from(usage.pss_bytes / 1024).unwrap_or(u32::MAX)) * 1024.0 / 1e6
-}
-
-fn exact(count: usize) -> f64 {
-    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }

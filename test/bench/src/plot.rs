@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use crate::report::Figures;
+use crate::stats::exact;
 
 const PANEL_WIDTH: f64 = 250.0;
 const PANEL_HEIGHT: f64 = 160.0;
@@ -88,10 +89,6 @@ fn panel(text: &mut String, (left, top): (f64, f64), title: &str, lines: &[Line<
 
 fn short(value: f64) -> String {
     if value >= 10.0 { format!("{value:.0}") } else { format!("{value:.1}") }
-}
-
-fn exact(count: usize) -> f64 {
-    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]

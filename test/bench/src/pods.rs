@@ -18,7 +18,7 @@ use crate::machine::Memory;
 use crate::processes::{private_bytes_of_shims, usage};
 use crate::programs::Programs;
 use crate::report::{Figures, Goal, Report};
-use crate::stats::Summary;
+use crate::stats::{Summary, exact, megabytes};
 
 /// How many pods are made, or removed, at a time.
 const AT_A_TIME: usize = 10;
@@ -147,9 +147,13 @@ async fn density(
     report: &mut Report,
 ) -> Result<()> {
     for contender in contenders {
-        let columns =
-            ["start of the last pods (ms each)", "memory of the machine (MB each)", "private memory of a shim (MB)"];
-        let mut figures = Figures::new(format!("many sleeping pods: {}", contender.name), &columns);
+        let columns = [
+            "start of the last 50 (ms each)",
+            "processor time of their starts (ms each)",
+            "memory of the machine (MB a pod)",
+            "private memory of a shim (MB)",
+        ];
+        let mut figures = Figures::new(format!("{MANY_PODS}{}", contender.name), &columns);
         let mut pods = Pods::default();
         tokio::time::sleep(SETTLING).await;
         let before = Memory::now()?;
@@ -162,9 +166,10 @@ async fn density(
             tokio::time::sleep(SETTLING).await;
             let count = exact(pods.ids.len());
             let fallen = before.available_bytes.saturating_sub(Memory::now()?.available_bytes);
-            let shims = megabytes(private_bytes_of_shims(&containerd.shims())) / count;
-            steps.push([start_ms, megabytes(fallen) / count, shims]);
-            figures.row(format!("{count} pods"), vec![start_ms, processor_ms, megabytes(fallen) / count, shims]);
+            let machine_mb = megabytes(fallen) / count;
+            let shim_mb = megabytes(private_bytes_of_shims(&containerd.shims())) / count;
+            steps.push([start_ms, machine_mb, shim_mb]);
+            figures.row(format!("{count} pods"), vec![start_ms, processor_ms, machine_mb, shim_mb]);
         }
         pods.end(containerd).await?;
         if let (true, [first, .., last]) = (contender.handler == "skiff", &steps[..]) {
@@ -320,13 +325,4 @@ impl Pods {
         while under_way.join_next().await.transpose()?.transpose()?.is_some() {}
         Ok(())
     }
-}
-
-fn megabytes(bytes: u64) -> f64 {
-    // Kilobytes of a whole machine fit.
-    f64::from(u32::try_from(bytes / 1024).unwrap_or(u32::MAX)) * 1024.0 / 1e6
-}
-
-fn exact(count: usize) -> f64 {
-    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }

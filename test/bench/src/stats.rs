@@ -19,6 +19,17 @@ impl Summary {
     }
 }
 
+/// A size in megabytes of 1,000,000 bytes.
+pub(crate) fn megabytes(bytes: u64) -> f64 {
+    // Kilobytes of a whole machine fit.
+    f64::from(u32::try_from(bytes / 1024).unwrap_or(u32::MAX)) * 1024.0 / 1e6
+}
+
+/// A small number as one to calculate with.
+pub(crate) fn exact(count: usize) -> f64 {
+    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
+}
+
 fn median(sorted: &[f64]) -> f64 {
     let middle = sorted.len() / 2;
     match sorted {
