@@ -34,20 +34,15 @@ pub(super) fn start(flags: &Flags) -> Result<Started> {
     let address = options.socket_address(&group);
     let path = socket::path_in(&address);
     if let Some(listener) = socket::listen(path)? {
-        match fork_alone() {
+        let started = match fork_alone() {
             Ok(ForkResult::Child) => return become_the_shim(options, address, listener).map(Started::Shim),
-            Ok(ForkResult::Parent { child }) => {
-                let placed = place_or_end(child, &options);
-                if placed.is_err() {
-                    drop(fs::remove_file(path));
-                }
-                placed?;
-            }
-            Err(error) => {
-                drop(fs::remove_file(path));
-                return Err(Error::host("cannot start the shim", error));
-            }
+            Ok(ForkResult::Parent { child }) => place_or_end(child, &options),
+            Err(error) => Err(Error::host("cannot start the shim", error)),
+        };
+        if started.is_err() {
+            drop(fs::remove_file(path));
         }
+        started?;
     }
     let record = Record { namespace: options.namespace, socket: address.clone(), ..Record::default() };
     record.save(&bundle).doing(|| "cannot write the record of the container".into())?;

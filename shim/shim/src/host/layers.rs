@@ -3,16 +3,16 @@
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
-use nix::sys::stat::Mode;
+use nix::fcntl::ResolveFlag;
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs};
 
 use crate::host::cache::{Cache, FileIdentity};
+use crate::host::lookup::open_beneath;
 use crate::request::RootfsMount;
 use crate::settings::Settings;
 
@@ -60,9 +60,8 @@ impl Layers {
         file: &File,
         compute: impl FnOnce() -> io::Result<String>,
     ) -> io::Result<String> {
-        let before = self.identity_of(rootfs, file);
-        let cache = before.is_some().then(|| Cache::open(&self.cache_dir, self.cache_max_bytes).ok()).flatten();
-        let (Some(before), Some(cache)) = (before, cache) else { return compute() };
+        let Some(before) = self.identity_of(rootfs, file) else { return compute() };
+        let Ok(cache) = Cache::open(&self.cache_dir, self.cache_max_bytes) else { return compute() };
         if let Some(digest) = cache.digest_of(&before) {
             return Ok(digest);
         }
@@ -85,8 +84,7 @@ impl Layers {
             return None;
         }
         let found = self.lower.iter().map(|layer| open_in(layer, inside)).find(|found| !is_absent(found))?.ok()?;
-        let identity = identity(&found.metadata().ok()?)?;
-        let shown = self::identity(&file.metadata().ok()?)?;
+        let (identity, shown) = (identify(&found.metadata().ok()?)?, identify(&file.metadata().ok()?)?);
         // An overlay shows what it knows of the file itself, on a device of its own.
         let is_shown = FileIdentity { device: identity.device, ..shown } == identity;
         (is_shown && has_times_of_its_own(&found)).then_some(identity)
@@ -98,13 +96,10 @@ impl Layers {
     }
 }
 
-/// Opens `path`, in which there are no links, below `root` with `O_PATH` only.
+/// Opens `path`, in which there are no links, in the layer at `root`.
 fn open_in(root: &Path, path: &Path) -> io::Result<File> {
-    let root = open(root, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW)
-        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV);
-    Ok(File::from(openat2(root.as_fd(), path, how)?))
+    let only_inside = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV;
+    open_beneath(root, path, only_inside)
 }
 
 fn is_absent(opened: &io::Result<File>) -> bool {
@@ -112,7 +107,7 @@ fn is_absent(opened: &io::Result<File>) -> bool {
 }
 
 /// The identity of a regular file.
-fn identity(meta: &Metadata) -> Option<FileIdentity> {
+fn identify(meta: &Metadata) -> Option<FileIdentity> {
     meta.is_file().then(|| FileIdentity {
         device: meta.dev(),
         inode: meta.ino(),

@@ -16,6 +16,9 @@ use crate::spec::config::Mount;
 /// The most symbolic links that are followed in a path; the OCI runtime follows 255.
 const LINKS_MAX: u32 = 255;
 
+/// Links are resolved as in a container, and lead nowhere else.
+const IN_ROOT: ResolveFlag = ResolveFlag::RESOLVE_IN_ROOT.union(ResolveFlag::RESOLVE_NO_MAGICLINKS);
+
 /// How often a look-up is tried if the kernel asks for another try.
 const TRIES_MAX: u32 = 64;
 
@@ -45,7 +48,7 @@ pub(crate) fn content_of(file: &File) -> io::Result<Content> {
 /// `InvalidInput` for a device, a fifo or a socket, with its path; those of opening.
 pub(crate) fn open_file(rootfs: &Path, mounts: &[Mount], path: &Path) -> io::Result<Option<File>> {
     let (root, inside) = locate(rootfs, mounts, path);
-    let found = match open_beneath(&root, &inside) {
+    let found = match open_beneath(&root, &inside, IN_ROOT) {
         Ok(found) => found,
         Err(error) if is_absent(&error) => return Ok(None),
         Err(error) => return Err(error),
@@ -68,7 +71,7 @@ pub(crate) fn open_file(rootfs: &Path, mounts: &[Mount], path: &Path) -> io::Res
 /// # Errors
 /// Those of opening.
 pub(crate) fn open_directory_of(pid: i32, path: &Path) -> io::Result<File> {
-    open_beneath(Path::new(&format!("/proc/{pid}/root")), path)
+    open_beneath(Path::new(&format!("/proc/{pid}/root")), path, IN_ROOT)
 }
 
 fn name_of(kind: FileType) -> &'static str {
@@ -118,15 +121,16 @@ fn locate(rootfs: &Path, mounts: &[Mount], path: &Path) -> (PathBuf, PathBuf) {
     }
 }
 
-/// Opens `path` below `root` with `O_PATH` only.
-fn open_beneath(root: &Path, path: &Path) -> io::Result<File> {
+/// Opens `path` below `root` with `O_PATH` only, where its links are treated as `resolve` says.
+///
+/// # Errors
+/// Those of `openat2(2)`.
+pub(super) fn open_beneath(root: &Path, path: &Path, resolve: ResolveFlag) -> io::Result<File> {
     let root = nix::fcntl::open(root, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
     if path.as_os_str().is_empty() {
         return Ok(File::from(root));
     }
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(resolve);
     // A mount or rename anywhere on the node may keep the kernel from checking a `..`: then it returns EAGAIN (openat2(2)).
     let mut tries_left = TRIES_MAX;
     loop {

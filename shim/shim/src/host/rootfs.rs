@@ -80,11 +80,14 @@ pub(crate) fn unmount(path: &Path) -> io::Result<()> {
     if scratch.exists() {
         umount_recursive(scratch.to_str(), MntFlags::MNT_DETACH.bits()).map_err(io::Error::other)?;
     }
-    // What is mounted below a mount goes with it.
+    detach(path)
+}
+
+/// Removes every mount at `path`. What is mounted below a mount goes with it; where nothing is mounted, nothing is done.
+pub(super) fn detach(path: &Path) -> io::Result<()> {
     loop {
         match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) => {}
-            // Nothing is mounted there.
             Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
             Err(error) => return Err(error.into()),
         }

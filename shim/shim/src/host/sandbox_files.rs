@@ -2,17 +2,16 @@
 //! pause container.
 //! <https://github.com/containerd/containerd/blob/v2.4.2/internal/cri/server/podsandbox/sandbox_run_linux.go> (`setupSandboxFiles`)
 
-use std::fs;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 
 use crate::error::{Context, Result, chain};
+use crate::host::rootfs::detach;
 use crate::spec::pod::PodConfig;
 use crate::spec::pod_files::PodFiles;
 
@@ -26,8 +25,8 @@ const SHARED_MEMORY_OPTIONS: &str = "mode=1777,size=67108864";
 /// The files of a pod; dropping it removes them.
 #[derive(Debug)]
 pub(crate) struct SandboxFiles {
-    /// The bundle, also when containerd has given it another name in order to remove it.
-    bundle: File,
+    /// The bundle, also when containerd has given it another name in order to remove it; `None` once they are removed.
+    bundle: Option<File>,
     /// Where they are.
     pub(crate) places: PodFiles,
 }
@@ -43,7 +42,8 @@ impl SandboxFiles {
             shared_memory: (!pod.has_nodes_ipc).then(|| bundle.join(SHARED_MEMORY)),
         };
         let handle = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(bundle);
-        let files = Self { bundle: handle.doing(|| "cannot open the bundle of the sandbox".into())?, places };
+        let handle = handle.doing(|| "cannot open the bundle of the sandbox".into())?;
+        let files = Self { bundle: Some(handle), places };
         files.write(pod).doing(|| "cannot make the files of the pod".into())?;
         Ok(files)
     }
@@ -68,12 +68,13 @@ impl SandboxFiles {
     }
 
     /// Removes them. Blocks.
-    pub(crate) fn remove(self) -> Result<()> {
+    pub(crate) fn remove(mut self) -> Result<()> {
         self.remove_now()
     }
 
-    fn remove_now(&self) -> Result<()> {
-        remove(Path::new(&format!("/proc/self/fd/{}", self.bundle.as_raw_fd())))
+    fn remove_now(&mut self) -> Result<()> {
+        let Some(bundle) = self.bundle.take() else { return Ok(()) };
+        remove(Path::new(&format!("/proc/self/fd/{}", bundle.as_raw_fd())))
     }
 }
 
@@ -90,7 +91,7 @@ fn directory_of(bundle: &Path) -> PathBuf {
     fs::canonicalize(bundle.join(ON_DISK)).unwrap_or_else(|_| bundle.into())
 }
 
-/// Writes a file that only root can change, whatever containerd's umask.
+/// Writes a file that only root can change.
 fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?;
     file.write_all(content)
@@ -100,14 +101,11 @@ fn of_the_node(path: &str) -> io::Result<Vec<u8>> {
     fs::read(path).map_err(|error| io::Error::new(error.kind(), format!("`{path}`: {error}")))
 }
 
-/// Removes what there is of the files of the pod whose sandbox has this `bundle`. The shared memory lives on in containers that have it mounted. Blocks.
+/// Removes what there is of the files of the pod whose sandbox has this `bundle`. The shared memory lives on in containers that have it
+/// mounted. Blocks.
 pub(crate) fn remove(bundle: &Path) -> Result<()> {
     let place = bundle.join(SHARED_MEMORY);
-    match umount2(&place, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-        // It is not a mount, or not there.
-        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
-        Err(error) => return Err(error).doing(|| format!("cannot unmount `{}`", place.display())),
-    }
+    detach(&place).doing(|| format!("cannot unmount `{}`", place.display()))?;
     let directory = directory_of(bundle);
     for name in ["hostname", "hosts", "resolv.conf"] {
         ignore_missing(fs::remove_file(directory.join(name))).doing(|| "cannot remove the files of the pod".into())?;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{Cache, make_private_dir};
 
 /// The directory of what is remembered.
-const DIRECTORY: &str = "digests";
+pub(super) const DIRECTORY: &str = "digests";
 /// How many files are remembered at most; a new one takes the place of another.
 const SLOTS: u64 = 1024;
 

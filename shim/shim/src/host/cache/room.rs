@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use skiff_protocol::names::CODE_EXTENSION;
 use skiff_protocol::{CODE_ID, Counters};
 
+use super::digests::DIRECTORY as DIGESTS;
 use super::slots::SLOT;
 use super::trailer::owner_of;
 use super::{Cache, PENDING, at, is_full, is_named, open_entry, remove_file};
@@ -115,7 +116,9 @@ impl Cache {
     fn code_dirs(&self) -> io::Result<impl Iterator<Item = PathBuf>> {
         let dirs = fs::read_dir(&self.dir).map_err(|error| at("read", &self.dir, &error))?;
         let is_engines = |dir: &fs::DirEntry| {
-            !dir.file_name().as_bytes().starts_with(SLOT.as_bytes()) && dir.file_type().is_ok_and(|kind| kind.is_dir())
+            let name = dir.file_name();
+            let is_another = name.as_bytes().starts_with(SLOT.as_bytes()) || name == DIGESTS;
+            !is_another && dir.file_type().is_ok_and(|kind| kind.is_dir())
         };
         Ok(dirs.flatten().filter(is_engines).map(|dir| dir.path()))
     }
