@@ -55,8 +55,10 @@ same_limits() {
     <(sed -n 's/^ *(\("[a-z-]*"\), |limits, value|.*/\1/p' shim/shim/src/spec/limits.rs > "$work/limits" && limits_in "$work/limits" '.*')
 }
 
-# values_of_old: a release whose values are those of a chart without metrics and annotation policy (`--reuse-values`).
-values_of_old() { render --set image.repository=x --set metrics=null --set annotationPolicy=null > /dev/null; }
+# values_of_old: a release whose values are those of a chart without metrics, annotation policy and sandboxer (`--reuse-values`).
+values_of_old() {
+  render --set image.repository=x --set metrics=null --set annotationPolicy=null --set sandboxer=null > /dev/null
+}
 
 # metrics_of_old: metrics that are switched on in such a release are those of a new one.
 metrics_of_old() {

@@ -465,6 +465,7 @@ impl Drop for Small<'_> {
 #[test]
 fn a_full_disk_is_told_and_leaves_what_was_there() {
     let release = Release::installed();
+    let record = release.in_node(&format!("cat {RECORD}"));
     release.in_node("mkdir /mnt/small && mount -t tmpfs -o size=1m,mode=755 small /mnt/small");
     let _small = Small(&release);
     let failed = release.upgrade_within("15s", &["programs=/mnt/small/skiff"]);
@@ -475,10 +476,36 @@ fn a_full_disk_is_told_and_leaves_what_was_there() {
         log.contains("No space left on device") && log.contains("everything is as it was")
     });
     assert!(is_told, "{log}");
+    // The installer tries again and again.
+    release.until("the record of what is installed", || release.in_node(&format!("cat {RECORD}")) == record);
     assert!(release.is_labelled());
     release.helm(&["test", "skiff"]).unwrap();
     release.helm(&["rollback", "skiff", "--wait", "--timeout", "90s"]).unwrap();
     assert!(release.is_right());
+}
+
+#[test]
+fn the_shim_makes_the_sandboxes_of_new_pods_where_the_chart_says_so() {
+    let release = Release::installed();
+    let is_made_by_the_shim = |namespace: &Namespace<'_>| {
+        let id = namespace.cluster.run("crictl", &["pods", "--quiet", "--namespace", &namespace.name]);
+        // Only containerd's own sandboxes are containers.
+        !release.in_node(&format!("ls -d /run/containerd/io.containerd.*/k8s.io/{}", id.trim())).contains("v2.task")
+    };
+    let before = release.serving();
+    assert!(!is_made_by_the_shim(&before));
+    release.upgrade(&["sandboxer=shim"]).unwrap();
+    assert!(release.is_right());
+    let after = release.serving();
+    assert!(is_made_by_the_shim(&after));
+    release.helm(&["test", "skiff"]).unwrap();
+    release.check_native_pods();
+    release.upgrade(&["sandboxer=podsandbox"]).unwrap();
+    let again = release.serving();
+    assert!(!is_made_by_the_shim(&again));
+    [&before, &after, &again].iter().for_each(|web| release.check_serves(web));
+    drop((before, after, again));
+    release.until("the end of the pods", || release.shims().is_empty());
 }
 
 #[test]

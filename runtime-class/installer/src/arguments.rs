@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use skiff_protocol::names::CACHE_DIR;
 
+use crate::config::entry::Sandboxer;
 use crate::error::{Context, Error, Result};
 use crate::job::Job;
 use crate::journal::programs::Source;
@@ -93,6 +94,9 @@ pub(crate) struct InstallArguments {
     /// Where on the node the programs should be; by default the first suitable place.
     #[arg(long)]
     to: Option<PathBuf>,
+    /// Who makes the sandboxes of pods.
+    #[arg(long, value_enum, default_value = "podsandbox")]
+    sandboxer: Sandboxer,
 }
 
 #[derive(Debug, Args)]
@@ -159,7 +163,8 @@ impl InstallArguments {
             Some(programs) => programs,
             None => own_directory()?,
         };
-        Ok(Job { source: Source::read(&programs)?, to: self.to, labels: node.labels()? })
+        let (to, sandboxer) = (self.to, self.sandboxer);
+        Ok(Job { source: Source::read(&programs)?, to, sandboxer, labels: node.labels()? })
     }
 }
 

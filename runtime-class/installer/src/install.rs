@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::config::dump::Dump;
+use crate::config::entry::Sandboxer;
 use crate::config::plan::{Facts, Plan, Unplanned};
 use crate::error::{Error, Result};
-use crate::journal::change::{add_directories, apply, recover, roll_back};
+use crate::journal::change::{add_directories, apply, leave_previous, recover, roll_back};
 use crate::journal::programs::{self, Source};
 use crate::journal::record::{Programs, Record, State};
 use crate::node::Node;
@@ -25,16 +26,12 @@ pub(crate) enum Done {
 }
 
 /// Installs the programs of `source` in `root`, or in the first suitable place.
-pub(crate) async fn install(node: &Node, source: &Source, root: Option<&Path>) -> Result<Done> {
+pub(crate) async fn install(node: &Node, source: &Source, root: Option<&Path>, sandboxer: Sandboxer) -> Result<Done> {
     let (old, is_interrupted) = recover(node)?;
-    let change = Change::decide(node, source, root, old.as_ref(), is_interrupted).await?;
+    let change = Change::decide(node, source, root, sandboxer, old.as_ref(), is_interrupted).await?;
     let (done, root) = (change.done, change.record.programs.root.clone());
     if done != Done::Unchanged {
         change.carry_out().await?;
-    }
-    if let Some(old) = old.filter(|old| old.programs.root != root) {
-        programs::switch(&node.host, &old.programs.root, None)?;
-        programs::prune(&node.host, &old.programs.root, None)?;
     }
     programs::prune(&node.host, &root, Some(&source.id))?;
     Ok(done)
@@ -57,13 +54,14 @@ impl<'a> Change<'a> {
         node: &'a Node,
         source: &'a Source,
         root: Option<&Path>,
+        sandboxer: Sandboxer,
         old: Option<&Record>,
         is_interrupted: bool,
     ) -> Result<Self> {
         let before = node.dump().await?;
         let installed = old.map(|old| old.programs.root.as_path());
         let root = programs::choose_root(&node.host, installed, root)?;
-        let plan = plan(node, &before, old, programs::shim(&root)).await?;
+        let plan = plan(node, &before, old, programs::shim(&root), sandboxer).await?;
         let reported = match node.report().await {
             // A containerd that an earlier run left broken is repaired by going on.
             Err(_) if is_interrupted => Reported::default(),
@@ -96,7 +94,8 @@ impl<'a> Change<'a> {
             return Err(roll_back(node, self.record, error, &self.reported, Some(restart)).await);
         }
         self.record.mark_installed();
-        self.record.save(&node.host)
+        self.record.save(&node.host)?;
+        leave_previous(&node.host, &mut self.record)
     }
 
     async fn put_in_place(&self) -> Result<()> {
@@ -121,13 +120,14 @@ impl<'a> Change<'a> {
 }
 
 /// Gathers the facts and plans with them. Of the node's files it reads those that the plan depends on.
-async fn plan(node: &Node, dump: &Dump, old: Option<&Record>, shim: PathBuf) -> Result<Plan> {
+async fn plan(node: &Node, dump: &Dump, old: Option<&Record>, shim: PathBuf, sandboxer: Sandboxer) -> Result<Plan> {
     let mut facts = Facts {
         layout: &node.layout,
         containerd: node.containerd.version(&node.host).await?,
         dump,
         changed: old.map(|old| old.files.as_slice()).unwrap_or_default(),
         shim,
+        sandboxer,
         texts: BTreeMap::new(),
     };
     loop {
@@ -151,8 +151,9 @@ fn record(node: &Node, plan: &Plan, old: Option<&Record>, root: PathBuf, source:
             files.push(file.taken_back(node.host.read(&file.path)?)?);
         }
     }
-    let previous = programs::current(&node.host, &root);
-    let programs = Programs { root, version: Some(source.id.clone()), previous };
+    let previous_root = old.map(|old| old.programs.root.clone()).filter(|place| *place != root);
+    let previous = programs::current(&node.host, previous_root.as_ref().unwrap_or(&root));
+    let programs = Programs { root, version: Some(source.id.clone()), previous, previous_root };
     let directories = old.map(|old| old.directories.clone()).unwrap_or_default();
     let mut record = Record::new(files, programs, directories);
     add_directories(node, &mut record);

@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::entry::Sandboxer;
 use crate::error::Result;
 use crate::install::{self, Done};
 use crate::journal::programs::Source;
@@ -17,6 +18,7 @@ use crate::say::say;
 pub(crate) struct Job {
     pub(crate) source: Source,
     pub(crate) to: Option<PathBuf>,
+    pub(crate) sandboxer: Sandboxer,
     pub(crate) labels: Option<Labels>,
 }
 
@@ -24,7 +26,7 @@ impl Job {
     /// Installs skiff and labels the node.
     pub(crate) async fn install_and_label(&self, node: &Node) -> Result<Done> {
         let _lock = node.lock()?;
-        let done = install::install(node, &self.source, self.to.as_deref()).await?;
+        let done = install::install(node, &self.source, self.to.as_deref(), self.sandboxer).await?;
         let id = &self.source.id;
         say(&match done {
             Done::Unchanged => format!("{id} is installed already"),

@@ -84,7 +84,7 @@ fn record(node: &Node, old: &Record) -> Result<Record> {
     let files = files.collect::<Result<_>>()?;
     let root = old.programs.root.clone();
     let previous = programs::current(&node.host, &root);
-    Ok(Record::new(files, Programs { root, version: None, previous }, old.directories.clone()))
+    Ok(Record::new(files, Programs { root, version: None, previous, previous_root: None }, old.directories.clone()))
 }
 
 async fn put_in_place(node: &Node, record: &Record) -> Result<()> {

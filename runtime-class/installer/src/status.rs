@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::config::entry::{Entry, HANDLER};
+use crate::config::entry::{Entry, HANDLER, Sandboxer};
 use crate::config::version::Version;
 use crate::error::{Context, Result};
 use crate::journal::programs;
@@ -151,6 +151,9 @@ async fn check_configuration(node: &Node, record: &Record, version: Option<Versi
     };
     let entry = Entry {
         shim: programs::shim(&record.programs.root),
+        // Which one is wanted is only known to whoever installs.
+        sandboxer: Sandboxer::default(),
+        may_leave_pause_image: false,
         local_pull: version.is_some_and(Version::unpacks_own_platform_only),
         carried: Vec::new(),
     };

@@ -5,6 +5,7 @@
 mod node;
 mod steps;
 
+use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
@@ -23,13 +24,20 @@ fn plain() -> Node {
     Node::new(&PLAIN, &[(CONFIG, ROOT)])
 }
 
+/// The files are those of before; what differs is shown by name, because programs are long.
+fn check_same(now: &Files, before: &Files, what: &str) {
+    let names = now.keys().chain(before.keys()).filter(|name| now.get(*name) != before.get(*name));
+    let differing: BTreeSet<_> = names.collect();
+    assert!(differing.is_empty(), "{what}: {differing:?}");
+}
+
 /// Runs `words`, which must fail with `code` and a sentence, and leave the node as it was.
 fn check_untouched(node: &Node, words: &[&str], code: i32, sentence: &str, restarts: usize) {
     let before = node.all_files();
     let said = node.run(words);
     assert_eq!(said.code, Some(code), "{}", said.stderr);
     assert!(said.stderr.contains(sentence), "{}", said.stderr);
-    assert_eq!(node.all_files(), before, "{}", said.stderr);
+    check_same(&node.all_files(), &before, &said.stderr);
     assert_eq!(node.restarts(), restarts, "{}", said.stderr);
 }
 
@@ -68,7 +76,7 @@ fn check_the_next_runs(step: usize, node: &Node, before: &Files) {
         node.succeed(&["verify"]);
     }
     node.succeed(&["remove"]);
-    assert_eq!(node.all_files(), *before, "step {step}");
+    check_same(&node.all_files(), before, &format!("step {step}"));
     assert!(!node.is_reported(), "step {step}");
 }
 
@@ -213,16 +221,32 @@ fn a_containerd_that_never_reports_the_handler_gets_its_configuration_back() {
 #[test]
 fn a_failed_upgrade_puts_the_old_installation_back() {
     let node = plain();
+    let before = node.all_files();
     node.succeed(&["install"]);
+    node.write("var/lib/skiff/cache/code", "compiled");
+    let source = node.read("fake/programs/skiff");
     node.write("fake/programs/skiff", "a newer one");
     node.write("fake/never", "");
     // The place differs, so that containerd has to be restarted.
-    let said = node.run(&["install", "--to", "/usr/local/lib/skiff"]);
-    assert_eq!(said.code, Some(3), "{}", said.stderr);
-    assert!(node.read("etc/containerd/conf.d/skiff.toml").contains("/opt/skiff/current"));
+    let words = ["install", "--to", "/usr/local/lib/skiff"];
+    check_untouched(&node, &words, 3, "the CRI does not report the handler `skiff`", 3);
     fs::remove_file(node.path("fake/never")).unwrap();
     node.succeed(&["install"]);
     node.succeed(&["verify"]);
+    node.succeed(&["remove"]);
+    node.write("fake/programs/skiff", &source);
+    check_same(&node.all_files(), &before, "removed");
+}
+
+#[test]
+fn a_move_that_is_killed_at_any_step_is_completed_or_taken_back() {
+    let prepare = || {
+        let node = plain();
+        let before = node.all_files();
+        node.succeed(&["install"]);
+        (node, before)
+    };
+    kill_at_every_step(&["install", "--to", "/usr/local/lib/skiff"], prepare, check_the_next_runs);
 }
 
 #[test]
@@ -258,6 +282,13 @@ fn a_full_disk_leaves_the_node_as_it_was() {
     let node = plain();
     let _full = Mounted::new(&node, "opt", MsFlags::empty(), "size=64k,mode=755");
     check_untouched(&node, &["install"], 3, "No space left on device", 0);
+
+    // A move to a full place.
+    let node = plain();
+    node.succeed(&["install"]);
+    node.write("var/lib/skiff/cache/code", "compiled");
+    let _full = Mounted::new(&node, "usr/local/lib", MsFlags::empty(), "size=64k,mode=755");
+    check_untouched(&node, &["install", "--to", "/usr/local/lib/skiff"], 3, "No space left on device", 1);
 
     let node = plain();
     let _full = Mounted::new(&node, "var/lib", MsFlags::empty(), "size=4k,mode=755");

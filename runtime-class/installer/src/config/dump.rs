@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use toml::{Table, Value};
 
-use crate::config::entry::{Entry, HANDLER, IMAGES_PLUGIN, pod_annotations};
+use crate::config::entry::{Entry, HANDLER, IMAGES_PLUGIN, Sandboxer, pod_annotations};
 use crate::error::{Error, Result};
 
 /// The plugins that may have the runtimes, newest first.
@@ -73,6 +73,10 @@ impl Dump {
         let expected = entry.shim.display().to_string();
         if found != expected {
             return Err(format!("`runtime_type` of the runtime `{HANDLER}` is `{found}`, not `{expected}`"));
+        }
+        let sandboxer = runtime.get("sandboxer").and_then(Value::as_str).unwrap_or_default();
+        if entry.sandboxer == Sandboxer::Shim && sandboxer != "shim" {
+            return Err(format!("`sandboxer` of the runtime `{HANDLER}` is `{sandboxer}`, not `shim`"));
         }
         let annotations = runtime.get("pod_annotations").and_then(Value::as_array).into_iter().flatten();
         if !annotations.filter_map(Value::as_str).eq(pod_annotations()) {

@@ -8,11 +8,11 @@ use toml::Table;
 
 use crate::config::dump::Dump;
 use crate::config::edit;
-use crate::config::entry::{Entry, HANDLER, IMAGES_PLUGIN};
+use crate::config::entry::{Entry, HANDLER, IMAGES_PLUGIN, Sandboxer};
 use crate::config::file::{ConfigFile, Edit, original};
 use crate::config::layout::{GO_BASE, Layout, Template};
 use crate::config::root::{RootFile, covered_directory};
-use crate::config::version::{MERGING, OLDEST, Version};
+use crate::config::version::{MERGING, OLDEST, SANDBOXERS, Version};
 use crate::error::{Error, Result};
 
 /// The name of the drop-in file.
@@ -41,6 +41,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) changed: &'a [ConfigFile],
     /// Where the shim will be.
     pub(crate) shim: PathBuf,
+    /// Who should make sandboxes.
+    pub(crate) sandboxer: Sandboxer,
     /// The texts of the files that have been read; `None` for a file that does not exist.
     pub(crate) texts: BTreeMap<PathBuf, Option<String>>,
 }
@@ -107,8 +109,12 @@ impl Facts<'_> {
     }
 
     fn check_containerd(&self) -> Result<()> {
+        let Version { major, minor } = self.containerd;
+        if self.sandboxer == Sandboxer::Shim && self.containerd < SANDBOXERS {
+            let sentence = "cannot leave sandboxes to the shim: that needs containerd 2.0 or newer";
+            return Err(Error::refused(format!("containerd {major}.{minor} {sentence}")));
+        }
         if self.containerd < OLDEST {
-            let Version { major, minor } = self.containerd;
             return Err(Error::refused(format!("containerd {major}.{minor} is too old: skiff needs 1.7 or newer")));
         }
         self.dump.check_cri()
@@ -142,7 +148,13 @@ impl Facts<'_> {
     }
 
     fn entry(&self) -> Entry {
-        Entry { shim: self.shim.clone(), local_pull: self.containerd.unpacks_own_platform_only(), carried: Vec::new() }
+        Entry {
+            shim: self.shim.clone(),
+            sandboxer: self.sandboxer,
+            may_leave_pause_image: self.containerd.may_leave_pause_image(),
+            local_pull: self.containerd.unpacks_own_platform_only(),
+            carried: Vec::new(),
+        }
     }
 
     /// A marked block at the end of the file that the configuration is written in or generated from.
@@ -248,7 +260,9 @@ mod tests {
         let dump = Dump::new(RUNC.parse().unwrap());
         let containerd = Version { major: 2, minor };
         let shim = "/opt/skiff/current/shim".into();
-        let mut facts = Facts { layout, containerd, dump: &dump, changed: &[], shim, texts: BTreeMap::new() };
+        let sandboxer = Sandboxer::default();
+        let mut facts =
+            Facts { layout, containerd, dump: &dump, changed: &[], shim, sandboxer, texts: BTreeMap::new() };
         let shown = |path: &Path| path.display().to_string();
         let mut asked = Vec::new();
         loop {

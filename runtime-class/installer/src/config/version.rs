@@ -14,7 +14,17 @@ pub(crate) const MERGING: Version = Version { major: 2, minor: 0 };
 /// The oldest with the transfer service.
 const TRANSFER: Version = Version { major: 2, minor: 1 };
 
+/// The oldest in which a runtime can have another sandboxer.
+pub(crate) const SANDBOXERS: Version = Version { major: 2, minor: 0 };
+/// The oldest with `disable_pause_image_pull`.
+const NO_PAUSE_IMAGE: Version = Version { major: 2, minor: 4 };
+
 impl Version {
+    /// Whether this containerd can be told not to pull the pause image.
+    pub(crate) fn may_leave_pause_image(self) -> bool {
+        self >= NO_PAUSE_IMAGE
+    }
+
     /// Whether this containerd unpacks only images of its own platform by default.
     pub(crate) fn unpacks_own_platform_only(self) -> bool {
         self >= TRANSFER

@@ -20,7 +20,10 @@ pub(crate) fn recover(node: &Node) -> Result<(Option<Record>, bool)> {
     remove_tried(&node.host, &node.layout)?;
     let Some(mut record) = Record::load(&node.host)? else { return Ok((None, false)) };
     match record.state {
-        State::Installed => Ok((Some(record), false)),
+        State::Installed => {
+            leave_previous(&node.host, &mut record)?;
+            Ok((Some(record), false))
+        }
         State::Removed => {
             clean_up(node, &record)?;
             Ok((None, true))
@@ -30,6 +33,13 @@ pub(crate) fn recover(node: &Node) -> Result<(Option<Record>, bool)> {
             Ok((Some(record), true))
         }
     }
+}
+
+/// Removes what is left where the programs of an installation were before.
+pub(crate) fn leave_previous(host: &Host, record: &mut Record) -> Result<()> {
+    let Some(place) = record.programs.previous_root.take() else { return Ok(()) };
+    programs::leave(host, &place)?;
+    record.save(host)
 }
 
 /// Gives the files the content that `record` has for them after the change.
@@ -55,6 +65,12 @@ fn put_back(node: &Node, record: &mut Record) -> Result<()> {
         file.after.clone_from(&file.previous);
     }
     let programs = &mut record.programs;
+    if let Some(place) = programs.previous_root.take() {
+        programs::leave(&node.host, &programs.root)?;
+        remove_directories(node, &record.directories)?;
+        record.directories.retain(|directory| node.host.exists(directory));
+        programs.root = place;
+    }
     programs::switch(&node.host, &programs.root, programs.previous.as_deref())?;
     programs.version.clone_from(&programs.previous);
     Ok(())
@@ -75,7 +91,7 @@ pub(crate) async fn roll_back(
             node.restart_until(restart, lost).await?;
         }
         if record.programs.version.is_some() {
-            record.state = State::Installed;
+            record.mark_installed();
             return record.save(&node.host);
         }
         finish(node, record)
@@ -98,10 +114,13 @@ fn clean_up(node: &Node, record: &Record) -> Result<()> {
     // Compiled code is useless without skiff.
     node.host.remove_tree(CACHE_DIR.as_ref())?;
     remove_states(&node.host)?;
-    for directory in record.directories.iter().rev() {
-        node.host.remove_empty(directory)?;
-    }
+    remove_directories(node, &record.directories)?;
     record::forget(&node.host)
+}
+
+/// Removes those of `directories`, outermost first, that are empty.
+fn remove_directories(node: &Node, directories: &[PathBuf]) -> Result<()> {
+    directories.iter().rev().try_for_each(|directory| node.host.remove_empty(directory))
 }
 
 /// Removes the directories in which runc keeps states, one for each of containerd's namespaces. One that is not empty belongs to a

@@ -187,6 +187,13 @@ pub(crate) fn prune(host: &Host, root: &Path, kept: Option<&str>) -> Result<()> 
     Ok(())
 }
 
+/// Removes what no process needs of `root`, which new pods no longer get programs from.
+pub(crate) fn leave(host: &Host, root: &Path) -> Result<()> {
+    host.remove(&root.join(CURRENT))?;
+    prune(host, root, None)?;
+    host.remove_empty(&root.join(VERSIONS))
+}
+
 /// Removes `root` and all versions.
 pub(crate) fn remove_all(host: &Host, root: &Path) -> Result<()> {
     switch(host, root, None)?;

@@ -47,8 +47,11 @@ pub(crate) struct Programs {
     pub(crate) root: PathBuf,
     /// The version that `current` should name; `None` for no version.
     pub(crate) version: Option<String>,
-    /// The version that it named before.
+    /// The version that new pods got before.
     pub(crate) previous: Option<String>,
+    /// The root of that version, if it is another one. It is emptied once the change is complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) previous_root: Option<PathBuf>,
 }
 
 impl Record {
@@ -82,6 +85,7 @@ impl Record {
     /// Turns the record of a change into that of the installation.
     pub(crate) fn mark_installed(&mut self) {
         self.state = State::Installed;
+        self.programs.previous = None;
         for file in &mut self.files {
             file.previous.clone_from(&file.after);
         }

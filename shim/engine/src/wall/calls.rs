@@ -15,6 +15,10 @@ pub(super) struct Call {
 pub(super) enum Rule {
     /// With any.
     Allowed,
+    /// It does not exist.
+    Missing,
+    /// It ends the process.
+    Fatal,
     /// If all conditions of one alternative hold; else the error.
     When(Vec<Vec<Condition>>, c_int),
 }

@@ -243,8 +243,9 @@ impl Cache {
         let path = self.path(digest, PENDING)?;
         loop {
             let file = match open_pending(&path) {
-                // The directory has not been made yet, or was removed with its last entry.
+                // The directory has not been made yet, or was removed: with its last entry, or with the whole cache.
                 Err(error) if error.kind() == ErrorKind::NotFound => {
+                    make_private_dir(&self.dir)?;
                     make_private_dir(&self.dir.join(CODE_ID))?;
                     continue;
                 }
@@ -262,11 +263,16 @@ impl Cache {
     }
 
     /// Turns what the compiler wrote into the wanted entry, and brings the cache back to its size.
-    fn publish(&self, wanted: Wanted<'_>, mut pending: Pending, output: &File) -> io::Result<File> {
+    fn publish(&self, wanted: Wanted<'_>, pending: Pending, output: &File) -> io::Result<File> {
         let bytes = output.metadata()?.len();
         let entry = self.path(wanted.digest, CODE_EXTENSION)?;
-        let file = self.with_room(bytes, || pending.publish(&entry, wanted, output, &self.dir))?;
-        drop(pending);
+        let publish =
+            |mut pending: Pending| self.with_room(bytes, || pending.publish(&entry, wanted, output, &self.dir));
+        let file = match publish(pending) {
+            // Somebody has removed the cache's files meanwhile.
+            Err(error) if error.kind() == ErrorKind::NotFound => publish(self.lock(wanted.digest)?),
+            published => published,
+        }?;
         if let Err(error) = self.evict(&entry) {
             log::warn!("cannot tidy the cache `{}`: {error}", self.dir.display());
         }
@@ -300,7 +306,7 @@ impl Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        if self.published {
+        if self.published || !is_named(&self.file, &self.path) {
             return;
         }
         // Truncating frees the blocks now: a process that is being started may hold the file open a little longer.

@@ -152,6 +152,21 @@ fn what_was_compiled_of_other_bytes_is_not_kept() {
 }
 
 #[test]
+fn a_cache_that_is_removed_while_code_is_compiled_is_made_again() {
+    for removed in ["cache", &format!("cache/{CODE_ID}"), &format!("cache/{CODE_ID}/{}.{PENDING}", key(1))] {
+        let scratch = Scratch::new();
+        let cache = scratch.cache();
+        let place = scratch.0.join(removed);
+        let made = cache.get_or_compile(wanted(&key(1)), |output| {
+            if place.is_dir() { fs::remove_dir_all(&place) } else { fs::remove_file(&place) }.unwrap();
+            writes(1, b"code")(output)
+        });
+        assert_eq!(artefact(&made.unwrap(), 4), b"code", "{removed}");
+        assert_eq!(scratch.files(), [entry(1)], "{removed}");
+    }
+}
+
+#[test]
 fn an_entry_is_replaced_by_one_that_is_compiled_again_and_never_missing() {
     let scratch = Scratch::new();
     let cache = scratch.cache();
