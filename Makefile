@@ -22,8 +22,8 @@ cluster-down: ## stop what `make cluster` or `make demo` started
 	@test/cluster/down.sh
 kind: ## run the Kubernetes suites on kind
 	@SKIFF_CLUSTER_BACKEND=kind test/all.sh cluster
-bench: ## compare skiff with runc, a shim of the usual kind and wasmtime
-	@cargo run --release --locked --quiet -p skiff-bench --
+bench: ## compare skiff with runc, a shim of the usual kind and wasmtime, and with the last figures
+	@cargo run --release --locked --quiet -p skiff-bench -- --against docs/benchmark.json
 trace: ## show where the time of a container's start and end goes, step by step
 	@cargo run --release --locked --quiet -p skiff-bench -- --trace
 clean: cluster-down ## remove everything that was built or cached, and the cluster

@@ -1,7 +1,9 @@
 //! Mounts by descriptor (`open_tree(2)`, `mount_setattr(2)`, `move_mount(2)`) and paths in the kernel's list of mounts.
 
 use std::ffi::{CStr, OsString};
-use std::io;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -95,6 +97,23 @@ fn set(directory: i32, path: &CStr, flags: u32, attributes: Attributes<'_>) -> i
     let done =
         unsafe { libc::syscall(libc::SYS_mount_setattr, directory, path.as_ptr(), flags, &raw const attributes, size) };
     Errno::result(done)?;
+    Ok(())
+}
+
+/// Calls `look` with each line of `/proc/self/mountinfo` (proc_pid_mountinfo(5)) until it breaks. Only one line is in memory at a
+/// time: with hundreds of pods on the node the list has hundreds of kilobytes.
+///
+/// # Errors
+/// Those of reading it.
+pub fn each_mount(mut look: impl FnMut(&str) -> ControlFlow<()>) -> io::Result<()> {
+    let mut list = BufReader::new(File::open("/proc/self/mountinfo")?);
+    let mut line = Vec::new();
+    while list.read_until(b'\n', &mut line)? > 0 {
+        if look(String::from_utf8_lossy(&line).trim_end_matches('\n')).is_break() {
+            break;
+        }
+        line.clear();
+    }
     Ok(())
 }
 

@@ -202,11 +202,11 @@ const CRATES: [Crate; 7] = [
     Crate {
         folder: "runtime-class/installer/src",
         arrows: &[
-            ("arguments", &["error", "job", "journal", "kube", "metrics", "node", "wanted"]),
+            ("arguments", &["config", "error", "job", "journal", "kube", "metrics", "node", "wanted"]),
             ("config", &["error"]),
             ("error", &[]),
             ("install", &["config", "error", "journal", "node"]),
-            ("job", &["error", "install", "journal", "kube", "node", "remove", "say"]),
+            ("job", &["config", "error", "install", "journal", "kube", "node", "remove", "say"]),
             ("journal", &["config", "error", "node"]),
             ("keep", &["error", "install", "job", "journal", "kube", "node", "say", "signals", "status", "wanted"]),
             ("kube", &["error"]),

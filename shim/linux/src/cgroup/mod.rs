@@ -20,6 +20,7 @@ mod tests;
 use std::collections::HashSet;
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,7 @@ use self::files::{at, read};
 pub use self::hierarchy::Hierarchy;
 pub use self::limits::{parse_limit, parse_shared_memory};
 use self::place::{Membership, Mount, Place};
+use crate::mounts::each_mount;
 
 /// How long processes may take to die.
 const REMOVE_WITHIN: Duration = Duration::from_secs(5);
@@ -92,20 +94,21 @@ impl Cgroup {
 
     fn new(memberships: &[Membership], path_of: impl Fn(&Membership, &Mount) -> PathBuf) -> io::Result<Self> {
         let hierarchy = Hierarchy::detect()?;
-        let mounts = Mount::parse_all(&read("/proc/self/mountinfo".as_ref())?);
-        let mut nodes: Vec<(usize, Node)> = memberships
-            .iter()
-            .filter(|membership| hierarchy == Hierarchy::V1 || membership.controllers.is_empty())
-            .filter_map(|membership| {
-                let (place, mount) = mounts.iter().enumerate().find(|(_, mount)| mount.has(membership))?;
-                let (controllers, mountpoint) = (membership.controllers.clone(), mount.point.clone());
-                let path = mountpoint.join(path_of(membership, mount));
-                Some((place, Node { controllers, is_own: path != mountpoint, mountpoint, path }))
-            })
-            .collect();
-        // In the order of the mounts.
-        nodes.sort_by_key(|(place, _)| *place);
-        Ok(Self { hierarchy, nodes: nodes.into_iter().map(|(_, node)| node).collect() })
+        let mut missing: Vec<_> = memberships.iter().collect();
+        missing.retain(|membership| hierarchy == Hierarchy::V1 || membership.controllers.is_empty());
+        let mut nodes = Vec::with_capacity(missing.len());
+        // In the order of the mounts. Those of cgroups are older than those of pods, so not all are read.
+        each_mount(|line| {
+            if let Some(mount) = Mount::parse(line) {
+                for membership in missing.extract_if(.., |membership| mount.has(membership)) {
+                    let path = mount.point.join(path_of(membership, &mount));
+                    let (controllers, mountpoint) = (membership.controllers.clone(), mount.point.clone());
+                    nodes.push(Node { controllers, is_own: path != mountpoint, mountpoint, path });
+                }
+            }
+            if missing.is_empty() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        Ok(Self { hierarchy, nodes })
     }
 
     /// The version of these cgroups.

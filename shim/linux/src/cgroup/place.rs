@@ -50,12 +50,8 @@ impl Membership {
 }
 
 impl Mount {
-    /// Finds the cgroup mounts in `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
-    pub(super) fn parse_all(text: &str) -> Vec<Self> {
-        text.lines().filter_map(Self::parse).collect()
-    }
-
-    fn parse(line: &str) -> Option<Self> {
+    /// Reads a line of `/proc/self/mountinfo` (proc_pid_mountinfo(5)). `None` if it is no mount of cgroups.
+    pub(super) fn parse(line: &str) -> Option<Self> {
         let (mount, file_system) = line.split_once(" - ")?;
         let mut mount = mount.split(' ').skip(3);
         let (root, point) = (unescape(mount.next()?), unescape(mount.next()?));
@@ -190,14 +186,15 @@ mod tests {
 
     #[test]
     fn mounts_are_read_and_matched_with_memberships() {
-        let mounts = Mount::parse_all(
-            "23 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
-             31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n\
-             32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 master:2 - cgroup cgroup rw,cpu,cpuacct\n\
-             35 31 0:32 /docker/a\\040b /sys/fs/cgroup/mem\\134x rw - cgroup none rw,memory\n\
-             40 31 0:37 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n\
-             41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n",
-        );
+        let lines = [
+            "23 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw",
+            "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755",
+            "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 master:2 - cgroup cgroup rw,cpu,cpuacct",
+            "35 31 0:32 /docker/a\\040b /sys/fs/cgroup/mem\\134x rw - cgroup none rw,memory",
+            "40 31 0:37 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd",
+            "41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate",
+        ];
+        let mounts: Vec<_> = lines.iter().filter_map(|line| Mount::parse(line)).collect();
         let check = |membership: Membership, expected: Option<(&str, &str)>| {
             let found = mounts.iter().find(|mount| mount.has(&membership));
             let found = found.map(|mount| (mount.root.to_str().unwrap(), mount.point.to_str().unwrap()));

@@ -1,6 +1,7 @@
 //! A serving shim: its threads, its socket, the signals that end it, and its last events.
 
 use std::collections::HashMap;
+use std::future::pending;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +31,9 @@ const VERSION_2: &str = "containerd.task.v2.Task";
 const DISCONNECT_LIMIT: Duration = Duration::from_millis(300);
 /// How long the shim waits at its end for events to be taken.
 const FLUSH_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a shim waits for its first container. Whoever started it may have been killed before containerd knew where it listens.
+const UNUSED_LIMIT: Duration = Duration::from_secs(120);
 
 /// What a shim begins to serve with.
 pub(super) struct Serving {
@@ -71,7 +75,7 @@ async fn serve(listener: UnixListener, identity: Identity, events: String, holde
     let done = Arc::new(Notify::new());
     let pod = Arc::new(Pod::new(identity, Arc::new(publisher.clone()), holder));
     let tasks = TaskService::new(pod.clone(), done.clone());
-    let sandboxes = SandboxService::new(pod, done.clone());
+    let sandboxes = SandboxService::new(pod.clone(), done.clone());
     tokio::spawn(orphans::reap());
     listener.set_nonblocking(true).doing(|| "cannot use the socket".into())?;
     let listener = tokio::net::UnixListener::from_std(listener).doing(|| "cannot use the socket".into())?;
@@ -82,6 +86,7 @@ async fn serve(listener: UnixListener, identity: Identity, events: String, holde
     let mut signals = Signals::new()?;
     tokio::select! {
         () = done.notified() => {}
+        () = unused(&pod, UNUSED_LIMIT) => log::info!("ended, because nothing was asked of it within {UNUSED_LIMIT:?}"),
         name = signals.next() => log::info!("ended by {name}"),
     }
     let path = socket::path_in(&address);
@@ -97,6 +102,14 @@ async fn serve(listener: UnixListener, identity: Identity, events: String, holde
         name = signals.next() => log::info!("ended by {name}"),
     }
     removed
+}
+
+/// Returns after `limit` if the pod has no container then, and otherwise never.
+async fn unused(pod: &Pod, limit: Duration) {
+    tokio::time::sleep(limit).await;
+    if !pod.close_if_empty() {
+        pending::<()>().await;
+    }
 }
 
 /// The signals that end the shim.

@@ -4,20 +4,21 @@
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use skiff_linux::mounts::unescape;
+use skiff_linux::mounts::{each_mount, unescape};
 
 use crate::spec::wasm::{DEVICES, Shown, is_kernels};
 
 /// What the shim needs to know about the mounts of the node.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct KernelFiles {
-    /// The kind of each mount, by its id.
+    /// The kinds of the mounts of the kernel's own file systems, by their ids.
     kinds: HashMap<u64, String>,
-    /// Where the kernel's own file systems are mounted.
+    /// Where they are mounted.
     points: Vec<PathBuf>,
 }
 
@@ -27,24 +28,24 @@ impl KernelFiles {
     /// # Errors
     /// Those of reading `/proc/self/mountinfo`.
     pub(crate) fn of_the_node() -> io::Result<Self> {
-        Ok(Self::parse(&std::fs::read_to_string("/proc/self/mountinfo")?))
+        let mut found = Self::default();
+        each_mount(|line| {
+            found.add(line);
+            ControlFlow::Continue(())
+        })?;
+        Ok(found)
     }
 
-    fn parse(mountinfo: &str) -> Self {
-        let mut found = Self { kinds: HashMap::new(), points: Vec::new() };
-        for line in mountinfo.lines() {
-            let Some((mount, file_system)) = line.split_once(" - ") else { continue };
-            let mut fields = mount.split(' ');
-            let id = fields.next().and_then(|id| id.parse().ok());
-            let (Some(id), Some(point), Some(kind)) = (id, fields.nth(3), file_system.split(' ').next()) else {
-                continue;
-            };
-            if is_kernels(kind) {
-                found.points.push(unescape(point));
-            }
-            found.kinds.insert(id, kind.to_owned());
+    fn add(&mut self, line: &str) {
+        let Some((mount, file_system)) = line.split_once(" - ") else { return };
+        let mut fields = mount.split(' ');
+        let id = fields.next().and_then(|id| id.parse().ok());
+        if let (Some(id), Some(point), Some(kind)) = (id, fields.nth(3), file_system.split(' ').next())
+            && is_kernels(kind)
+        {
+            self.points.push(unescape(point));
+            self.kinds.insert(id, kind.to_owned());
         }
-        found
     }
 
     /// What a bind mount of `source`, with everything mounted below it, would show. Blocks as long as the file system there
@@ -54,7 +55,7 @@ impl KernelFiles {
         let Ok(file) = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(source) else {
             return Shown::Files;
         };
-        let kind = mount_id(&file).and_then(|id| self.kinds.get(&id)).filter(|kind| is_kernels(kind));
+        let kind = mount_id(&file).and_then(|id| self.kinds.get(&id));
         let is_directory = || file.metadata().is_ok_and(|meta| meta.is_dir());
         if let Some(kind) = kind.filter(|kind| *kind != DEVICES || is_directory()) {
             return Shown::Kernel(kind.clone());
@@ -97,12 +98,17 @@ mod tests {
 
     #[test]
     fn mounts_are_read_as_the_kernel_writes_them() {
-        let read = KernelFiles::parse(
-            "23 1 254:0 / / rw - ext4 /dev/vda rw\n\
-             31 23 0:28 / /odd\\040name/proc rw shared:1 master:2 - proc proc rw\n\
-             garbage\nx y z - proc\n1 2 - proc\n",
-        );
+        let mut read = KernelFiles::default();
+        for line in [
+            "23 1 254:0 / / rw - ext4 /dev/vda rw",
+            "31 23 0:28 / /odd\\040name/proc rw shared:1 master:2 - proc proc rw",
+            "garbage",
+            "x y z - proc",
+            "1 2 - proc",
+        ] {
+            read.add(line);
+        }
         assert_eq!(read.points, [PathBuf::from("/odd name/proc")]);
-        assert_eq!(read.kinds.len(), 2);
+        assert_eq!(read.kinds, HashMap::from([(31, "proc".to_owned())]));
     }
 }

@@ -66,6 +66,11 @@ impl Pod {
         self.slots.are_over(id).await
     }
 
+    /// Lets nothing be made any more if nothing is there now. Returns whether that is so.
+    pub(crate) fn close_if_empty(&self) -> bool {
+        self.slots.close_if_empty()
+    }
+
     /// Deletes a process; with the first one goes the container, with the sandbox whatever is still made in the pod. Returns
     /// its pid and exit.
     ///

@@ -102,6 +102,13 @@ impl Slots {
         self.undo_creates(|_| true).await;
     }
 
+    /// Lets nothing be made in the pod if nothing is there now. Returns whether that is so.
+    pub(super) fn close_if_empty(&self) -> bool {
+        let mut inner = self.inner();
+        inner.is_closed |= inner.containers.is_empty();
+        inner.containers.is_empty()
+    }
+
     /// Whether nothing is left of the pod once what is no longer wanted is undone: a create of the container `id`, or any in a
     /// pod without its sandbox. It is not waited for for ever: `delete` finds what is left by the record.
     pub(super) async fn are_over(&self, id: &str) -> bool {
@@ -167,5 +174,21 @@ impl Drop for Reservation {
             self.slots.inner().containers.remove(&self.id);
         }
         self.slots.settled.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_is_closed_when_nothing_is_in_it_and_nothing_is_being_made() {
+        let slots = Arc::new(Slots::default());
+        let reservation = slots.reserve("c").unwrap();
+        assert!(!slots.close_if_empty());
+        drop(slots.reserve("d").unwrap());
+        drop(reservation);
+        assert!(slots.close_if_empty());
+        assert_eq!(slots.reserve("c").err().unwrap().to_string(), "the pod of container `c` has been deleted");
     }
 }
