@@ -7,12 +7,13 @@ use crate::config::dump::Dump;
 use crate::config::entry::Sandboxer;
 use crate::config::plan::{Facts, Plan, Unplanned};
 use crate::error::{Error, Result};
-use crate::journal::change::{add_directories, apply, leave_previous, recover, roll_back};
+use crate::journal::change::{add_directories, apply, leave_roots, recover, roll_back};
 use crate::journal::programs::{self, Source};
 use crate::journal::record::{Programs, Record, State};
 use crate::node::Node;
 use crate::node::containerd::check;
 use crate::node::cri::Reported;
+use crate::say::say;
 
 /// What an installation did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +96,10 @@ impl<'a> Change<'a> {
         }
         self.record.mark_installed();
         self.record.save(&node.host)?;
-        leave_previous(&node.host, &mut self.record)
+        if let Err(error) = leave_roots(&node.host, &mut self.record) {
+            say(&format!("the old place of the programs is removed later: {error}"));
+        }
+        Ok(())
     }
 
     async fn put_in_place(&self) -> Result<()> {
@@ -151,9 +155,15 @@ fn record(node: &Node, plan: &Plan, old: Option<&Record>, root: PathBuf, source:
             files.push(file.taken_back(node.host.read(&file.path)?)?);
         }
     }
-    let previous_root = old.map(|old| old.programs.root.clone()).filter(|place| *place != root);
+    let is_elsewhere = |place: &PathBuf| match (node.host.place(place), node.host.place(&root)) {
+        (Ok(place), Ok(root)) => place != root,
+        _ => *place != root,
+    };
+    let previous_root = old.map(|old| old.programs.root.clone()).filter(is_elsewhere);
+    let left =
+        old.into_iter().flat_map(|old| &old.programs.left).filter(|place| is_elsewhere(place)).cloned().collect();
     let previous = programs::current(&node.host, previous_root.as_ref().unwrap_or(&root));
-    let programs = Programs { root, version: Some(source.id.clone()), previous, previous_root };
+    let programs = Programs { root, version: Some(source.id.clone()), previous, previous_root, left };
     let directories = old.map(|old| old.directories.clone()).unwrap_or_default();
     let mut record = Record::new(files, programs, directories);
     add_directories(node, &mut record);

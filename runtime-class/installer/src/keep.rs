@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use crate::error::{Error, Result};
 use crate::install::Done;
 use crate::job::{Job, unlabel_and_remove};
+use crate::journal::change::leave_roots;
 use crate::journal::programs;
 use crate::journal::record::Record;
 use crate::kube::label::Label;
@@ -234,6 +235,7 @@ impl<'a> Keeper<'a> {
 /// Removes programs whose last pod has ended.
 fn prune(node: &Node) -> Result<()> {
     let _lock = node.lock()?;
-    let Some(record) = Record::load(&node.host)? else { return Ok(()) };
-    programs::prune(&node.host, &record.programs.root, record.programs.version.as_deref())
+    let Some(mut record) = Record::load(&node.host)? else { return Ok(()) };
+    programs::prune(&node.host, &record.programs.root, record.programs.version.as_deref())?;
+    leave_roots(&node.host, &mut record)
 }

@@ -68,7 +68,10 @@ async fn wait_for_pods(node: &Node, old: &Record, patience: Duration) -> Result<
 
 /// The refusal because of running wasm pods, if there are any.
 fn users(node: &Node, old: &Record) -> Result<Option<Error>> {
-    let users = programs::users(&node.host, &old.programs.root)?;
+    let mut users = programs::users(&node.host, &old.programs.root)?;
+    for root in &old.programs.left {
+        users.extend(programs::users(&node.host, root)?);
+    }
     Ok(users.first().map(|(_, pid)| {
         let count = users.len();
         Error::refused(format!(
@@ -84,7 +87,9 @@ fn record(node: &Node, old: &Record) -> Result<Record> {
     let files = files.collect::<Result<_>>()?;
     let root = old.programs.root.clone();
     let previous = programs::current(&node.host, &root);
-    Ok(Record::new(files, Programs { root, version: None, previous, previous_root: None }, old.directories.clone()))
+    let left = old.programs.left.clone();
+    let programs = Programs { root, version: None, previous, previous_root: None, left };
+    Ok(Record::new(files, programs, old.directories.clone()))
 }
 
 async fn put_in_place(node: &Node, record: &Record) -> Result<()> {

@@ -7,7 +7,7 @@ mod steps;
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::PathBuf;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -259,6 +259,33 @@ fn a_file_that_is_broken_by_hand_stops_a_removal_before_it_changes_anything() {
     node.succeed(&["remove"]);
 }
 
+#[test]
+fn a_failed_move_from_a_place_that_is_lost_keeps_the_record() {
+    let node = plain();
+    let before = node.all_files();
+    node.succeed(&["install"]);
+    fs::remove_dir_all(node.path("opt/skiff")).unwrap();
+    node.write("fake/never", "");
+    let said = node.run(&["install", "--to", "/usr/local/lib/skiff"]);
+    assert_eq!(said.code, Some(3), "{}", said.stderr);
+    fs::remove_file(node.path("fake/never")).unwrap();
+    node.succeed(&["install"]);
+    node.succeed(&["remove"]);
+    check_same(&node.all_files(), &before, "removed");
+}
+
+#[test]
+fn a_place_with_two_names_is_not_moved() {
+    let node = plain();
+    fs::create_dir_all(node.path("var/opt")).unwrap();
+    symlink("var/opt", node.path("opt")).unwrap();
+    node.succeed(&["install"]);
+    node.succeed(&["install", "--to", "/var/opt/skiff"]);
+    node.succeed(&["verify"]);
+    assert!(node.path("var/opt/skiff/current/skiff").exists());
+    node.succeed(&["remove"]);
+}
+
 /// A file system that is mounted in a node's tree.
 struct Mounted(PathBuf);
 
@@ -310,6 +337,21 @@ fn programs_go_where_they_can_be_written_and_executed() {
     node.succeed(&["verify"]);
     node.succeed(&["remove"]);
     check_untouched(&node, &["install", "--to", "/opt/skiff"], 1, "`/opt/skiff` is mounted noexec", 2);
+}
+
+#[test]
+fn programs_leave_a_place_that_has_become_read_only() {
+    let node = plain();
+    let opt = Mounted::new(&node, "opt", MsFlags::empty(), "mode=755");
+    node.succeed(&["install"]);
+    mount(None::<&str>, &opt.0, None::<&str>, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>).unwrap();
+    node.succeed(&["install"]);
+    assert!(node.path("usr/local/lib/skiff/current/skiff").exists());
+    node.succeed(&["install"]);
+    node.succeed(&["verify"]);
+    mount(None::<&str>, &opt.0, None::<&str>, MsFlags::MS_REMOUNT, None::<&str>).unwrap();
+    node.succeed(&["remove"]);
+    assert!(!node.path("opt/skiff").exists());
 }
 
 #[test]

@@ -209,8 +209,8 @@ fn a_tool_that_reverts_each_mend_does_not_get_a_restart_for_each() {
             fs::remove_file(node.path(DROP_IN)).unwrap();
         }
     }
-    // The installation, and mends after about 1, 2, 4 and 8 s.
-    assert!((4..=5).contains(&node.restarts()), "{}", node.restarts());
+    // The installation, and mends after about 1, 2, 4 and 8 s, or fewer on a busy machine.
+    assert!((3..=5).contains(&node.restarts()), "{}", node.restarts());
     let said = node.run(&["ready"]).stderr;
     assert!(said.contains("another tool undid the repair") && said.contains("the node is left alone for"), "{said}");
     assert!(node.run(&["status"]).stdout.contains(" times without an hour of peace\n"));

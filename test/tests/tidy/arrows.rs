@@ -205,7 +205,7 @@ const CRATES: [Crate; 7] = [
             ("arguments", &["config", "error", "job", "journal", "kube", "metrics", "node", "wanted"]),
             ("config", &["error"]),
             ("error", &[]),
-            ("install", &["config", "error", "journal", "node"]),
+            ("install", &["config", "error", "journal", "node", "say"]),
             ("job", &["config", "error", "install", "journal", "kube", "node", "remove", "say"]),
             ("journal", &["config", "error", "node"]),
             ("keep", &["error", "install", "job", "journal", "kube", "node", "say", "signals", "status", "wanted"]),

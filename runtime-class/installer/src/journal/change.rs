@@ -20,10 +20,7 @@ pub(crate) fn recover(node: &Node) -> Result<(Option<Record>, bool)> {
     remove_tried(&node.host, &node.layout)?;
     let Some(mut record) = Record::load(&node.host)? else { return Ok((None, false)) };
     match record.state {
-        State::Installed => {
-            leave_previous(&node.host, &mut record)?;
-            Ok((Some(record), false))
-        }
+        State::Installed => Ok((Some(record), false)),
         State::Removed => {
             clean_up(node, &record)?;
             Ok((None, true))
@@ -35,11 +32,32 @@ pub(crate) fn recover(node: &Node) -> Result<(Option<Record>, bool)> {
     }
 }
 
-/// Removes what is left where the programs of an installation were before.
-pub(crate) fn leave_previous(host: &Host, record: &mut Record) -> Result<()> {
-    let Some(place) = record.programs.previous_root.take() else { return Ok(()) };
-    programs::leave(host, &place)?;
-    record.save(host)
+/// Removes what no process needs any more of the roots that programs were moved away from, and forgets those that are empty.
+///
+/// # Errors
+/// The first one, after all of them were tried. They are tried again whenever this is called.
+pub(crate) fn leave_roots(host: &Host, record: &mut Record) -> Result<()> {
+    let mut done = Ok(());
+    let (mut left, mut gone) = (Vec::new(), Vec::new());
+    for root in std::mem::take(&mut record.programs.left) {
+        let is_gone = programs::leave(host, &root).unwrap_or_else(|error| {
+            done = std::mem::replace(&mut done, Ok(())).and(Err(error));
+            false
+        });
+        if is_gone { &mut gone } else { &mut left }.push(root);
+    }
+    record.programs.left = left;
+    if !gone.is_empty() {
+        for directory in record.directories.iter().rev() {
+            if gone.iter().any(|root| root.starts_with(directory)) {
+                // It goes with the installation otherwise.
+                drop(host.remove_empty(directory));
+            }
+        }
+        record.directories.retain(|directory| host.exists(directory));
+        record.save(host)?;
+    }
+    done
 }
 
 /// Gives the files the content that `record` has for them after the change.
@@ -65,11 +83,8 @@ fn put_back(node: &Node, record: &mut Record) -> Result<()> {
         file.after.clone_from(&file.previous);
     }
     let programs = &mut record.programs;
-    if let Some(place) = programs.previous_root.take() {
-        programs::leave(&node.host, &programs.root)?;
-        remove_directories(node, &record.directories)?;
-        record.directories.retain(|directory| node.host.exists(directory));
-        programs.root = place;
+    if let Some(root) = programs.previous_root.take() {
+        programs.left.push(std::mem::replace(&mut programs.root, root));
     }
     programs::switch(&node.host, &programs.root, programs.previous.as_deref())?;
     programs.version.clone_from(&programs.previous);
@@ -90,11 +105,16 @@ pub(crate) async fn roll_back(
             let lost = |now: &Reported| before.lost_in(now).map(|name| format!("the CRI does not report `{name}`"));
             node.restart_until(restart, lost).await?;
         }
-        if record.programs.version.is_some() {
-            record.mark_installed();
-            return record.save(&node.host);
+        // containerd may have skiff although its programs are gone.
+        let is_installed = record.files.iter().any(|file| file.after != file.original);
+        if record.programs.version.is_none() && !is_installed {
+            return finish(node, record);
         }
-        finish(node, record)
+        record.mark_installed();
+        record.save(&node.host)?;
+        // What is left of the new place does no harm, and is removed later if it cannot be now.
+        drop(leave_roots(&node.host, &mut record));
+        Ok(())
     };
     match job.await {
         Ok(()) => Error::new(Kind::RolledBack, format!("{error}; everything is as it was")),
@@ -111,16 +131,17 @@ pub(crate) fn finish(node: &Node, mut record: Record) -> Result<()> {
 
 fn clean_up(node: &Node, record: &Record) -> Result<()> {
     programs::remove_all(&node.host, &record.programs.root)?;
+    for root in &record.programs.left {
+        // It may be on a file system that is read-only by now, for which programs were moved.
+        drop(programs::leave(&node.host, root));
+    }
     // Compiled code is useless without skiff.
     node.host.remove_tree(CACHE_DIR.as_ref())?;
     remove_states(&node.host)?;
-    remove_directories(node, &record.directories)?;
+    for directory in record.directories.iter().rev() {
+        node.host.remove_empty(directory)?;
+    }
     record::forget(&node.host)
-}
-
-/// Removes those of `directories`, outermost first, that are empty.
-fn remove_directories(node: &Node, directories: &[PathBuf]) -> Result<()> {
-    directories.iter().rev().try_for_each(|directory| node.host.remove_empty(directory))
 }
 
 /// Removes the directories in which runc keeps states, one for each of containerd's namespaces. One that is not empty belongs to a

@@ -187,11 +187,13 @@ pub(crate) fn prune(host: &Host, root: &Path, kept: Option<&str>) -> Result<()> 
     Ok(())
 }
 
-/// Removes what no process needs of `root`, which new pods no longer get programs from.
-pub(crate) fn leave(host: &Host, root: &Path) -> Result<()> {
+/// Removes what no process needs of `root`, which new pods no longer get programs from. Returns whether nothing is left.
+pub(crate) fn leave(host: &Host, root: &Path) -> Result<bool> {
     host.remove(&root.join(CURRENT))?;
     prune(host, root, None)?;
-    host.remove_empty(&root.join(VERSIONS))
+    host.remove_empty(&root.join(VERSIONS))?;
+    host.remove_empty(root)?;
+    Ok(!host.exists(&root.join(VERSIONS)))
 }
 
 /// Removes `root` and all versions.

@@ -49,9 +49,12 @@ pub(crate) struct Programs {
     pub(crate) version: Option<String>,
     /// The version that new pods got before.
     pub(crate) previous: Option<String>,
-    /// The root of that version, if it is another one. It is emptied once the change is complete.
+    /// The root of that version, if it is another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) previous_root: Option<PathBuf>,
+    /// The roots that programs were moved away from, until no process runs from them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) left: Vec<PathBuf>,
 }
 
 impl Record {
@@ -86,6 +89,7 @@ impl Record {
     pub(crate) fn mark_installed(&mut self) {
         self.state = State::Installed;
         self.programs.previous = None;
+        self.programs.left.extend(self.programs.previous_root.take());
         for file in &mut self.files {
             file.previous.clone_from(&file.after);
         }

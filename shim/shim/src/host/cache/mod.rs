@@ -195,10 +195,12 @@ impl Cache {
         wanted: Wanted<'_>,
         compile: impl FnOnce(&File) -> Result<String, Failure<E>>,
     ) -> Result<File, CacheError<E>> {
-        let _slot = self.with_room(1, || self.slot(wanted.pod, wanted.memory_bytes))?;
+        let slot = self.with_room(1, || self.slot(wanted.pod, wanted.memory_bytes))?;
         let output = File::from(memfd_create(c"skiff-code", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?);
         let begun = Instant::now();
         let compiled = compile(&output);
+        // Nobody waits for the lock of a key with it: whoever holds that may wait for a slot.
+        drop(slot);
         let is_failure = match &compiled {
             Ok(digest) => digest != wanted.digest,
             Err(failure) => failure.lasting.is_some(),
@@ -227,8 +229,7 @@ impl Cache {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened?,
         };
-        let (ours, theirs) = (verified.metadata()?, opened.metadata()?);
-        Ok(((ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino())).then_some(opened))
+        Ok(is_same(&verified.metadata()?, &opened.metadata()?).then_some(opened))
     }
 
     fn path(&self, digest: &str, extension: &str) -> io::Result<PathBuf> {
@@ -269,8 +270,14 @@ impl Cache {
         let publish =
             |mut pending: Pending| self.with_room(bytes, || pending.publish(&entry, wanted, output, &self.dir));
         let file = match publish(pending) {
-            // Somebody has removed the cache's files meanwhile.
-            Err(error) if error.kind() == ErrorKind::NotFound => publish(self.lock(wanted.digest)?),
+            // Somebody has removed the cache's files meanwhile, and another process may have begun anew.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let pending = self.lock(wanted.digest)?;
+                if let Some(file) = self.lookup(wanted.digest)? {
+                    return Ok(file);
+                }
+                publish(pending)
+            }
             published => published,
         }?;
         if let Err(error) = self.evict(&entry) {
@@ -289,12 +296,18 @@ struct Pending {
 
 impl Pending {
     /// Writes `output` and its trailer to stable storage and renames the file to `entry`. May be called again if it fails.
+    ///
+    /// # Errors
+    /// `NotFound` when the file has lost its name; whatever has that name now is another's.
     fn publish(&mut self, entry: &Path, wanted: Wanted<'_>, output: &File, cache: &Path) -> io::Result<File> {
         trailer::write(output, wanted.digest, wanted.owner, &self.file).map_err(|error| at("write", entry, &error))?;
         // The engine opens its descriptor again as the container's user; the directory keeps everybody else out.
         self.file.set_permissions(Permissions::from_mode(0o444))?;
         self.file.sync_all().map_err(|error| at("write", entry, &error))?;
         let readable = read_only::open(cache, self.path.strip_prefix(cache).unwrap_or(&self.path))?;
+        if !is_same(&readable.metadata()?, &self.file.metadata()?) {
+            return Err(at("find", &self.path, &ErrorKind::NotFound.into()));
+        }
         fs::rename(&self.path, entry).map_err(|error| at("write", entry, &error))?;
         self.published = true;
         if let Some(dir) = entry.parent() {
@@ -339,9 +352,13 @@ fn open_pending(path: &Path) -> io::Result<File> {
 /// Whether `path` still names the open `file`.
 fn is_named(file: &File, path: &Path) -> bool {
     match (file.metadata(), fs::symlink_metadata(path)) {
-        (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
+        (Ok(open), Ok(named)) => is_same(&open, &named),
         _ => false,
     }
+}
+
+fn is_same(one: &fs::Metadata, other: &fs::Metadata) -> bool {
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 
 /// Marks an entry as used now. A failure is only logged, because a cache that cannot be written to is still useful.

@@ -32,6 +32,7 @@ impl Cache {
         let number = hasher.finish() % count;
         // A directory can be locked like a file, and never has content to clean up.
         let path = self.dir.join(format!("{SLOT}{number}"));
+        make_private_dir(&self.dir)?;
         make_private_dir(&path)?;
         let slot = File::open(&path).map_err(|error| at("open", &path, &error))?;
         loop {

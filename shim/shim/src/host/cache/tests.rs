@@ -167,6 +167,29 @@ fn a_cache_that_is_removed_while_code_is_compiled_is_made_again() {
 }
 
 #[test]
+fn whoever_begins_anew_after_a_removal_publishes_its_own_file() {
+    let scratch = Scratch::new();
+    let cache = scratch.cache();
+    let lock = scratch.0.join(format!("cache/{CODE_ID}/{}.{PENDING}", key(1)));
+    let (another, code) = (cache.clone(), b"code");
+    let mut begun_anew = None;
+    let made = cache.get_or_compile(wanted(&key(1)), |output| {
+        fs::remove_file(&lock).unwrap();
+        begun_anew =
+            Some(std::thread::spawn(move || another.get_or_compile(wanted(&key(1)), writes(1, code)).unwrap()));
+        // It waits for the same slot.
+        while !lock.exists() {
+            std::thread::yield_now();
+        }
+        writes(1, code)(output)
+    });
+    for file in [made.unwrap(), begun_anew.unwrap().join().unwrap()] {
+        assert_eq!(artefact(&file, 4), code);
+    }
+    assert_eq!(scratch.files(), [entry(1)]);
+}
+
+#[test]
 fn an_entry_is_replaced_by_one_that_is_compiled_again_and_never_missing() {
     let scratch = Scratch::new();
     let cache = scratch.cache();
