@@ -87,7 +87,10 @@ fn further_processes_have_events_of_their_own() {
 #[test]
 fn an_exit_while_containerd_is_down_is_told_once_when_it_is_back() {
     let containerd = Containerd::start();
-    let container = containerd.job("c-sleep").args(["500"]).start();
+    let earlier = Events::listen(&containerd);
+    let container = containerd.job("c-sleep").args(["1500"]).start();
+    // An event that containerd has not taken yet would be sent again to the next one.
+    assert_eq!(earlier.topics(&container.id, 2), ["create", "start"]);
     containerd.kill();
     assert!(skiff_test::until(std::time::Duration::from_secs(10), || !skiff_test::is_alive(container.pid)));
     containerd.start_again();
