@@ -24,6 +24,14 @@ fn plain() -> Node {
     Node::new(&PLAIN, &[(CONFIG, ROOT)])
 }
 
+/// A node with skiff, and its files before that.
+fn installed() -> (Node, Files) {
+    let node = plain();
+    let before = node.all_files();
+    node.succeed(&["install"]);
+    (node, before)
+}
+
 /// The files are those of before; what differs is shown by name, because programs are long.
 fn check_same(now: &Files, before: &Files, what: &str) {
     let names = now.keys().chain(before.keys()).filter(|name| now.get(*name) != before.get(*name));
@@ -92,21 +100,13 @@ fn an_install_that_is_killed_at_any_step_is_completed_or_taken_back() {
 
 #[test]
 fn a_remove_that_is_killed_at_any_step_is_completed_or_taken_back() {
-    let prepare = || {
-        let node = plain();
-        let before = node.all_files();
-        node.succeed(&["install"]);
-        (node, before)
-    };
-    kill_at_every_step(&["remove"], prepare, check_the_next_runs);
+    kill_at_every_step(&["remove"], installed, check_the_next_runs);
 }
 
 #[test]
 fn an_upgrade_that_is_killed_at_any_step_leaves_new_pods_their_programs() {
     let prepare = || {
-        let node = plain();
-        let before = node.all_files();
-        node.succeed(&["install"]);
+        let (node, before) = installed();
         node.write("fake/programs/skiff", "a newer one");
         (node, before)
     };
@@ -121,9 +121,7 @@ fn an_upgrade_that_is_killed_at_any_step_leaves_new_pods_their_programs() {
 
 #[test]
 fn a_pod_that_starts_during_a_remove_keeps_its_programs() {
-    let node = plain();
-    let before = node.all_files();
-    node.succeed(&["install"]);
+    let (node, before) = installed();
     let installed = node.configuration();
     node.write("fake/pod", "/opt/skiff/current/skiff-engine");
     let said = node.run(&["remove"]);
@@ -220,9 +218,7 @@ fn a_containerd_that_never_reports_the_handler_gets_its_configuration_back() {
 
 #[test]
 fn a_failed_upgrade_puts_the_old_installation_back() {
-    let node = plain();
-    let before = node.all_files();
-    node.succeed(&["install"]);
+    let (node, before) = installed();
     node.write("var/lib/skiff/cache/code", "compiled");
     let source = node.read("fake/programs/skiff");
     node.write("fake/programs/skiff", "a newer one");
@@ -240,13 +236,7 @@ fn a_failed_upgrade_puts_the_old_installation_back() {
 
 #[test]
 fn a_move_that_is_killed_at_any_step_is_completed_or_taken_back() {
-    let prepare = || {
-        let node = plain();
-        let before = node.all_files();
-        node.succeed(&["install"]);
-        (node, before)
-    };
-    kill_at_every_step(&["install", "--to", "/usr/local/lib/skiff"], prepare, check_the_next_runs);
+    kill_at_every_step(&["install", "--to", "/usr/local/lib/skiff"], installed, check_the_next_runs);
 }
 
 #[test]
@@ -261,9 +251,7 @@ fn a_file_that_is_broken_by_hand_stops_a_removal_before_it_changes_anything() {
 
 #[test]
 fn a_failed_move_from_a_place_that_is_lost_keeps_the_record() {
-    let node = plain();
-    let before = node.all_files();
-    node.succeed(&["install"]);
+    let (node, before) = installed();
     fs::remove_dir_all(node.path("opt/skiff")).unwrap();
     node.write("fake/never", "");
     let said = node.run(&["install", "--to", "/usr/local/lib/skiff"]);

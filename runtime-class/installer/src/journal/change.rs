@@ -37,16 +37,18 @@ pub(crate) fn recover(node: &Node) -> Result<(Option<Record>, bool)> {
 /// # Errors
 /// The first one, after all of them were tried. They are tried again whenever this is called.
 pub(crate) fn leave_roots(host: &Host, record: &mut Record) -> Result<()> {
-    let mut done = Ok(());
-    let (mut left, mut gone) = (Vec::new(), Vec::new());
+    let mut first_error = None;
+    let mut gone = Vec::new();
     for root in std::mem::take(&mut record.programs.left) {
-        let is_gone = programs::leave(host, &root).unwrap_or_else(|error| {
-            done = std::mem::replace(&mut done, Ok(())).and(Err(error));
-            false
-        });
-        if is_gone { &mut gone } else { &mut left }.push(root);
+        match programs::leave(host, &root) {
+            Ok(true) => gone.push(root),
+            Ok(false) => record.programs.left.push(root),
+            Err(error) => {
+                record.programs.left.push(root);
+                first_error.get_or_insert(error);
+            }
+        }
     }
-    record.programs.left = left;
     if !gone.is_empty() {
         for directory in record.directories.iter().rev() {
             if gone.iter().any(|root| root.starts_with(directory)) {
@@ -57,7 +59,7 @@ pub(crate) fn leave_roots(host: &Host, record: &mut Record) -> Result<()> {
         record.directories.retain(|directory| host.exists(directory));
         record.save(host)?;
     }
-    done
+    first_error.map_or(Ok(()), Err)
 }
 
 /// Gives the files the content that `record` has for them after the change.

@@ -86,7 +86,7 @@ async fn serve(listener: UnixListener, identity: Identity, events: String, holde
     let mut signals = Signals::new()?;
     tokio::select! {
         () = done.notified() => {}
-        () = unused(&pod, UNUSED_LIMIT) => log::info!("ended, because nothing was asked of it within {UNUSED_LIMIT:?}"),
+        () = unused(&pod, UNUSED_LIMIT) => log::info!("ended, because it has no container {UNUSED_LIMIT:?} after its start"),
         name = signals.next() => log::info!("ended by {name}"),
     }
     let path = socket::path_in(&address);

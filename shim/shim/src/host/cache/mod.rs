@@ -199,7 +199,7 @@ impl Cache {
         let output = File::from(memfd_create(c"skiff-code", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?);
         let begun = Instant::now();
         let compiled = compile(&output);
-        // Nobody waits for the lock of a key with it: whoever holds that may wait for a slot.
+        // A slot is never held while waiting for the lock of a key, whose holder may be waiting for a slot.
         drop(slot);
         let is_failure = match &compiled {
             Ok(digest) => digest != wanted.digest,
@@ -298,7 +298,7 @@ impl Pending {
     /// Writes `output` and its trailer to stable storage and renames the file to `entry`. May be called again if it fails.
     ///
     /// # Errors
-    /// `NotFound` when the file has lost its name; whatever has that name now is another's.
+    /// `NotFound` when the file has lost its name: whatever file has that name now is another process's.
     fn publish(&mut self, entry: &Path, wanted: Wanted<'_>, output: &File, cache: &Path) -> io::Result<File> {
         trailer::write(output, wanted.digest, wanted.owner, &self.file).map_err(|error| at("write", entry, &error))?;
         // The engine opens its descriptor again as the container's user; the directory keeps everybody else out.
