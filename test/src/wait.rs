@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 /// How long [`eventually`] and [`holds`] wait before they give up.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How often [`once_undisturbed`] measures.
+const ATTEMPTS: usize = 5;
 const PAUSE: Duration = Duration::from_millis(2);
 /// Tests on an executor often check all of `/proc`.
 const ASYNC_PAUSE: Duration = Duration::from_millis(5);
@@ -24,6 +26,17 @@ pub fn until_every(pause: Duration, limit: Duration, mut condition: impl FnMut()
         std::thread::sleep(pause);
     }
     true
+}
+
+/// Measures up to [`ATTEMPTS`] times until `is_met`, and panics with all that was measured if it never is: other load makes
+/// something take too long by chance, a defect makes it each time.
+#[track_caller]
+pub fn once_undisturbed<T: std::fmt::Debug>(mut measure: impl FnMut() -> T, is_met: impl Fn(&T) -> bool) {
+    let mut measured = Vec::new();
+    while !measured.last().is_some_and(&is_met) {
+        assert!(measured.len() < ATTEMPTS, "none of these will do: {measured:?}");
+        measured.push(measure());
+    }
 }
 
 /// Waits until `probe` returns something, and panics with `what` when it does not.

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use skiff_test::{Cluster, Namespace, Outcome, container, files_below, until, wasm_pod};
+use skiff_test::{Cluster, Namespace, Outcome, container, files_below, once_undisturbed, until, wasm_pod};
 
 /// As much as containerd's and Kubernetes' own tests send through an exec.
 const LARGE: usize = 10 << 20;
@@ -196,10 +196,17 @@ fn a_command_in_a_wasm_container_takes_little_longer_than_one_in_a_native_contai
     let mut native = wasm_pod("native", &[native]);
     native["spec"].as_object_mut().unwrap().remove("runtimeClassName");
     namespace.start(&native);
-    let took = shortest(&namespace, [("native", "true"), ("main", "true"), ("main", "hello")]);
-    println!("`kubectl exec` of `true` in a native container, of `true` and of a module in a wasm container: {took:?}");
     // The benchmark measures it (25 ms at most, without kubectl): this is for what waits for something, or compiles each time.
-    assert!(took.iter().all(|each| *each <= took[0] + Duration::from_millis(100)), "{took:?}");
+    once_undisturbed(
+        || {
+            let took = shortest(&namespace, [("native", "true"), ("main", "true"), ("main", "hello")]);
+            println!(
+                "`kubectl exec` of `true` in a native container, of `true` and a module in a wasm container: {took:?}"
+            );
+            took
+        },
+        |took| took.iter().all(|each| *each <= took[0] + Duration::from_millis(100)),
+    );
 }
 
 #[test]

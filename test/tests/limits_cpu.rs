@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use containerd_client::types::v1::Status;
 use serde_json::json;
 use skiff_test::{
-    Connection, Container, Containerd, Job, free_port, get, is_cgroup_v2, is_user_mode_linux, serving, status_field,
-    tasks_of, until,
+    Connection, Container, Containerd, Job, free_port, get, is_cgroup_v2, is_user_mode_linux, once_undisturbed,
+    serving, status_field, tasks_of, until,
 };
 
 /// How often each call is made.
@@ -34,20 +34,20 @@ fn endless() -> [(&'static str, Job<'static>); 4] {
 
 /// Makes a call again and again. The times must be those of a shim that is not delayed.
 fn check_times(name: &str, call: impl Fn()) {
-    let mut times: Vec<Duration> = (0..CALLS)
-        .map(|_| {
-            let began = Instant::now();
-            call();
-            began.elapsed()
-        })
-        .collect();
-    times.sort();
-    if is_user_mode_linux() {
-        return;
-    }
-    assert!(times[CALLS / 2] < MEDIAN_MAX, "{name}: {times:?}");
+    let series = || {
+        let mut times: Vec<Duration> = (0..CALLS)
+            .map(|_| {
+                let began = Instant::now();
+                call();
+                began.elapsed()
+            })
+            .collect();
+        times.sort();
+        (name, times)
+    };
     // Beside other tests, a call in ten may have to wait for a processor.
-    assert!(times[CALLS * 9 / 10] < LONGEST_MAX, "{name}: {times:?}");
+    let is_met = |times: &[Duration]| times[CALLS / 2] < MEDIAN_MAX && times[CALLS * 9 / 10] < LONGEST_MAX;
+    once_undisturbed(series, |(_, times)| is_user_mode_linux() || is_met(times));
 }
 
 /// The processors' worth of time that a container gets.

@@ -9,6 +9,7 @@ pub mod descriptors;
 pub mod jail;
 pub mod keyring;
 pub mod memory;
+pub mod mount_ids;
 pub mod mounts;
 pub mod names;
 pub mod namespaces;

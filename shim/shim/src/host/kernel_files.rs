@@ -1,33 +1,120 @@
 //! Which directories of the node show the kernel instead of files. Write access to `/proc/PID/mem`, for example, lets a
 //! guest inject native code.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use skiff_linux::mount_ids::MountId;
 use skiff_linux::mounts::{each_mount, unescape};
 
 use crate::spec::wasm::{DEVICES, Shown, is_kernels};
 
 /// What the shim needs to know about the mounts of the node.
+#[derive(Debug)]
+pub(crate) enum KernelFiles {
+    /// The kernel is asked about each mount, and what it said of those below it is kept.
+    Asked(RefCell<HashMap<MountId, Vec<PathBuf>>>),
+    /// Before Linux 6.8: all mounts of the node were read.
+    Listed(List),
+}
+
+/// The mounts of the kernel's own file systems.
 #[derive(Debug, Default)]
-pub(crate) struct KernelFiles {
-    /// The kinds of the mounts of the kernel's own file systems, by their ids.
+pub(crate) struct List {
+    /// Their kinds, by their ids.
     kinds: HashMap<u64, String>,
     /// Where they are mounted.
     points: Vec<PathBuf>,
 }
 
 impl KernelFiles {
-    /// Reads the mounts of the node.
+    /// Those of the node.
     ///
     /// # Errors
-    /// Those of reading `/proc/self/mountinfo`.
+    /// Those of asking about the root, and of reading `/proc/self/mountinfo`.
     pub(crate) fn of_the_node() -> io::Result<Self> {
+        match MountId::of(File::open("/")?).and_then(MountId::file_system) {
+            Ok(_) => Ok(Self::Asked(RefCell::default())),
+            Err(_) => List::read().map(Self::Listed),
+        }
+    }
+
+    /// What a bind mount of `source`, with everything mounted below it, would show. Blocks as long as the file system there
+    /// does.
+    ///
+    /// # Errors
+    /// Those of `stat(2)`, `statmount(2)` and `listmount(2)`.
+    pub(crate) fn shown_by(&self, source: &Path) -> io::Result<Shown> {
+        // A missing source cannot be bound, and the OCI runtime reports that.
+        let Ok(file) = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(source) else {
+            return Ok(Shown::Files);
+        };
+        let is_directory = file.metadata()?.is_dir();
+        if let Some(kind) = self.kind_of(&file)?.filter(|kind| *kind != DEVICES || is_directory) {
+            return Ok(Shown::Kernel(kind));
+        }
+        // Below a file is nothing, and what is mounted on it is what was opened.
+        let is_above = || {
+            let link = std::fs::read_link(format!("/proc/thread-self/fd/{}", file.as_raw_fd()));
+            let real = link.unwrap_or_else(|_| source.into());
+            self.is_above(&file, &real)
+        };
+        Ok(if is_directory && is_above()? { Shown::KernelBelow } else { Shown::Files })
+    }
+
+    /// The kind of the file system of an open file, if it is one of the kernel's own.
+    fn kind_of(&self, file: &File) -> io::Result<Option<String>> {
+        match self {
+            Self::Asked(_) => Ok(Some(MountId::of(file)?.file_system()?).filter(|kind| is_kernels(kind))),
+            Self::Listed(list) => Ok(mount_id(file).and_then(|id| list.kinds.get(&id)).cloned()),
+        }
+    }
+
+    /// Whether a file system of the kernel is mounted below an open directory, whose path is `real`.
+    fn is_above(&self, directory: &File, real: &Path) -> io::Result<bool> {
+        let is_above = |points: &[PathBuf]| points.iter().any(|point| point.starts_with(real));
+        match self {
+            Self::Asked(known) => {
+                let mount = MountId::of(directory)?;
+                if let Some(points) = known.borrow().get(&mount) {
+                    return Ok(is_above(points));
+                }
+                let points = points_below(mount)?;
+                let found = is_above(&points);
+                known.borrow_mut().insert(mount, points);
+                Ok(found)
+            }
+            Self::Listed(list) => Ok(is_above(&list.points)),
+        }
+    }
+}
+
+/// Where file systems of the kernel are mounted below a mount.
+fn points_below(mount: MountId) -> io::Result<Vec<PathBuf>> {
+    let point = |below: MountId| match below.file_system() {
+        Ok(kind) if is_kernels(&kind) => below.point().map(Some),
+        other => other.map(|_| None),
+    };
+    let mut points = Vec::new();
+    for below in mount.below()? {
+        match point(below) {
+            Ok(point) => points.extend(point),
+            // It has been unmounted meanwhile.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(points)
+}
+
+impl List {
+    fn read() -> io::Result<Self> {
         let mut found = Self::default();
         each_mount(|line| {
             found.add(line);
@@ -47,23 +134,6 @@ impl KernelFiles {
             self.kinds.insert(id, kind.to_owned());
         }
     }
-
-    /// What a bind mount of `source`, with everything mounted below it, would show. Blocks as long as the file system there
-    /// does.
-    pub(crate) fn shown_by(&self, source: &Path) -> Shown {
-        // A missing source cannot be bound, and the OCI runtime reports that.
-        let Ok(file) = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(source) else {
-            return Shown::Files;
-        };
-        let kind = mount_id(&file).and_then(|id| self.kinds.get(&id));
-        let is_directory = || file.metadata().is_ok_and(|meta| meta.is_dir());
-        if let Some(kind) = kind.filter(|kind| *kind != DEVICES || is_directory()) {
-            return Shown::Kernel(kind.clone());
-        }
-        let real =
-            std::fs::read_link(format!("/proc/thread-self/fd/{}", file.as_raw_fd())).unwrap_or_else(|_| source.into());
-        if self.points.iter().any(|point| point.starts_with(&real)) { Shown::KernelBelow } else { Shown::Files }
-    }
 }
 
 /// The id of the mount that an open file is on (proc_pid_fdinfo(5)).
@@ -78,7 +148,8 @@ mod tests {
 
     #[test]
     fn what_shows_the_kernel_is_known_also_through_a_link_or_a_bind() {
-        let node = KernelFiles::of_the_node().unwrap();
+        let asked = KernelFiles::of_the_node().unwrap();
+        let listed = KernelFiles::Listed(List::read().unwrap());
         let directory = tempfile::tempdir().unwrap();
         let link = directory.path().join("link");
         std::os::unix::fs::symlink("/proc/self", &link).unwrap();
@@ -91,14 +162,18 @@ mod tests {
             (Path::new("/dev/null"), Shown::Files),
             (Path::new("/no/such/place"), Shown::Files),
         ] {
-            assert_eq!(node.shown_by(source), expected, "{}", source.display());
+            for node in [&asked, &listed] {
+                assert_eq!(node.shown_by(source).unwrap(), expected, "{} {node:?}", source.display());
+            }
         }
-        assert!(matches!(node.shown_by(Path::new("/sys")), Shown::Kernel(_)));
+        for node in [asked, listed] {
+            assert!(matches!(node.shown_by(Path::new("/sys")).unwrap(), Shown::Kernel(_)));
+        }
     }
 
     #[test]
     fn mounts_are_read_as_the_kernel_writes_them() {
-        let mut read = KernelFiles::default();
+        let mut read = List::default();
         for line in [
             "23 1 254:0 / / rw - ext4 /dev/vda rw",
             "31 23 0:28 / /odd\\040name/proc rw shared:1 master:2 - proc proc rw",

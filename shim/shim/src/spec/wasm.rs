@@ -5,12 +5,13 @@
 //! `/proc` nor `/sys` nor the rest of `/dev`, through which it could reach the engine's memory.
 
 use std::ffi::OsStr;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxNamespaceType;
 use skiff_protocol::{ENGINE_FD, EnginePlan, KERNEL_FILE_SYSTEMS, Preopen, Task};
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::spec::config::{Config, Device, Mount, TMPFS};
 use crate::spec::debug::Debug;
 use crate::spec::{calls, http, limits, termination};
@@ -52,7 +53,7 @@ pub(crate) struct Node<'a> {
     /// The path of a mount point in the root file system once symbolic links in it are resolved.
     pub(crate) resolve: &'a dyn Fn(&Path) -> PathBuf,
     /// What the source of a bind mount shows.
-    pub(crate) shown_by: &'a dyn Fn(&Path) -> Shown,
+    pub(crate) shown_by: &'a dyn Fn(&Path) -> io::Result<Shown>,
 }
 
 /// Rewrites `config` for the engine.
@@ -179,7 +180,10 @@ fn leave_an_empty_one(mount: &mut Mount) {
 /// A bind mount as the guest may have it: without the file systems of the kernel that are mounted below it.
 fn without_the_kernel(mount: &Mount, node: &Node<'_>) -> Result<Mount> {
     let mut mount = mount.clone();
-    match (node.shown_by)(mount.source.as_deref().unwrap_or(Path::new(""))) {
+    let source = mount.source.as_deref().unwrap_or(Path::new(""));
+    let shown =
+        (node.shown_by)(source).doing(|| format!("cannot look at what is mounted at `{}`", source.display()))?;
+    match shown {
         Shown::Files => {}
         Shown::KernelBelow => {
             for option in mount.options.iter_mut().filter(|option| *option == "rbind") {
@@ -258,10 +262,12 @@ mod tests {
                 }
                 path.strip_prefix("/var/run").map_or(path.to_path_buf(), |rest| Path::new("/run").join(rest))
             },
-            shown_by: &|path| match path.to_str() {
-                Some("/") => Shown::KernelBelow,
-                Some("/proc") => Shown::Kernel("proc".into()),
-                _ => Shown::Files,
+            shown_by: &|path| {
+                Ok(match path.to_str() {
+                    Some("/") => Shown::KernelBelow,
+                    Some("/proc") => Shown::Kernel("proc".into()),
+                    _ => Shown::Files,
+                })
             },
         };
         let (config, plan) = for_engine(config, &Entrypoint { module: "/app.wasm", function: None }, &node)?;

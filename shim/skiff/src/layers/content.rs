@@ -337,6 +337,16 @@ mod tests {
     /// How many copies a hostile index has on each of its four levels.
     const COPIES: usize = 40;
 
+    /// Asserts that this takes less than a second: beside other load it may take longer, but not each time.
+    fn assert_is_quick(check: impl Fn()) {
+        let takes = |_| {
+            let begun = Instant::now();
+            check();
+            begun.elapsed()
+        };
+        assert!((0..5).map(takes).any(|took| took < Duration::from_secs(1)));
+    }
+
     #[test]
     fn an_index_that_nests_copies_of_one_image_finds_it_once_and_at_once() {
         let content = Content::new();
@@ -344,9 +354,7 @@ mod tests {
         for _ in 0..4 {
             inner = content.add_index(&vec![inner; COPIES]);
         }
-        let start = Instant::now();
-        assert_eq!(content.found(&inner).unwrap().len(), 1);
-        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        assert_is_quick(|| assert_eq!(content.found(&inner).unwrap().len(), 1));
     }
 
     #[test]
@@ -362,9 +370,7 @@ mod tests {
             level = (0..COPIES).map(index).collect();
         }
         let outermost = content.add_index(&level);
-        let start = Instant::now();
-        assert_eq!(content.refusal(&outermost), "its indexes name more than 2000 manifests");
-        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        assert_is_quick(|| assert_eq!(content.refusal(&outermost), "its indexes name more than 2000 manifests"));
     }
 
     #[test]
