@@ -62,4 +62,4 @@ pub use process::{
 };
 pub use spec::{capabilities, default_spec};
 pub use streams::{Collected, Streams};
-pub use wait::{PATIENCE, eventually, holds, holds_within, once_undisturbed, until, until_every};
+pub use wait::{PATIENCE, eventually, holds, holds_within, mostly, until, until_every};

@@ -4,8 +4,6 @@ use std::time::{Duration, Instant};
 
 /// How long [`eventually`] and [`holds`] wait before they give up.
 pub const PATIENCE: Duration = Duration::from_secs(20);
-/// How often [`once_undisturbed`] measures.
-const ATTEMPTS: usize = 5;
 const PAUSE: Duration = Duration::from_millis(2);
 /// Tests on an executor often check all of `/proc`.
 const ASYNC_PAUSE: Duration = Duration::from_millis(5);
@@ -28,14 +26,19 @@ pub fn until_every(pause: Duration, limit: Duration, mut condition: impl FnMut()
     true
 }
 
-/// Measures up to [`ATTEMPTS`] times until `is_met`, and panics with all that was measured if it never is: other load makes
-/// something take too long by chance, a defect makes it each time.
+/// Measures up to five times, until three times `is_met` or not, and panics with all that was measured if it mostly is not: other load
+/// makes something take too long once or twice. This does not find a defect that shows only now and then.
 #[track_caller]
-pub fn once_undisturbed<T: std::fmt::Debug>(mut measure: impl FnMut() -> T, is_met: impl Fn(&T) -> bool) {
-    let mut measured = Vec::new();
-    while !measured.last().is_some_and(&is_met) {
-        assert!(measured.len() < ATTEMPTS, "none of these will do: {measured:?}");
-        measured.push(measure());
+pub fn mostly<T: std::fmt::Debug>(mut measure: impl FnMut() -> T, is_met: impl Fn(&T) -> bool) {
+    let (mut met, mut unmet) = (0, Vec::new());
+    while met < 3 {
+        let measured = measure();
+        if is_met(&measured) {
+            met += 1;
+        } else {
+            unmet.push(measured);
+        }
+        assert!(unmet.len() < 3, "none of these will do: {unmet:?}");
     }
 }
 

@@ -19,6 +19,7 @@ const CRATES: [Crate; 7] = [
             ("jail", &[]),
             ("keyring", &[]),
             ("memory", &[]),
+            ("mount_ids", &["mounts"]),
             ("mounts", &[]),
             ("names", &[]),
             ("namespaces", &["process"]),

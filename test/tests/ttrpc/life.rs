@@ -157,8 +157,9 @@ async fn state_answers_at_once_while_another_create_compiles() {
     create.await.unwrap().unwrap();
     times.sort();
     assert!(times.len() >= 10, "the create took no time: {times:?}");
-    // The machine is busy with the compiler and with other tests: many an answer may have to wait for a processor.
-    assert!(times[times.len() / 2] < Duration::from_millis(50), "{times:?}");
+    // The machine is busy with the compiler and with other tests: a single answer may have to wait for a processor.
+    let most = times[times.len() * 9 / 10];
+    assert!(most < Duration::from_millis(50), "{times:?}");
     shim.delete(&compiling).await.unwrap();
     shim.end(&running).await;
     shim.shutdown().await;

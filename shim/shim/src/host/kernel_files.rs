@@ -1,7 +1,7 @@
 //! Which directories of the node show the kernel instead of files. Write access to `/proc/PID/mem`, for example, lets a
 //! guest inject native code.
 
-use std::cell::RefCell;
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -15,18 +15,16 @@ use skiff_linux::mounts::{each_mount, unescape};
 
 use crate::spec::wasm::{DEVICES, Shown, is_kernels};
 
-/// What the shim needs to know about the mounts of the node.
-#[derive(Debug)]
-pub(crate) enum KernelFiles {
-    /// The kernel is asked about each mount, and what it said of those below it is kept.
-    Asked(RefCell<HashMap<MountId, Vec<PathBuf>>>),
-    /// Before Linux 6.8: all mounts of the node were read.
-    Listed(List),
+/// What the shim needs to know about the mounts of the node. The list of all is read only if the kernel does not say enough of
+/// one: it grows with every pod.
+#[derive(Debug, Default)]
+pub(crate) struct KernelFiles {
+    list: OnceCell<List>,
 }
 
 /// The mounts of the kernel's own file systems.
 #[derive(Debug, Default)]
-pub(crate) struct List {
+struct List {
     /// Their kinds, by their ids.
     kinds: HashMap<u64, String>,
     /// Where they are mounted.
@@ -34,83 +32,48 @@ pub(crate) struct List {
 }
 
 impl KernelFiles {
-    /// Those of the node.
-    ///
-    /// # Errors
-    /// Those of asking about the root, and of reading `/proc/self/mountinfo`.
-    pub(crate) fn of_the_node() -> io::Result<Self> {
-        match MountId::of(File::open("/")?).and_then(MountId::file_system) {
-            Ok(_) => Ok(Self::Asked(RefCell::default())),
-            Err(_) => List::read().map(Self::Listed),
-        }
-    }
-
     /// What a bind mount of `source`, with everything mounted below it, would show. Blocks as long as the file system there
     /// does.
     ///
     /// # Errors
-    /// Those of `stat(2)`, `statmount(2)` and `listmount(2)`.
+    /// Those of looking at `source`, and of reading `/proc/self/mountinfo`.
     pub(crate) fn shown_by(&self, source: &Path) -> io::Result<Shown> {
-        // A missing source cannot be bound, and the OCI runtime reports that.
-        let Ok(file) = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(source) else {
-            return Ok(Shown::Files);
+        self.shown(source, |file| MountId::of(file).ok())
+    }
+
+    /// `mount_of` finds the mount of an open file if the kernel can be asked about it.
+    fn shown(&self, source: &Path, mount_of: impl Fn(&File) -> Option<MountId>) -> io::Result<Shown> {
+        let file = match OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(source) {
+            Ok(file) => file,
+            // It cannot be bound, and the OCI runtime reports that.
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Shown::Files),
+            Err(error) => return Err(error),
         };
+        let mount = mount_of(&file);
+        let kind = match mount.and_then(|mount| mount.file_system().ok()) {
+            Some(kind) => Some(kind).filter(|kind| is_kernels(kind)),
+            None => self.list()?.kinds.get(&listed_id(&file)?).cloned(),
+        };
+        // Below a file is nothing, and what is mounted on it is what was opened.
         let is_directory = file.metadata()?.is_dir();
-        if let Some(kind) = self.kind_of(&file)?.filter(|kind| *kind != DEVICES || is_directory) {
+        if let Some(kind) = kind.filter(|kind| *kind != DEVICES || is_directory) {
             return Ok(Shown::Kernel(kind));
         }
-        // Below a file is nothing, and what is mounted on it is what was opened.
-        let is_above = || {
-            let link = std::fs::read_link(format!("/proc/thread-self/fd/{}", file.as_raw_fd()));
-            let real = link.unwrap_or_else(|_| source.into());
-            self.is_above(&file, &real)
-        };
-        Ok(if is_directory && is_above()? { Shown::KernelBelow } else { Shown::Files })
+        if !is_directory || mount.is_some_and(|mount| mount.has_mounts_below().is_ok_and(|has| !has)) {
+            return Ok(Shown::Files);
+        }
+        let real = std::fs::read_link(format!("/proc/thread-self/fd/{}", file.as_raw_fd()))?;
+        let is_above = self.list()?.points.iter().any(|point| point.starts_with(&real));
+        Ok(if is_above { Shown::KernelBelow } else { Shown::Files })
     }
 
-    /// The kind of the file system of an open file, if it is one of the kernel's own.
-    fn kind_of(&self, file: &File) -> io::Result<Option<String>> {
-        match self {
-            Self::Asked(_) => Ok(Some(MountId::of(file)?.file_system()?).filter(|kind| is_kernels(kind))),
-            Self::Listed(list) => Ok(mount_id(file).and_then(|id| list.kinds.get(&id)).cloned()),
+    fn list(&self) -> io::Result<&List> {
+        if let Some(list) = self.list.get() {
+            return Ok(list);
         }
+        let list = List::read()?;
+        Ok(self.list.get_or_init(|| list))
     }
-
-    /// Whether a file system of the kernel is mounted below an open directory, whose path is `real`.
-    fn is_above(&self, directory: &File, real: &Path) -> io::Result<bool> {
-        let is_above = |points: &[PathBuf]| points.iter().any(|point| point.starts_with(real));
-        match self {
-            Self::Asked(known) => {
-                let mount = MountId::of(directory)?;
-                if let Some(points) = known.borrow().get(&mount) {
-                    return Ok(is_above(points));
-                }
-                let points = points_below(mount)?;
-                let found = is_above(&points);
-                known.borrow_mut().insert(mount, points);
-                Ok(found)
-            }
-            Self::Listed(list) => Ok(is_above(&list.points)),
-        }
-    }
-}
-
-/// Where file systems of the kernel are mounted below a mount.
-fn points_below(mount: MountId) -> io::Result<Vec<PathBuf>> {
-    let point = |below: MountId| match below.file_system() {
-        Ok(kind) if is_kernels(&kind) => below.point().map(Some),
-        other => other.map(|_| None),
-    };
-    let mut points = Vec::new();
-    for below in mount.below()? {
-        match point(below) {
-            Ok(point) => points.extend(point),
-            // It has been unmounted meanwhile.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(points)
 }
 
 impl List {
@@ -136,10 +99,11 @@ impl List {
     }
 }
 
-/// The id of the mount that an open file is on (proc_pid_fdinfo(5)).
-fn mount_id(file: &File) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", file.as_raw_fd())).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().parse().ok()
+/// The id that the list has for the mount of an open file (proc_pid_fdinfo(5)).
+fn listed_id(file: &File) -> io::Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", file.as_raw_fd()))?;
+    let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+    id.and_then(|id| id.trim().parse().ok()).ok_or_else(|| ErrorKind::InvalidData.into())
 }
 
 #[cfg(test)]
@@ -148,8 +112,7 @@ mod tests {
 
     #[test]
     fn what_shows_the_kernel_is_known_also_through_a_link_or_a_bind() {
-        let asked = KernelFiles::of_the_node().unwrap();
-        let listed = KernelFiles::Listed(List::read().unwrap());
+        let (asking, listing) = (KernelFiles::default(), KernelFiles::default());
         let directory = tempfile::tempdir().unwrap();
         let link = directory.path().join("link");
         std::os::unix::fs::symlink("/proc/self", &link).unwrap();
@@ -162,13 +125,29 @@ mod tests {
             (Path::new("/dev/null"), Shown::Files),
             (Path::new("/no/such/place"), Shown::Files),
         ] {
-            for node in [&asked, &listed] {
-                assert_eq!(node.shown_by(source).unwrap(), expected, "{} {node:?}", source.display());
-            }
+            let name = source.display();
+            assert_eq!(asking.shown_by(source).unwrap(), expected, "{name}");
+            assert_eq!(listing.shown(source, |_| None).unwrap(), expected, "{name}, before Linux 6.8");
         }
-        for node in [asked, listed] {
-            assert!(matches!(node.shown_by(Path::new("/sys")).unwrap(), Shown::Kernel(_)));
+        let sys = Path::new("/sys");
+        for shown in [asking.shown_by(sys), listing.shown(sys, |_| None)] {
+            assert!(matches!(shown.unwrap(), Shown::Kernel(_)));
         }
+        assert!(asking.shown_by(Path::new("/dev/null/x")).is_err(), "what cannot be looked at is not shown");
+    }
+
+    #[test]
+    fn the_list_is_read_only_for_a_directory_with_mounts_below_its_mount() {
+        if MountId::of(File::open("/proc").unwrap()).is_err() {
+            return println!("skipped: Linux is older than 6.8");
+        }
+        let node = KernelFiles::default();
+        for path in ["/proc/self", "/dev/null", "/etc/passwd", "/no/such/place"] {
+            node.shown_by(Path::new(path)).unwrap();
+            assert!(node.list.get().is_none(), "{path}");
+        }
+        node.shown_by(Path::new("/")).unwrap();
+        assert!(node.list.get().is_some());
     }
 
     #[test]

@@ -181,8 +181,9 @@ fn leave_an_empty_one(mount: &mut Mount) {
 fn without_the_kernel(mount: &Mount, node: &Node<'_>) -> Result<Mount> {
     let mut mount = mount.clone();
     let source = mount.source.as_deref().unwrap_or(Path::new(""));
-    let shown =
-        (node.shown_by)(source).doing(|| format!("cannot look at what is mounted at `{}`", source.display()))?;
+    let destination = mount.destination.display().to_string();
+    let cannot = || format!("cannot find out whether the volume at `{destination}` shows the kernel's files");
+    let shown = (node.shown_by)(source).doing(cannot)?;
     match shown {
         Shown::Files => {}
         Shown::KernelBelow => {
@@ -192,9 +193,8 @@ fn without_the_kernel(mount: &Mount, node: &Node<'_>) -> Result<Mount> {
         }
         Shown::Kernel(kind) => {
             return Err(Error::invalid(format!(
-                "the volume at `{}` is a file system of the kernel (`{kind}`), through which a guest could reach \
-                 the memory of its engine: remove it from the wasm container",
-                mount.destination.display()
+                "the volume at `{destination}` is a file system of the kernel (`{kind}`), through which a guest could reach \
+                 the memory of its engine: remove it from the wasm container"
             )));
         }
     }

@@ -344,7 +344,8 @@ mod tests {
             check();
             begun.elapsed()
         };
-        assert!((0..5).map(takes).any(|took| took < Duration::from_secs(1)));
+        let least = (0..5).map(takes).min().unwrap();
+        assert!(least < Duration::from_secs(1), "{least:?}");
     }
 
     #[test]
