@@ -26,8 +26,8 @@ pub fn until_every(pause: Duration, limit: Duration, mut condition: impl FnMut()
     true
 }
 
-/// Measures up to five times, until three times `is_met` or not, and panics with all that was measured if it mostly is not: other load
-/// makes something take too long once or twice. This does not find a defect that shows only now and then.
+/// Measures until `is_met` holds for three measurements, and panics with the others if it does not hold for three of them first: other
+/// load makes something take too long once or twice. This does not find a defect that shows only now and then.
 #[track_caller]
 pub fn mostly<T: std::fmt::Debug>(mut measure: impl FnMut() -> T, is_met: impl Fn(&T) -> bool) {
     let (mut met, mut unmet) = (0, Vec::new());

@@ -45,9 +45,12 @@ fn check_times(name: &str, call: impl Fn()) {
         times.sort();
         (name, times)
     };
+    if is_user_mode_linux() {
+        series();
+        return;
+    }
     // Beside other tests, a call in ten may have to wait for a processor.
-    let is_met = |times: &[Duration]| times[CALLS / 2] < MEDIAN_MAX && times[CALLS * 9 / 10] < LONGEST_MAX;
-    mostly(series, |(_, times)| is_user_mode_linux() || is_met(times));
+    mostly(series, |(_, times)| times[CALLS / 2] < MEDIAN_MAX && times[CALLS * 9 / 10] < LONGEST_MAX);
 }
 
 /// The processors' worth of time that a container gets.

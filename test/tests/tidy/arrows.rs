@@ -19,7 +19,7 @@ const CRATES: [Crate; 7] = [
             ("jail", &[]),
             ("keyring", &[]),
             ("memory", &[]),
-            ("mount_ids", &["mounts"]),
+            ("mount_ids", &[]),
             ("mounts", &[]),
             ("names", &[]),
             ("namespaces", &["process"]),

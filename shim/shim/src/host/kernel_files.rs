@@ -99,11 +99,14 @@ impl List {
     }
 }
 
-/// The id that the list has for the mount of an open file (proc_pid_fdinfo(5)).
-fn listed_id(file: &File) -> io::Result<u64> {
+/// The id that `/proc/self/mountinfo` has for the mount through which `file` was opened (proc_pid_fdinfo(5)).
+///
+/// # Errors
+/// Those of reading the thread's `fdinfo`; an error if it has no such id.
+pub(crate) fn listed_id(file: &File) -> io::Result<u64> {
     let text = std::fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", file.as_raw_fd()))?;
-    let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:"));
-    id.and_then(|id| id.trim().parse().ok()).ok_or_else(|| ErrorKind::InvalidData.into())
+    let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
+    id.ok_or_else(|| io::Error::other("the kernel does not report through which mount a file was opened"))
 }
 
 #[cfg(test)]
@@ -142,7 +145,7 @@ mod tests {
             return println!("skipped: Linux is older than 6.8");
         }
         let node = KernelFiles::default();
-        for path in ["/proc/self", "/dev/null", "/etc/passwd", "/no/such/place"] {
+        for path in ["/proc/self", "/dev/null", "/dev/shm", "/etc/passwd", "/no/such/place"] {
             node.shown_by(Path::new(path)).unwrap();
             assert!(node.list.get().is_none(), "{path}");
         }

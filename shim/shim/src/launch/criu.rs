@@ -3,16 +3,16 @@
 //!
 //! The OCI runtime knows such streams as pipes only. The rest reaches criu in a configuration file of its own.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::iter;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, chain};
+use crate::host::kernel_files::listed_id;
 use crate::host::logging_program;
 use crate::request::StdioPaths;
 
@@ -107,14 +107,7 @@ fn stream_at(descriptor: u8, path: &Path) -> io::Result<Stream> {
     let file = file.map_err(|error| {
         io::Error::new(error.kind(), format!("cannot look at the stream `{}`: {error}", path.display()))
     })?;
-    Ok(Stream { descriptor, mount: mount_of(&file)?, inode: file.metadata()?.ino() })
-}
-
-/// The id of the mount through which `file` was opened.
-fn mount_of(file: &File) -> io::Result<u64> {
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
-    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
-    id.ok_or_else(|| io::Error::other("the kernel does not report through which mount a file was opened"))
+    Ok(Stream { descriptor, mount: listed_id(&file)?, inode: file.metadata()?.ino() })
 }
 
 fn write_config(bundle: &Path, lines: impl Iterator<Item = String>) -> io::Result<PathBuf> {

@@ -179,11 +179,10 @@ fn leave_an_empty_one(mount: &mut Mount) {
 
 /// A bind mount as the guest may have it: without the file systems of the kernel that are mounted below it.
 fn without_the_kernel(mount: &Mount, node: &Node<'_>) -> Result<Mount> {
-    let mut mount = mount.clone();
-    let source = mount.source.as_deref().unwrap_or(Path::new(""));
-    let destination = mount.destination.display().to_string();
+    let destination = mount.destination.display();
     let cannot = || format!("cannot find out whether the volume at `{destination}` shows the kernel's files");
-    let shown = (node.shown_by)(source).doing(cannot)?;
+    let shown = (node.shown_by)(mount.source.as_deref().unwrap_or(Path::new(""))).doing(cannot)?;
+    let mut mount = mount.clone();
     match shown {
         Shown::Files => {}
         Shown::KernelBelow => {
